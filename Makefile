@@ -1,0 +1,72 @@
+# make demo    what a visitor runs first: needs python3 and nothing else
+# make check   lint, types, floors, documented commands, size ledger (what CI runs)
+# make test    the built wheel, in an environment of its own
+# make test-torch  the same wheel beside real PyTorch
+# make bench   ratios against peers
+# make clean   remove everything that these made
+
+PYTHON ?= python3
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+PYTEST = -m pytest -p no:cacheprovider
+SOURCES := pyproject.toml README.md LICENSE $(shell find src -type f -not -name '*.pyc')
+
+.PHONY: demo check test test-torch bench clean
+
+demo: .venv/.installed
+	.venv/bin/weigh train gpt2
+	.venv/bin/weigh params gpt2
+
+check: .venv/.dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy --strict src
+	.venv/bin/lint-imports
+	.venv/bin/python $(PYTEST) tests/docs
+	.venv/bin/python tools/sizes.py
+
+test: .venv-test/.wheel
+	.venv-test/bin/python $(PYTEST) tests --ignore=tests/torch
+
+test-torch: .venv-torch/.wheel
+	.venv-torch/bin/python $(PYTEST) tests/torch
+
+bench: .venv-test/.wheel
+	for script in benchmarks/*.py; do .venv-test/bin/python $$script || exit 1; done
+
+clean:
+	rm -rf .venv .venv-test .venv-torch build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+
+# .venv sees src itself (an editable install): edits need no reinstall.
+.venv/.installed: pyproject.toml
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP_INSTALL) --editable .
+	touch $@
+
+.venv/.dev: .venv/.installed
+	.venv/bin/python $(PIP_INSTALL) --editable '.[dev]'
+	touch $@
+
+# The wheel's environments never see src: -I keeps the working folder off the path, and the assertion proves it.
+dist/.built: $(SOURCES)
+	test -x .venv-test/bin/python || $(PYTHON) -m venv .venv-test
+	rm -rf dist && .venv-test/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	touch $@
+
+.venv-test/.wheel: dist/.built
+	.venv-test/bin/python $(PIP_INSTALL) "$$(echo dist/*.whl)[test]"
+	.venv-test/bin/python $(PIP_INSTALL) --force-reinstall --no-deps dist/*.whl
+	.venv-test/bin/python -I -c 'import weigh; assert "site-packages" in weigh.__file__, weigh.__file__'
+	touch $@
+
+# torch comes first and alone: whatever depends on it would otherwise choose a build with gigabytes of CUDA.
+.venv-torch/.torch:
+	$(PYTHON) -m venv .venv-torch
+	.venv-torch/bin/python $(PIP_INSTALL) torch==2.13.0
+	.venv-torch/bin/python $(PIP_INSTALL) transformers==5.23.0 peft==0.21.2
+	touch $@
+
+.venv-torch/.wheel: dist/.built .venv-torch/.torch
+	.venv-torch/bin/python $(PIP_INSTALL) "$$(echo dist/*.whl)[test]"
+	.venv-torch/bin/python $(PIP_INSTALL) --force-reinstall --no-deps dist/*.whl
+	.venv-torch/bin/python -I -c 'import weigh; assert "site-packages" in weigh.__file__, weigh.__file__'
+	touch $@

@@ -1,0 +1,42 @@
+"""Importing `weigh` loads nothing heavy, whatever is installed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+HEAVY = ("numpy", "peft", "rich", "torch", "transformers")
+BESIDE = ("weigh.measure", "weigh.quant")  # imported inside commands only; they may need torch or numpy
+
+LOADED = """
+import json, sys
+print(json.dumps([name for name in {heavy!r} if name in sys.modules]))
+"""
+IMPORT_EVERYTHING = f"""
+import importlib, pkgutil, weigh
+for module in pkgutil.walk_packages(weigh.__path__, "weigh.", onerror=lambda name: None):
+    if not module.name.startswith({BESIDE!r}) and not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+"""
+
+
+def heavy_modules_after(code: str, heavy: tuple[str, ...] = HEAVY) -> list[str]:
+    """The heavy modules that a fresh interpreter has loaded after running `code`, away from the current folder."""
+    command = [sys.executable, "-I", "-c", code + LOADED.format(heavy=heavy)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL)
+    loaded: list[str] = json.loads(result.stdout.splitlines()[-1])
+    return loaded
+
+
+def test_importing_weigh_loads_nothing_heavy() -> None:
+    assert heavy_modules_after("import weigh") == []
+
+
+def test_importing_every_floor_loads_nothing_heavy() -> None:
+    assert heavy_modules_after(IMPORT_EVERYTHING) == []
+
+
+def test_the_check_can_fail(tmp_path: Path) -> None:
+    (tmp_path / "heavyweight.py").touch()
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import weigh, heavyweight"
+    assert heavy_modules_after(code, (*HEAVY, "heavyweight")) == ["heavyweight"]
