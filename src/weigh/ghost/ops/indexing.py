@@ -1,0 +1,146 @@
+"""Picking, placing and ordering by index: what masks, caches and samplers do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from weigh.dims import Shape, Size
+from weigh.dtypes import INT64
+from weigh.ghost.ops.pointwise import broadcast, output_strides, result_dtype
+from weigh.ghost.ops.table import Op, apply
+from weigh.ghost.tensor import Tensor, empty
+
+
+class Where(Op):
+    """`torch.where(condition, a, b)`. Saves the condition; each gradient is `where(condition, grad, 0)`."""
+
+    name = "aten::where"
+    source = "derivatives.yaml: where.self"
+
+    @staticmethod
+    def forward(ctx: Any, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        if ctx:
+            ctx.save(condition)
+        shape = broadcast(condition.shape, broadcast(a.shape, b.shape))
+        return empty(shape, result_dtype(a, b), "aten::where", output_strides(shape, (condition, a, b)))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> list[Any]:
+        from weigh.ghost.ops.creation import zeros
+
+        (condition,) = ctx.unpack()
+        zero = zeros((), grad.dtype)
+        left = where(condition, grad, zero) if ctx.needs[1] else None
+        return [None, left, where(condition, zero, grad) if ctx.needs[2] else None]
+
+
+class Argmax(Op):
+    """`x.argmax(-1)`: int64, no gradient."""
+
+    name = "aten::argmax"
+    differentiable = 0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return empty(x.shape[:-1], INT64, "aten::argmax")
+
+    @staticmethod
+    def flops(out: Tensor, *tensors: Any) -> Size:
+        return tensors[0].numel  # type: ignore[no-any-return]
+
+
+class Topk(Op):
+    """`torch.topk(x, k)`: values and int64 indices."""
+
+    name = "aten::topk"
+    differentiable = 0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *, k: int) -> list[Tensor]:
+        shape = (*x.shape[:-1], k)
+        return [empty(shape, x.dtype, "aten::topk"), empty(shape, INT64, "aten::topk")]
+
+    @staticmethod
+    def flops(out: Tensor, *tensors: Any) -> Size:
+        return tensors[0].numel  # type: ignore[no-any-return]
+
+
+class IndexSelect(Op):
+    """`x.index_select(0, index)`: a contiguous copy of the rows picked."""
+
+    name = "aten::index_select"
+    differentiable = 0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
+        return empty((index.shape[0], *x.shape[1:]), x.dtype, "aten::index_select")
+
+    @staticmethod
+    def flops(out: Tensor, *tensors: Any) -> Size:
+        return 0
+
+
+class RepeatInterleave(Op):
+    """`x.repeat_interleave(n, dim=0)`."""
+
+    name = "aten::repeat_interleave"
+    differentiable = 0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *, repeats: int) -> Tensor:
+        return empty((x.shape[0] * repeats, *x.shape[1:]), x.dtype, "aten::repeat_interleave")
+
+    @staticmethod
+    def flops(out: Tensor, *tensors: Any) -> Size:
+        return 0
+
+
+class Gather(Op):
+    """`x.gather(1, index)`, or `x[rows, index]`: as many rows as the index has."""
+
+    name = "aten::gather"
+    differentiable = 0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, *, shape: Shape) -> Tensor:
+        return empty(shape, x.dtype, "aten::gather")
+
+    @staticmethod
+    def flops(out: Tensor, *tensors: Any) -> Size:
+        return 0
+
+
+def where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """`torch.where(condition, a, b)`."""
+    return apply(Where, condition, a, b)  # type: ignore[no-any-return]
+
+
+def argmax(x: Tensor) -> Tensor:
+    """`x.argmax(-1)`."""
+    return apply(Argmax, x)  # type: ignore[no-any-return]
+
+
+def topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`torch.topk(x, k)` over the last dimension."""
+    values, indices = apply(Topk, x, k=k)
+    return values, indices
+
+
+def index_select(x: Tensor, index: Tensor) -> Tensor:
+    """`x.index_select(0, index)`."""
+    return apply(IndexSelect, x, index)  # type: ignore[no-any-return]
+
+
+def repeat_interleave(x: Tensor, repeats: int) -> Tensor:
+    """`x.repeat_interleave(repeats, dim=0)`."""
+    return apply(RepeatInterleave, x, repeats=repeats)  # type: ignore[no-any-return]
+
+
+def gather(x: Tensor, index: Tensor, shape: Shape) -> Tensor:
+    """`x.gather(1, index)`; `shape` is the output's."""
+    return apply(Gather, x, index, shape=shape)  # type: ignore[no-any-return]
+
+
+def index_copy_(x: Tensor, index: Tensor, source: Tensor) -> Tensor:
+    """`x.index_copy_(dim, index, source)`: in place, nothing new."""
+    return x

@@ -1,0 +1,173 @@
+"""Matrix products, and `linear` as transformers calls it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from weigh.dims import Shape, Size, product
+from weigh.ghost.ops.table import LOWER, Op, apply
+from weigh.ghost.ops.views import reshape, unsafe_view, view
+from weigh.ghost.state import state
+from weigh.ghost.tensor import ShapeError, Tensor, empty
+
+
+def _column_major(x: Tensor) -> bool:
+    """A matrix that is stored as its transpose."""
+    return x.strides is not None and x.strides[0] == 1 and x.strides[1] == x.shape[0]
+
+
+def _left_gradient(grad: Tensor, right: Tensor, left_column_major: bool) -> Tensor:
+    """FunctionsManual.cpp, `mm_mat1_backward`: made in the layout of the matrix it belongs to."""
+    if left_column_major:
+        return mm(right, grad.t()).t()
+    return mm(grad, right.t())
+
+
+def _right_gradient(grad: Tensor, left: Tensor, right_column_major: bool) -> Tensor:
+    """FunctionsManual.cpp, `mm_mat2_backward`."""
+    if right_column_major:
+        return mm(grad.t(), left).t()
+    return mm(left.t(), grad)
+
+
+class Mm(Op):
+    """`torch.mm`. Saves each factor that the other's gradient needs; the second factor's gradient is made first."""
+
+    name = "aten::mm"
+    source = "derivatives.yaml: mm"
+    autocast = LOWER
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        if ctx:
+            ctx.save(a if ctx.needs[1] else None, b if ctx.needs[0] else None)
+            ctx.meta = _column_major(a), _column_major(b)
+        return empty((a.shape[0], b.shape[1]), a.dtype, "aten::mm")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> list[Any]:
+        a, b = ctx.unpack()
+        right = _right_gradient(grad, a, ctx.meta[1]) if ctx.needs[1] else None
+        return [_left_gradient(grad, b, ctx.meta[0]) if ctx.needs[0] else None, right]
+
+    @staticmethod
+    def flops(out: Tensor, *tensors: Any) -> Size:
+        return out.numel * (2 * tensors[0].shape[-1])
+
+
+class Addmm(Op):
+    """`torch.addmm(bias, a, b)`. The first factor's gradient is made first; the bias's is the incoming one, summed."""
+
+    name = "aten::addmm"
+    source = "derivatives.yaml: addmm"
+    autocast = LOWER
+
+    @staticmethod
+    def forward(ctx: Any, bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        if ctx:
+            ctx.save(a if ctx.needs[2] else None, b if ctx.needs[1] else None)
+            ctx.meta = _column_major(a), _column_major(b)
+        return empty((a.shape[0], b.shape[1]), a.dtype, "aten::addmm")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> list[Any]:
+        a, b = ctx.unpack()
+        left = _left_gradient(grad, b, ctx.meta[0]) if ctx.needs[1] else None
+        right = _right_gradient(grad, a, ctx.meta[1]) if ctx.needs[2] else None
+        return [grad if ctx.needs[0] else None, left, right]
+
+    @staticmethod
+    def flops(out: Tensor, *tensors: Any) -> Size:
+        return out.numel * (2 * tensors[1].shape[-1] + 1)
+
+
+class Bmm(Op):
+    """`torch.bmm`."""
+
+    name = "aten::bmm"
+    source = "derivatives.yaml: bmm"
+    autocast = LOWER
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        if ctx:
+            ctx.save(a if ctx.needs[1] else None, b if ctx.needs[0] else None)
+        return empty((a.shape[0], a.shape[1], b.shape[2]), a.dtype, "aten::bmm")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> list[Any]:
+        a, b = ctx.unpack()
+        right = bmm(a.transpose(1, 2), grad) if ctx.needs[1] else None
+        return [bmm(grad, b.transpose(1, 2)) if ctx.needs[0] else None, right]
+
+    @staticmethod
+    def flops(out: Tensor, *tensors: Any) -> Size:
+        return out.numel * (2 * tensors[0].shape[-1])
+
+
+def _check(left: Size, right: Size, what: str) -> None:
+    if left is not right and left != right:
+        raise ShapeError(f"{what}: inner sizes {left} and {right} differ")
+
+
+def mm(a: Tensor, b: Tensor) -> Tensor:
+    """`torch.mm(a, b)`: (n, k) x (k, m) -> (n, m)."""
+    _check(a.shape[1], b.shape[0], "mm")
+    return apply(Mm, a, b)  # type: ignore[no-any-return]
+
+
+def addmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """`torch.addmm(bias, a, b)`."""
+    _check(a.shape[1], b.shape[0], "addmm")
+    return apply(Addmm, bias, a, b)  # type: ignore[no-any-return]
+
+
+def bmm(a: Tensor, b: Tensor) -> Tensor:
+    """`torch.bmm(a, b)`: (b, n, k) x (b, k, m) -> (b, n, m)."""
+    _check(a.shape[2], b.shape[1], "bmm")
+    return apply(Bmm, a, b)  # type: ignore[no-any-return]
+
+
+def _cast(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """Autocast of a composite op: its inputs are cast once, before it splits into parts."""
+    return state.autocast.cast(LOWER, tensors) if state.autocast is not None else tensors
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """`torch.matmul`: the last two dimensions multiplied, the others broadcast (LinearAlgebra.cpp, `_matmul_impl`)."""
+    a, b = _cast(a, b)
+    if len(a.shape) == 2 and len(b.shape) == 2:
+        return mm(a, b)
+    if len(b.shape) == 2:
+        rows = product(a.shape[:-1])
+        flat = reshape(a, (rows, a.shape[-1]))
+        return unsafe_view(mm(flat, b), (*a.shape[:-1], b.shape[-1]))
+    batch = _broadcast_batch(a.shape[:-2], b.shape[:-2])
+    count = product(batch)
+    left = reshape(_expand(a, batch), (count, a.shape[-2], a.shape[-1]))
+    right = reshape(_expand(b, batch), (count, b.shape[-2], b.shape[-1]))
+    out = bmm(left, right)
+    return unsafe_view(out, (*batch, a.shape[-2], b.shape[-1]))
+
+
+def _expand(x: Tensor, batch: Shape) -> Tensor:
+    if x.shape[:-2] == batch:
+        return x
+    return x.expand(*batch, *x.shape[-2:])
+
+
+def _broadcast_batch(left: Shape, right: Shape) -> Shape:
+    from weigh.ghost.ops.pointwise import broadcast
+
+    return broadcast(left, right)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear(x, weight, bias)` (Linear.cpp): one `addmm` over the flattened input, or `matmul` where there is no bias."""
+    x, weight, bias = _cast(x, weight, bias)
+    if bias is None:
+        return matmul(x, weight.t())
+    if len(x.shape) == 2:
+        return addmm(bias, x, weight.t())
+    flat = reshape(x, (product(x.shape[:-1]), x.shape[-1]))
+    return view(addmm(bias, flat, weight.t()), (*x.shape[:-1], weight.shape[0]))

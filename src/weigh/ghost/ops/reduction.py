@@ -1,0 +1,106 @@
+"""Sums and means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from weigh.dims import Shape, Size
+from weigh.ghost.ops.table import Op, apply
+from weigh.ghost.tensor import Tensor, empty
+
+
+class Sum(Op):
+    """`x.sum(dims, keepdim)`. SumBackward1: the gradient expanded, a view."""
+
+    name = "aten::sum"
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *, dims: tuple[int, ...], keepdim: bool) -> Tensor:
+        if ctx:
+            ctx.meta = dims, keepdim
+        return empty(_reduced(x.shape, dims, keepdim), x.dtype, "aten::sum")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> list[Any]:
+        return [_expand_back(grad, ctx.inputs[0][0], *ctx.meta)]
+
+    @staticmethod
+    def flops(out: Tensor, *tensors: Any) -> Size:
+        return tensors[0].numel  # type: ignore[no-any-return]
+
+
+class Mean(Op):
+    """`x.mean(dims, keepdim)`. mean_backward: the gradient expanded (a view), divided by the count (a full tensor)."""
+
+    name = "aten::mean"
+    source = "FunctionsManual.cpp, mean_backward"
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *, dims: tuple[int, ...], keepdim: bool) -> Tensor:
+        if ctx:
+            ctx.meta = dims, keepdim
+        return empty(_reduced(x.shape, dims, keepdim), x.dtype, "aten::mean")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> list[Any]:
+        return [_expand_back(grad, ctx.inputs[0][0], *ctx.meta) / 1.0]
+
+    @staticmethod
+    def flops(out: Tensor, *tensors: Any) -> Size:
+        return tensors[0].numel  # type: ignore[no-any-return]
+
+
+class VectorNorm(Op):
+    """`torch.linalg.vector_norm(x)`, outside autograd."""
+
+    name = "aten::linalg_vector_norm"
+    differentiable = 0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return empty((), x.dtype, "aten::linalg_vector_norm")
+
+    @staticmethod
+    def flops(out: Tensor, *tensors: Any) -> Size:
+        return 2 * tensors[0].numel  # type: ignore[no-any-return]
+
+
+def vector_norm(x: Tensor) -> Tensor:
+    """`torch.linalg.vector_norm(x)`, shape ()."""
+    return apply(VectorNorm, x.alias())  # type: ignore[no-any-return]
+
+
+def _reduced(shape: Shape, dims: tuple[int, ...], keepdim: bool) -> Shape:
+    if keepdim:
+        return tuple(1 if i in dims else s for i, s in enumerate(shape))
+    return tuple(s for i, s in enumerate(shape) if i not in dims)
+
+
+def _expand_back(grad: Tensor, shape: Shape, dims: tuple[int, ...], keepdim: bool) -> Tensor:
+    if not keepdim:
+        for dim in dims:
+            grad = grad.unsqueeze(dim)
+    return grad.expand(*shape)
+
+
+def sum(x: Tensor, dims: tuple[int, ...], keepdim: bool = False) -> Tensor:
+    """`x.sum(dims, keepdim)`."""
+    return apply(Sum, x, dims=tuple(d % len(x.shape) for d in dims), keepdim=keepdim)  # type: ignore[no-any-return]
+
+
+def mean(x: Tensor, dim: int, keepdim: bool = False) -> Tensor:
+    """`x.mean(dim, keepdim)`."""
+    return apply(Mean, x, dims=(dim % len(x.shape),), keepdim=keepdim)  # type: ignore[no-any-return]
+
+
+def sum_to_size(x: Tensor, shape: Shape) -> Tensor:
+    """`x` summed to a shape that broadcasts to its own (ExpandUtils.h, `sum_to`)."""
+    lead = len(x.shape) - len(shape)
+    dims = list(range(lead))
+    for place, size in enumerate(shape):
+        whole = x.shape[place + lead]
+        if size is not whole and size == 1 and whole != 1:
+            dims.append(place + lead)
+    if dims:
+        x = sum(x, tuple(dims), keepdim=True)
+    return x.view(*shape) if lead else x

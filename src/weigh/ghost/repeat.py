@@ -1,0 +1,72 @@
+"""Stacks of identical blocks, of which only three are run.
+
+A transformer's blocks 2, 3, ... n-1 do the same to memory: what the second of them adds, each of the others adds too. So a
+stack builds and runs three groups of blocks (the first, the second and the last) and tells the ledger how many more
+stand between the second and the last. The ledger checks that second and last were alike event by event (bytes and ops) and
+puts the rest between them, in whichever direction they ran (forward, backward, an optimizer's loop over the
+parameters). Where they are not alike it raises `NotSteady`, and the run is made again with every block.
+
+The unit that repeats is `period` blocks long: the period of the layer pattern, widened by whatever reaches across blocks.
+Blocks that do not fill a period stand at the end and are run as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from weigh.ghost.state import state
+from weigh.trace.events import Repeat
+
+if TYPE_CHECKING:
+    from weigh.ghost.nn import Module
+
+_unrolled = False
+
+
+@contextmanager
+def unrolled(on: bool = True) -> Iterator[None]:
+    """Every stack built in the body has all its blocks."""
+    global _unrolled
+    before, _unrolled = _unrolled, on
+    try:
+        yield
+    finally:
+        _unrolled = before
+
+
+class Plan:
+    """Which of `length` blocks are real, to which unit each belongs, and how many blocks each stands for."""
+
+    __slots__ = ("counts", "indices", "units")
+
+    def __init__(self, path: str, length: int, period: int) -> None:
+        groups, rest = divmod(length, period)
+        self.indices = list(range(length))
+        self.units: list[int | None] = [None] * length
+        self.counts = [1] * length
+        if _unrolled or groups <= 3:
+            return
+        ledger = state.ledger
+        first = 3 * len(ledger.repeats)
+        extra = groups - 3
+        ledger.repeats.append(Repeat(path, first, first + 1, first + 2, period, extra))
+        last = (groups - 1) * period
+        self.indices = [*range(2 * period), *range(last, length)]
+        self.units = [first + group for group in range(3) for _ in range(period)] + [None] * rest
+        self.counts = [1] * period + [1 + extra] * period + [1] * (period + rest)
+
+
+def blocks_in_turn(modules: list[Module], units: list[int | None]) -> Iterator[Module]:
+    """The blocks one after the other, each inside its unit until the next one starts."""
+    ledger = state.ledger
+    try:
+        for module, unit in zip(modules, units, strict=True):
+            ledger.unit = unit
+            yield module
+    finally:
+        ledger.unit = None
+
+
+Build = Callable[[int], "Module"]

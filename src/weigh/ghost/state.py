@@ -1,0 +1,104 @@
+"""What a run knows besides its tensors: the ledger, the grad mode, autocast, the saved-tensor hooks and the kernels.
+
+PyTorch keeps these in thread-local state and in the dispatcher; here they are the attributes of one object, `state`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from weigh.dtypes import DType
+from weigh.ghost.ledger import Ledger
+
+if TYPE_CHECKING:
+    from weigh.ghost.autocast import Autocast
+
+
+class State:
+    """The mutable surroundings of a run. Use the context managers below; they restore what they change."""
+
+    __slots__ = ("autocast", "cpu", "grad_enabled", "ledger", "overrides", "pack_hook", "sequence", "traced")
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self.grad_enabled = True
+        self.autocast: Autocast | None = None
+        self.pack_hook: Callable[[Any], Any] | None = None
+        self.overrides: dict[str, Any] = {}
+        """Rows of the op table that the kernels in use replace: op name -> op."""
+        self.sequence = 0
+        self.traced = False
+        """The run is seen through a dispatch mode (as the recorded witnesses are): gradients are then never summed in place."""
+        self.cpu = False
+
+
+state = State()
+
+
+@contextmanager
+def recording(kernels: dict[str, Any] | None = None, *, traced: bool = False, cpu: bool = False) -> Iterator[Ledger]:
+    """Run the body on a fresh ledger, with `kernels` in place of their rows of the op table."""
+    saved = {name: getattr(state, name) for name in State.__slots__}
+    state.__init__()  # type: ignore[misc]
+    state.overrides = dict(kernels or {})
+    state.traced = traced
+    state.cpu = cpu
+    try:
+        yield state.ledger
+    finally:
+        for name, value in saved.items():
+            setattr(state, name, value)
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """As `torch.no_grad()`."""
+    before, state.grad_enabled = state.grad_enabled, False
+    try:
+        yield
+    finally:
+        state.grad_enabled = before
+
+
+@contextmanager
+def enable_grad() -> Iterator[None]:
+    """As `torch.enable_grad()`."""
+    before, state.grad_enabled = state.grad_enabled, True
+    try:
+        yield
+    finally:
+        state.grad_enabled = before
+
+
+@contextmanager
+def saved_tensors_hooks(pack: Callable[[Any], Any]) -> Iterator[None]:
+    """As `torch.autograd.graph.saved_tensors_hooks`: `pack` turns a saved tensor into something with an `unpack()`."""
+    before, state.pack_hook = state.pack_hook, pack
+    try:
+        yield
+    finally:
+        state.pack_hook = before
+
+
+@contextmanager
+def inside_unit(unit: int | None) -> Iterator[None]:
+    """What happens in the body belongs to a repeated block."""
+    ledger = state.ledger
+    before, ledger.unit = ledger.unit, unit
+    try:
+        yield
+    finally:
+        ledger.unit = before
+
+
+@contextmanager
+def by_owner() -> Iterator[None]:
+    """Outside every block, over a list of tensors: what dies in the body belongs to the block that owns it."""
+    ledger = state.ledger
+    before, ledger.by_owner = ledger.by_owner, True
+    try:
+        yield
+    finally:
+        ledger.by_owner = before

@@ -1,0 +1,36 @@
+"""Kernels: which implementation of an op runs. A set is a dict of op-table rows and choices that replace the defaults.
+
+The default rows are those of eager PyTorch on CUDA; a set adds the choice of the attention kernel, and for other surroundings
+(the CPU, a run seen through fake tensors) the rows that differ there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from weigh.errors import UnknownNameError
+
+
+def kernels(device: str = "cuda", attention_kernel: str | None = None, traced: bool = False) -> dict[str, Any]:
+    """The kernels of a device: "cuda" or "cpu".
+
+    `attention_kernel` forces what `scaled_dot_product_attention` runs: "flash", "efficient", "cudnn" or "math".
+    `traced` gives the rows that fake tensors take instead (see `weigh.kernels.traced`).
+
+    Raises:
+        UnknownNameError: no such device or attention kernel.
+    """
+    if device == "cpu":
+        from weigh.kernels.cpu import CPU
+
+        return dict(CPU)
+    if device != "cuda":
+        raise UnknownNameError("kernel device", device, ("cuda", "cpu"))
+    from weigh.kernels.cuda import attention_choice
+
+    chosen: dict[str, Any] = {"scaled_dot_product_attention": attention_choice(attention_kernel)}
+    if traced:
+        from weigh.kernels.traced import TRACED
+
+        chosen.update(TRACED)
+    return chosen

@@ -1,0 +1,91 @@
+"""CUDA: which attention kernel `scaled_dot_product_attention` takes.
+
+Mirrors the choice for compute capability 8.0 and above (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp):
+FlashAttention where it can, else the memory-efficient kernel, else single ops. PyTorch built with a recent cuDNN prefers cuDNN's
+kernel on capability 9 and 10; it saves what FlashAttention saves but for eight bytes of random state, so that the
+choice between the two does not show in the memory. Force it with `attention_kernel="cudnn"`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from weigh.dtypes import BFLOAT16, BOOL, FLOAT16, FLOAT32
+from weigh.errors import UnknownNameError
+from weigh.ghost import ops
+from weigh.ghost.ops.table import LOWER
+from weigh.ghost.state import state
+from weigh.ghost.tensor import Tensor
+from weigh.kernels.attention_math import math_attention
+
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, float, bool, bool], Tensor]
+
+ATTENTION_KERNELS = ("flash", "efficient", "cudnn", "math")
+
+
+def attention_choice(forced: str | None = None) -> Attention:
+    """What `scaled_dot_product_attention` is on CUDA.
+
+    Raises:
+        UnknownNameError: `forced` is no kernel.
+    """
+    if forced is not None and forced not in ATTENTION_KERNELS:
+        raise UnknownNameError("attention kernel", forced, ATTENTION_KERNELS)
+
+    def attention(
+        query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, causal: bool, grouped: bool
+    ) -> Tensor:
+        if state.autocast is not None:
+            query, key, value = state.autocast.cast(LOWER, (query, key, value))  # type: ignore[assignment]
+        kernel = forced or choose(query, key, value, mask, causal, grouped)
+        if kernel == "flash":
+            return _flash(query, key, value, causal)
+        if kernel == "cudnn":
+            return ops.cudnn_attention(query, key, value)
+        if kernel == "efficient":
+            return ops.efficient_attention(query, key, value, _efficient_mask(query, key, mask), causal)
+        return math_attention(query, key, value, mask, dropout, causal, grouped)
+
+    return attention
+
+
+def choose(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, grouped: bool) -> str:
+    """ "flash", "efficient" or "math" (`select_sdp_backend`)."""
+    width = query.shape[-1]
+    half = query.dtype is BFLOAT16 or query.dtype is FLOAT16
+    same_width = width == key.shape[-1] and width == value.shape[-1]
+    whole = not causal or query.shape[-2] is key.shape[-2] or query.shape[-2] == key.shape[-2]
+    if half and mask is None and same_width and width <= 256 and whole:
+        return "flash"
+    grouped = grouped and query.shape[1] != key.shape[1]
+    if not grouped and (half or query.dtype is FLOAT32) and (state.traced or _aligned(query, value)):
+        return "efficient"
+    return "math"
+
+
+def _aligned(query: Tensor, value: Tensor) -> bool:
+    """`check_head_dim_size_mem_efficient`: widths in whole 16-byte groups, at least four elements."""
+    alignment = max(4, 16 // query.dtype.itemsize)
+    return query.shape[-1] % alignment == 0 and value.shape[-1] % alignment == 0
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    """FlashAttention wants widths in multiples of eight: others are padded, and the output is cut (`pad_last_dim`)."""
+    width = query.shape[-1]
+    short = -width % 8
+    if not short:
+        return ops.flash_attention(query, key, value, causal)
+    query, key, value = ops.pad(query, short), ops.pad(key, short), ops.pad(value, short)
+    return ops.flash_attention(query, key, value, causal).narrow(-1, width)
+
+
+def _efficient_mask(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor | None:
+    """The memory-efficient kernel wants a float mask, its rows aligned to 16 elements, for every head (`preprocess_mask`)."""
+    if mask is None:
+        return None
+    if mask.dtype is BOOL:
+        mask = ops.where(mask, ops.scalar_tensor(query.dtype), ops.scalar_tensor(query.dtype))
+    length = mask.shape[-1]
+    if length % 16 != 0:
+        mask = ops.pad(mask, 16 - length % 16).narrow(-1, length)
+    return mask.expand(query.shape[0], query.shape[1], query.shape[2], length)

@@ -1,0 +1,31 @@
+"""A run seen through fake tensors: the rows that differ from a real CUDA run.
+
+Recorded witnesses are real PyTorch steps run on fake CUDA tensors under a dispatch mode. Fake tensors take the composite
+formula of some kernels, whose temporaries a GPU never allocates, and every tensor counts as a subclass there, so that
+nothing is summed in place (`state.traced`; see `weigh.ghost.autograd`). Predictions for a GPU do not use this set; comparisons
+with a witness do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from weigh.ghost import ops
+from weigh.ghost.ops.pointwise import SiluBackward, like
+from weigh.ghost.tensor import Tensor
+
+
+class TracedSiluBackward(SiluBackward):
+    """`math_silu_backward`: five temporaries that live to the end of the expression (Activation.cpp)."""
+
+    @classmethod
+    def forward(cls, ctx: Any, grad: Tensor, saved: Tensor) -> Tensor:
+        sigmoid = ops.sigmoid(saved)
+        complement = like("aten::empty_like", sigmoid)
+        product = ops.mul(saved, complement)
+        total = ops.add(product, 1)
+        inner = ops.mul(sigmoid, total)
+        return ops.mul(grad, inner)
+
+
+TRACED: dict[str, Any] = {"aten::silu_backward": TracedSiluBackward}

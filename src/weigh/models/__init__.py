@@ -1,0 +1,40 @@
+"""Families: one file describes one model architecture in ghost modules.
+
+`build(config, dtype)` makes the model of a `config.json`; a `model_type` that no file describes is an error that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from weigh.dtypes import DType
+from weigh.errors import InputError, UnknownNameError
+
+if TYPE_CHECKING:
+    from weigh.models.common import CausalModel
+
+FAMILIES = {"gpt2": "weigh.models.gpt2", "llama": "weigh.models.llama"}
+"""`model_type` -> the module that describes it."""
+
+
+def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> CausalModel:
+    """The ghost model of a config, every parameter in `dtype`, with its parts named.
+
+    Call it inside `weigh.ghost.state.recording()`: the weights are born into that run's ledger.
+
+    Raises:
+        UnknownNameError: the `model_type` is not described yet.
+        InputError: a key is missing or impossible.
+    """
+    from weigh.ghost.nn import name_modules
+
+    model_type = config.get("model_type")
+    if model_type is None:
+        raise InputError("has no model_type", where=where, hint=f"Add one of: {', '.join(sorted(FAMILIES))}.")
+    if model_type not in FAMILIES:
+        raise UnknownNameError("model_type", str(model_type), FAMILIES, where=where)
+    model: CausalModel = import_module(FAMILIES[model_type]).build(config, dtype, where)
+    name_modules(model)
+    return model

@@ -1,0 +1,265 @@
+"""What every causal language model of transformers shares: masks, caches, attention interfaces, the loss.
+
+Mirrors transformers 5.23: `masking_utils.py`, `cache_utils.py`, `integrations/sdpa_attention.py`, `loss/loss_utils.py`.
+The local variables are upstream's, since each keeps its tensor alive until the function returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from weigh.dims import Size
+from weigh.dtypes import BOOL, FLOAT32, INT64, DType
+from weigh.ghost import ops
+from weigh.ghost.nn import Module
+from weigh.ghost.state import inside_unit, state
+from weigh.ghost.tensor import Tensor
+from weigh.trace.events import KV_CACHE
+
+
+@dataclass(slots=True)
+class CausalOutput:
+    """`CausalLMOutputWithPast`: holds its tensors until it is dropped."""
+
+    logits: Tensor
+    loss: Tensor | None = None
+    cache: Cache | None = None
+
+
+class CausalModel(Module):
+    """A language model with a head. `attention` is the attention implementation: "sdpa" or "eager"."""
+
+    attention = "sdpa"
+    cache_layers: int
+    """How many layers keep keys and values."""
+
+    def forward(
+        self, input_ids: Tensor, labels: Tensor | None = None, cache: Cache | None = None, logits_to_keep: int = 0
+    ) -> CausalOutput:
+        """Token ids (batch, length) to logits (batch, length, vocabulary), and the loss where labels are given."""
+        raise NotImplementedError
+
+
+# -- caches -------------------------------------------------------------------------------------------------------------
+class CacheLayer:
+    """The keys and values of one layer (or of all the layers it stands for)."""
+
+    __slots__ = ("keys", "unit", "values")
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+        self.unit: int | None = None
+
+
+class Cache:
+    """`DynamicCache`: grows by concatenation, a new tensor for every step."""
+
+    compileable = False
+
+    def __init__(self) -> None:
+        self.layers: dict[str, CacheLayer] = {}
+        self.length: Size = 0
+
+    def layer(self, path: str) -> CacheLayer:
+        """The cache of the attention at `path`."""
+        if path not in self.layers:
+            self.layers[path] = CacheLayer()
+            self.layers[path].unit = state.ledger.unit
+        return self.layers[path]
+
+    def update(self, keys: Tensor, values: Tensor, path: str) -> tuple[Tensor, Tensor]:
+        """Append new keys and values (batch, heads, new, width); returns all of them."""
+        layer = self.layer(path)
+        layer.keys = _label(ops.cat([layer.keys, keys], -2) if layer.keys is not None else _first(keys))
+        layer.values = _label(ops.cat([layer.values, values], -2) if layer.values is not None else _first(values))
+        return layer.keys, layer.values
+
+    def advance(self, length: Size) -> None:
+        """`length` more positions are in the cache."""
+        self.length = self.length + length
+
+    def mask_length(self, query_length: Size) -> Size:
+        """How many keys a query sees."""
+        return self.length + query_length
+
+    def rewrite(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Replace the keys and values of every layer, one after the other (reorder, repeat, crop)."""
+        for layer in self.layers.values():
+            with inside_unit(layer.unit):
+                if layer.keys is not None and layer.values is not None:
+                    layer.keys = _label(change(layer.keys))
+                    layer.values = _label(change(layer.values))
+
+
+class StaticCache(Cache):
+    """`StaticCache`: full length from the start, written in place."""
+
+    compileable = True
+
+    def __init__(self, max_length: Size) -> None:
+        super().__init__()
+        self.max_length = max_length
+        self.lengths: dict[str, Tensor] = {}
+
+    def update(self, keys: Tensor, values: Tensor, path: str) -> tuple[Tensor, Tensor]:
+        """Write new keys and values at their positions; returns the whole buffers."""
+        layer = self.layer(path)
+        if layer.keys is None or layer.values is None:
+            batch, heads, _, width = keys.shape
+            layer.keys = _label(ops.zeros((batch, heads, self.max_length, width), keys.dtype))
+            layer.values = _label(ops.zeros((batch, heads, self.max_length, values.shape[-1]), values.dtype))
+            self.lengths[path] = _label(ops.scalar_tensor(INT64))
+        position = ops.arange(keys.shape[-2])
+        position = position + self.lengths[path]
+        return ops.index_copy_(layer.keys, position, keys), ops.index_copy_(layer.values, position, values)
+
+    def mask_length(self, query_length: Size) -> Size:
+        """How many keys a query sees."""
+        return self.max_length
+
+
+def _first(x: Tensor) -> Tensor:
+    """`torch.cat` of an empty tensor and `x`: a contiguous copy."""
+    return ops.cat([x], -2)
+
+
+def _label(x: Tensor) -> Tensor:
+    x.storage.relabel(KV_CACHE)
+    return x
+
+
+# -- masks --------------------------------------------------------------------------------------------------------------
+def position_ids(length: Size, cache: Cache | None) -> Tensor:
+    """The positions of the new tokens, (1, length)."""
+    past: Tensor | int = 0
+    if isinstance(cache, StaticCache) and cache.lengths:
+        past = next(iter(cache.lengths.values()))
+    positions = ops.arange(length) + past
+    return positions.unsqueeze(0)
+
+
+def create_causal_mask(attention: str, embeddings: Tensor, cache: Cache | None, positions: Tensor) -> Tensor | None:
+    """`create_causal_mask` without padding: None where sdpa can be told `is_causal` instead."""
+    batch, length = embeddings.shape[0], embeddings.shape[1]
+    if cache is None and not state.traced:
+        _look_for_packed_sequences(positions, batch)
+    visible = cache.mask_length(length) if cache is not None else length
+    offset: Tensor | int = 0
+    if isinstance(cache, StaticCache) and cache.lengths:
+        offset = next(iter(cache.lengths.values()))
+    if attention != "eager":
+        must_have = cache is not None and cache.compileable and length == 1
+        if not must_have and (length == 1 or visible is length or visible == length or (cache and cache.length == 0)):
+            return None
+        return _boolean_mask(batch, length, visible, offset)
+    allowed = _boolean_mask(batch, length, visible, offset)
+    dtype = embeddings.dtype
+    return ops.where(allowed, ops.zeros((), dtype), ops.scalar_tensor(dtype))
+
+
+def _boolean_mask(batch: Size, length: Size, visible: Size, offset: Tensor | int) -> Tensor:
+    """Query position by key position: (batch, 1, length, visible), expanded from (1, 1, length, visible)."""
+    batch_arange = ops.arange(batch)
+    head_arange = ops.arange(1)
+    q_arange = ops.arange(length) + offset
+    kv_arange = ops.arange(visible) + 0
+    allowed = ops.less_equal(kv_arange.view(1, 1, 1, visible), q_arange.view(1, 1, length, 1))
+    del batch_arange, head_arange
+    return allowed.expand(batch, 1, length, visible)
+
+
+def _look_for_packed_sequences(positions: Tensor, batch: Size) -> None:
+    """`find_packed_sequence_indices`: a difference, a comparison and a running sum, all dropped at once."""
+    positions = positions.expand(batch, positions.shape[1])
+    first = positions.narrow(1, 1) - 1
+    joined = ops.cat([first, positions], -1)
+    difference = joined.narrow(1, positions.shape[1]) - joined.narrow(1, positions.shape[1])
+    del joined
+    changed = ops.to(difference, BOOL)
+    ops.to(changed, INT64)
+
+
+# -- attention ----------------------------------------------------------------------------------------------------------
+def repeat_kv(hidden_states: Tensor, groups: int) -> Tensor:
+    """(batch, kv heads, length, width) -> (batch, heads, length, width), a copy unless there is one group."""
+    if groups == 1:
+        return hidden_states
+    batch, heads, length, width = hidden_states.shape
+    hidden_states = hidden_states.unsqueeze(2).expand(batch, heads, groups, length, width)
+    return hidden_states.reshape(batch, heads * groups, length, width)
+
+
+def eager_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    groups: int,
+    softmax_dtype: DType | None = FLOAT32,
+) -> tuple[Tensor, Tensor]:
+    """`eager_attention_forward`: scores, mask, softmax (in fp32, unless the family says otherwise), dropout, product.
+
+    Also returns the weights, as upstream does: the caller's variable keeps them alive until the block is done.
+    """
+    key_states = repeat_kv(key, groups)
+    value_states = repeat_kv(value, groups)
+    attn_weights = query.matmul(key_states.transpose(2, 3)) * 0.125
+    if mask is not None:
+        attn_weights = attn_weights + mask
+    attn_weights = ops.softmax(attn_weights, dtype=softmax_dtype).to(query.dtype if softmax_dtype else value.dtype)
+    attn_weights = ops.dropout(attn_weights, dropout, True)
+    attn_output = attn_weights.matmul(value_states)
+    return attn_output.transpose(1, 2), attn_weights
+
+
+def sdpa_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, groups: int, causal: bool = True
+) -> Tensor:
+    """`sdpa_attention_forward`: (batch, heads, length, width) -> (batch, length, heads, width), contiguous."""
+    length = query.shape[2]
+    grouped = False
+    if groups > 1:
+        if mask is None and key.shape[-1] == value.shape[-1] and key.shape[-1] <= 256:
+            grouped = True
+        elif length == 1:
+            query = _pack(query, groups)
+            if mask is not None and mask.shape[1] != 1:
+                mask = _pack(mask, groups)
+        else:
+            key = repeat_kv(key, groups)
+            value = repeat_kv(value, groups)
+    visible = key.shape[2]
+    causal = causal and mask is None and length != 1
+    if causal and visible is not length and visible > length:
+        key = key.narrow(2, length)
+        value = value.narrow(2, length)
+    out = ops.scaled_dot_product_attention(query, key, value, mask, dropout, causal, grouped)
+    out = out.reshape(out.shape[0], -1, length, value.shape[-1])
+    return out.transpose(1, 2).contiguous()
+
+
+def _pack(x: Tensor, groups: int) -> Tensor:
+    """`pack_gqa`: one query token's heads as the length of their key head."""
+    batch, heads, _, width = x.shape
+    return x.reshape(batch, heads // groups, groups, width)
+
+
+# -- loss ---------------------------------------------------------------------------------------------------------------
+def causal_lm_loss(logits: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
+    """`ForCausalLMLoss`: logits upcast to fp32, labels shifted, cross entropy."""
+    logits = logits.float()
+    labels = ops.pad(labels, 1)
+    shift_labels = labels.narrow(-1, labels.shape[-1] - 1).contiguous()
+    logits = logits.view(-1, vocab_size)
+    shift_labels = shift_labels.view(-1)
+    return ops.cross_entropy(logits, shift_labels)
+
+
+def slice_logits_to_keep(hidden_states: Tensor, keep: int) -> Tensor:
+    """The hidden states of the last `keep` positions (0: all)."""
+    if not keep:
+        return hidden_states
+    return hidden_states.narrow(1, keep)

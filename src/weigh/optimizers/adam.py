@@ -1,0 +1,85 @@
+"""Adam and AdamW, as `torch/optim/adam.py` (2.13) does them.
+
+Keeps two tensors of the parameter's dtype beside each parameter (and, fused, a step counter on the device). The foreach
+implementation allocates one more copy of all parameters for the denominators; the loop one or two of the largest;
+the fused kernel nothing. Adam with weight decay (not decoupled) also adds the decay into a copy of the gradients.
+"""
+
+from __future__ import annotations
+
+from weigh.ghost import ops
+from weigh.ghost.state import inside_unit
+from weigh.ghost.tensor import Tensor
+from weigh.optimizers.base import Optimizer
+from weigh.trace.events import OPTIMIZER_STATE
+
+
+class Adam(Optimizer):
+    """`torch.optim.Adam`, or AdamW where `decoupled`."""
+
+    def __init__(self, implementation: str, decoupled: bool, weight_decay: float) -> None:
+        super().__init__(implementation)
+        self.decoupled = decoupled
+        self.weight_decay = weight_decay
+
+    def step(self) -> None:
+        """`_init_group`, then the implementation's update."""
+        for tensor in self.with_gradients():
+            if id(tensor) not in self.state:
+                kept = [ops.scalar_state(tensor, OPTIMIZER_STATE)] if self.implementation == "fused" else []
+                kept.append(ops.zeros_like(tensor, OPTIMIZER_STATE))
+                kept.append(ops.zeros_like(tensor, OPTIMIZER_STATE))
+                self.state[id(tensor)] = kept
+        if self.implementation == "fused":
+            self._fused()
+        elif self.implementation == "foreach":
+            self._foreach()
+        else:
+            self._forloop()
+
+    def _squares(self, params: list[Tensor]) -> list[Tensor]:
+        return [self.state[id(p)][-1] for p in params]
+
+    def _fused(self) -> None:
+        for params in self.groups():
+            ops.in_place("aten::_fused_adamw_", params, reads=4, flops=12)
+
+    def _foreach(self) -> None:
+        exp_avg_sq_sqrt: list[Tensor] = []
+        for params in self.groups():
+            if self.weight_decay and self.decoupled:
+                ops.in_place("aten::_foreach_mul_", params)
+            device_grads: list[Tensor] | None = None
+            if self.weight_decay and not self.decoupled:
+                device_grads = ops.foreach("aten::_foreach_add", params)
+            squares = self._squares(params)
+            ops.in_place("aten::_foreach_lerp_", squares, reads=2, flops=3)
+            ops.in_place("aten::_foreach_mul_", squares)
+            ops.in_place("aten::_foreach_addcmul_", squares, reads=2, flops=3)
+            del device_grads
+            exp_avg_sq_sqrt = ops.foreach("aten::_foreach_sqrt", squares)
+            ops.in_place("aten::_foreach_div_", exp_avg_sq_sqrt)
+            ops.in_place("aten::_foreach_add_", exp_avg_sq_sqrt)
+            ops.in_place("aten::_foreach_addcdiv_", params, reads=3, flops=3)
+        del exp_avg_sq_sqrt
+
+    def _forloop(self) -> None:
+        denom: Tensor | None = None
+        for param in self.with_gradients():
+            exp_avg_sq = self.state[id(param)][-1]
+            with inside_unit(param.storage.unit):
+                grad = param.grad
+                if self.weight_decay and self.decoupled:
+                    ops.in_place("aten::mul_", [param])
+                if self.weight_decay and not self.decoupled:
+                    grad = ops.like("aten::add", param)
+                ops.in_place("aten::lerp_", [exp_avg_sq], reads=2, flops=3)
+                ops.in_place("aten::addcmul_", [exp_avg_sq], reads=2, flops=4)
+                root = ops.sqrt(exp_avg_sq)
+                denom = ops.div(root, 1.0)
+                del root
+                ops.in_place("aten::addcdiv_", [param], reads=3, flops=3)
+                del grad
+        if denom is not None:
+            with inside_unit(denom.storage.unit):
+                del denom

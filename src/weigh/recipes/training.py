@@ -1,0 +1,156 @@
+"""Training steps: forward, loss, backward, clipping, optimizer step, as a plain PyTorch loop does them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from weigh import models
+from weigh.dims import Size
+from weigh.dtypes import FLOAT32, INT64, DType
+from weigh.ghost import ops
+from weigh.ghost.autocast import autocast
+from weigh.ghost.ledger import Ledger, NotSteady
+from weigh.ghost.nn import Parameter
+from weigh.ghost.repeat import unrolled
+from weigh.ghost.state import by_owner, recording
+from weigh.kernels import kernels
+from weigh.models.common import CausalModel
+from weigh.optimizers import Optimizer, optimizer
+from weigh.optimizers.base import clip_grad_norm
+from weigh.techniques.checkpointing import Checkpointing
+from weigh.techniques.freezing import Freezing
+from weigh.trace.events import BACKWARD, CLIP, FORWARD, STEP, Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How a model is trained. Sizes may be arrays' dimensions (see `weigh.dims`)."""
+
+    batch: Size = 1
+    """Sequences in a micro-batch on one device."""
+    sequence: Size = 1024
+    """Tokens in a sequence."""
+    dtype: DType = FLOAT32
+    """Of all parameters."""
+    autocast: DType | None = None
+    """The lower precision of `torch.autocast`, or None."""
+    attention: str = "sdpa"
+    """transformers' attention implementation: "sdpa" or "eager"."""
+    attention_kernel: str | None = None
+    """Forces the kernel behind sdpa: "flash", "efficient", "cudnn" or "math"."""
+    checkpointing: str | None = None
+    """None, "full" (every block, non-reentrant) or "reentrant"."""
+    optimizer: str | None = "adamw"
+    """ "adamw", "adam", "sgd", or None for a step without one."""
+    implementation: str | None = None
+    """ "foreach", "fused" or "forloop"; None is the device's default."""
+    momentum: float = 0.0
+    """Of SGD."""
+    weight_decay: float | None = None
+    """None is PyTorch's default of the optimizer."""
+    clip: bool = False
+    """Clip the norm of the gradients."""
+    accumulation: int = 1
+    """Micro-batches in a step."""
+    set_to_none: bool = True
+    """`zero_grad` drops the gradients; False keeps them."""
+    freeze: str | None = None
+    """A part to freeze (see `weigh.techniques.freezing`)."""
+    device: str = "cuda"
+    """Whose kernels run: "cuda" or "cpu"."""
+    steps: int = 2
+    """Steps to run: the first makes the optimizer's state, the second is the steady state."""
+    labels_are_inputs: bool = False
+    """The labels are the input ids themselves, not a tensor of their own."""
+    traced: bool = False
+    """Run as a dispatch mode over fake tensors sees it (for comparison with recorded witnesses)."""
+
+
+@dataclass(slots=True)
+class TrainingRun:
+    """The trace of a training, and what was trained."""
+
+    recipe: Training
+    trace: Trace
+    parameters: list[Parameter]
+
+
+def run(config: Mapping[str, Any], recipe: Training, where: str = "config", unroll: bool = False) -> TrainingRun:
+    """Train the model of a config for `recipe.steps` steps on ghost tensors.
+
+    Blocks that are alike are run once (`unroll` runs them all); where they turn out not to be alike, they are all run.
+
+    Raises:
+        InputError: the config cannot be read.
+        UnknownNameError: an unknown optimizer, kernel, ...
+    """
+    freezing = Freezing(recipe.freeze) if recipe.freeze is not None else None
+    if unroll or (freezing is not None and freezing.uneven):
+        with unrolled():
+            return _run(config, recipe, where)
+    try:
+        return _run(config, recipe, where)
+    except NotSteady as e:
+        print('NOTSTEADY',e)
+        with unrolled():
+            return _run(config, recipe, where)
+
+
+def _run(config: Mapping[str, Any], recipe: Training, where: str) -> TrainingRun:
+    chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced)
+    with recording(chosen, traced=recipe.traced) as ledger:
+        model = models.build(config, recipe.dtype, where)
+        model.attention = recipe.attention
+        if recipe.freeze is not None:
+            Freezing(recipe.freeze).apply(model)
+        if recipe.checkpointing is not None:
+            Checkpointing(recipe.checkpointing).apply(model)
+        parameters = model.parameters()
+        trainable = [p for p in parameters if p.tensor.requires_grad]
+        input_ids = ops.input_tensor((recipe.batch, recipe.sequence), INT64)
+        labels = input_ids if recipe.labels_are_inputs else ops.input_tensor((recipe.batch, recipe.sequence), INT64)
+        chosen_optimizer = _optimizer(recipe)
+        chosen_optimizer.own(trainable)
+        for number in range(recipe.steps):
+            _step(model, recipe, ledger, chosen_optimizer, input_ids, labels, number)
+        return TrainingRun(recipe, ledger.trace(), parameters)
+
+
+def _optimizer(recipe: Training) -> Optimizer:
+    if recipe.optimizer is None:
+        return _NoOptimizer("foreach")
+    implementation = recipe.implementation or ("foreach" if recipe.device == "cuda" else "forloop")
+    return optimizer(recipe.optimizer, implementation, recipe.momentum, recipe.weight_decay)
+
+
+class _NoOptimizer(Optimizer):
+    """Gradients are made and dropped."""
+
+    def step(self) -> None:
+        """Nothing."""
+
+
+def _step(
+    model: CausalModel, recipe: Training, ledger: Ledger, chosen: Optimizer, input_ids: Any, labels: Any, number: int
+) -> None:
+    for _ in range(recipe.accumulation):
+        ledger.mark(FORWARD, number)
+        with autocast(recipe.autocast) if recipe.autocast is not None else nullcontext():
+            out = model(input_ids, labels)
+            loss = out.loss
+        del out
+        if recipe.accumulation > 1:
+            loss = loss / recipe.accumulation
+        ledger.mark(BACKWARD, number)
+        loss.backward()
+        del loss
+    with by_owner():
+        if recipe.clip:
+            ledger.mark(CLIP, number)
+            clip_grad_norm(chosen.parameters)
+        ledger.mark(STEP, number)
+        chosen.step()
+        chosen.zero_grad(recipe.set_to_none)

@@ -1,0 +1,1 @@
+"""Techniques: what changes how a model runs, applied to it from outside. One file each."""

@@ -1,0 +1,164 @@
+"""Activation checkpointing: keep a block's inputs, run it again when its gradients are due.
+
+Mirrors `torch/utils/checkpoint.py` (2.13), in both forms, wrapped around every block as transformers'
+`GradientCheckpointingLayer` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from weigh.errors import UnknownNameError, WeighError
+from weigh.ghost import nn
+from weigh.ghost.autocast import autocast
+from weigh.ghost.autograd import backward
+from weigh.ghost.nn import Module
+from weigh.ghost.ops.table import Op, apply
+from weigh.ghost.state import enable_grad, no_grad, saved_tensors_hooks, state
+from weigh.ghost.tensor import Tensor
+
+MODES = ("full", "reentrant")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpointing:
+    """Checkpoint every block of the model."""
+
+    mode: str = "full"
+    """ "full": non-reentrant, PyTorch's recommendation and transformers' default. "reentrant": the older form."""
+
+    def apply(self, model: Module) -> None:
+        """Wrap every block.
+
+        Raises:
+            UnknownNameError: `mode` is neither form.
+            WeighError: the model has no blocks.
+        """
+        if self.mode not in MODES:
+            raise UnknownNameError("checkpointing mode", self.mode, MODES)
+        blocks = [m for m in model.modules() if m.role == nn.BLOCK]
+        if not blocks:
+            raise WeighError("checkpointing found no blocks to wrap", hint="It looks for modules with the role 'block'.")
+        for block in blocks:
+            block.wrap = checkpoint if self.mode == "full" else reentrant_checkpoint
+
+
+class _StopRecomputation(Exception):
+    """Everything that the backward pass asked for has been recomputed."""
+
+
+class _Holder:
+    """What stands in a node for a tensor that was not saved."""
+
+    __slots__ = ("frame", "index")
+
+    def __init__(self, frame: _Frame, index: int) -> None:
+        self.frame = frame
+        self.index = index
+
+    def unpack(self) -> Tensor:
+        """The tensor, out of the recomputation that the first unpacking starts."""
+        return self.frame.take(self.index)
+
+
+class _Frame:
+    """One checkpointed call: how to run it again, and the tensors of the second run until they are taken."""
+
+    def __init__(self, run: Callable[[], Any]) -> None:
+        self.run: Callable[[], Any] | None = run
+        self.count = 0
+        self.recomputed: dict[int, Tensor] = {}
+
+    def pack(self, tensor: Tensor) -> _Holder:
+        """Leave a holder instead of the tensor."""
+        self.count += 1
+        return _Holder(self, self.count - 1)
+
+    def take(self, index: int) -> Tensor:
+        """Hand out a recomputed tensor, once."""
+        if self.run is not None:
+            run, self.run = self.run, None
+            try:
+                with saved_tensors_hooks(self._keep), enable_grad():
+                    run()
+            except _StopRecomputation:
+                pass
+        return self.recomputed.pop(index)
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        index = len(self.recomputed)
+        self.recomputed[index] = tensor.alias()
+        if index + 1 == self.count:
+            raise _StopRecomputation
+        return tensor.alias()
+
+
+def checkpoint(function: Callable[..., Any], *args: Any) -> Any:
+    """`checkpoint(function, *args, use_reentrant=False)`.
+
+    The second run happens when the first saved tensor is unpacked, under the autocast of the first, and stops after the
+    last tensor that is needed.
+    """
+    if not state.grad_enabled:
+        return function(*args)
+    dtype = state.autocast.dtype if state.autocast is not None else None
+
+    def run_again() -> None:
+        before = state.ledger.path
+        try:
+            with autocast(dtype):
+                function(*args)
+        finally:
+            state.ledger.path = before
+
+    frame = _Frame(run_again)
+    with saved_tensors_hooks(frame.pack):
+        return function(*args)
+
+
+class CheckpointFunction(Op):
+    """The reentrant form: a node that runs the block again and calls `backward` inside its own backward."""
+
+    name = "CheckpointFunction"
+    source = "torch/utils/checkpoint.py, class CheckpointFunction"
+    view = True
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor, function: Callable[..., Any], rest: tuple[Any, ...]) -> Tensor:
+        with no_grad():
+            out: Tensor = function(*tensors, *rest)
+        if ctx:
+            ctx.save(*tensors)
+            ctx.meta = partial(_run_again, function=function, rest=rest, dtype=state.autocast and state.autocast.dtype)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> list[Any]:
+        return ctx.meta(ctx.unpack(), grad, ctx.needs)  # type: ignore[no-any-return]
+
+
+def _run_again(
+    tensors: list[Tensor], grad: Tensor, needs: list[bool], function: Callable[..., Any], rest: tuple[Any, ...], dtype: Any
+) -> list[Any]:
+    detached = []
+    for tensor, need in zip(tensors, needs, strict=True):
+        alias = tensor.alias()
+        alias.requires_grad = need
+        detached.append(alias)
+    with autocast(dtype), enable_grad():
+        out = function(*detached, *rest)
+    roots, seeds = [out], [grad]
+    del out, grad
+    backward(roots, seeds)  # type: ignore[arg-type]
+    return [t.grad for t in detached]
+
+
+def reentrant_checkpoint(function: Callable[..., Any], *args: Any) -> Any:
+    """`checkpoint(function, *args, use_reentrant=True)`."""
+    if not state.grad_enabled:
+        return function(*args)
+    tensors = tuple(a for a in args[:1] if a.__class__ is Tensor)
+    return apply(CheckpointFunction, *tensors, function=function, rest=args[len(tensors) :])
