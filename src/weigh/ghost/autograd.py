@@ -5,7 +5,8 @@ What is mirrored, with where to find it in PyTorch:
 - nodes run in the order of their sequence numbers, last made first, once all their gradients have come; a leaf's
   accumulation runs as soon as it is complete (engine.cpp, `ReadyQueue`, `CompareNodeTaskTime`);
 - a node's gradients are reduced to the shape and cast to the dtype of its inputs before its own gradient is dropped
-  (`validate_outputs`), then its saved tensors go (`release_variables`), and only then are the gradients handed on;
+  (`validate_outputs`), then its saved tensors go (`release_variables`), and only then are the gradients handed on; the node
+  itself stays as long as the graph does (until the loss is dropped);
 - two gradients for one input are summed in place where the buffer alone owns a dense one (input_buffer.cpp,
   `can_accumulate_inplace`), else into a new tensor; under a dispatch mode it is always a new tensor;
 - a leaf without a gradient takes the incoming one where nothing else refers to it and its layout is the leaf's, else a
@@ -164,8 +165,7 @@ class _Task:
                 results[index] = ops.to(results[index], dtype)
         del gradients
         node.saved = []
-        node.meta = None
-        edges, node.edges = node.edges, []
+        edges = node.edges
         for index, edge in enumerate(edges):
             if edge is None:
                 results[index] = None

@@ -93,8 +93,7 @@ def run(config: Mapping[str, Any], recipe: Training, where: str = "config", unro
             return _run(config, recipe, where)
     try:
         return _run(config, recipe, where)
-    except NotSteady as e:
-        print('NOTSTEADY',e)
+    except NotSteady:
         with unrolled():
             return _run(config, recipe, where)
 

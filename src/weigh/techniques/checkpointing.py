@@ -65,10 +65,14 @@ class _Holder:
 
 
 class _Frame:
-    """One checkpointed call: how to run it again, and the tensors of the second run until they are taken."""
+    """One checkpointed call: how to run it again, and the tensors of the second run until they are taken.
+
+    It holds the call's arguments until the last node of the block has run, as upstream's frame does.
+    """
 
     def __init__(self, run: Callable[[], Any]) -> None:
-        self.run: Callable[[], Any] | None = run
+        self.run = run
+        self.has_run = False
         self.count = 0
         self.recomputed: dict[int, Tensor] = {}
 
@@ -79,11 +83,11 @@ class _Frame:
 
     def take(self, index: int) -> Tensor:
         """Hand out a recomputed tensor, once."""
-        if self.run is not None:
-            run, self.run = self.run, None
+        if not self.has_run:
+            self.has_run = True
             try:
                 with saved_tensors_hooks(self._keep), enable_grad():
-                    run()
+                    self.run()
             except _StopRecomputation:
                 pass
         return self.recomputed.pop(index)
