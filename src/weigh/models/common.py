@@ -35,7 +35,12 @@ class CausalModel(Module):
     """How many layers keep keys and values."""
 
     def forward(
-        self, input_ids: Tensor, labels: Tensor | None = None, cache: Cache | None = None, logits_to_keep: int = 0
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        cache: Cache | None = None,
+        logits_to_keep: int = 0,
+        attention_mask: Tensor | None = None,
     ) -> CausalOutput:
         """Token ids (batch, length) to logits (batch, length, vocabulary), and the loss where labels are given."""
         raise NotImplementedError
@@ -83,6 +88,13 @@ class Cache:
     def mask_length(self, query_length: Size) -> Size:
         """How many keys a query sees."""
         return self.length + query_length
+
+    def crop(self, length: Size) -> None:
+        """Forget what is beyond `length`: views of the same storages."""
+        if self.length == length:
+            return
+        self.length = length
+        self.rewrite(lambda x: x.narrow(-2, length))
 
     def rewrite(self, change: Callable[[Tensor], Tensor]) -> None:
         """Replace the keys and values of every layer, one after the other (reorder, repeat, crop)."""
@@ -140,11 +152,15 @@ def position_ids(length: Size, cache: Cache | None) -> Tensor:
     return positions.unsqueeze(0)
 
 
-def create_causal_mask(attention: str, embeddings: Tensor, cache: Cache | None, positions: Tensor) -> Tensor | None:
-    """`create_causal_mask` without padding: None where sdpa can be told `is_causal` instead."""
+def create_causal_mask(
+    attention: str, embeddings: Tensor, cache: Cache | None, positions: Tensor, attention_mask: Tensor | None = None
+) -> Tensor | None:
+    """`create_causal_mask`, for a padding mask (batch, seen) of ones or none: None where sdpa can be told `is_causal`."""
     batch, length = embeddings.shape[0], embeddings.shape[1]
-    if cache is None and not state.traced:
+    if cache is None and attention_mask is None and not state.traced:
         _look_for_packed_sequences(positions, batch)
+    if attention_mask is not None:
+        attention_mask = ops.to(attention_mask, BOOL)
     visible = cache.mask_length(length) if cache is not None else length
     offset: Tensor | int = 0
     if isinstance(cache, StaticCache) and cache.lengths:
@@ -153,19 +169,26 @@ def create_causal_mask(attention: str, embeddings: Tensor, cache: Cache | None, 
         must_have = cache is not None and cache.compileable and length == 1
         if not must_have and (length == 1 or visible is length or visible == length or (cache and cache.length == 0)):
             return None
-        return _boolean_mask(batch, length, visible, offset)
-    allowed = _boolean_mask(batch, length, visible, offset)
+        return _boolean_mask(batch, length, visible, offset, attention_mask)
+    allowed = _boolean_mask(batch, length, visible, offset, attention_mask)
     dtype = embeddings.dtype
     return ops.where(allowed, ops.zeros((), dtype), ops.scalar_tensor(dtype))
 
 
-def _boolean_mask(batch: Size, length: Size, visible: Size, offset: Tensor | int) -> Tensor:
+def _boolean_mask(
+    batch: Size, length: Size, visible: Size, offset: Tensor | int, padding: Tensor | None
+) -> Tensor:
     """Query position by key position: (batch, 1, length, visible), expanded from (1, 1, length, visible)."""
+    if padding is not None and padding.shape[-1] is not visible and padding.shape[-1] != visible:
+        padding = ops.pad(padding, visible - padding.shape[-1])
     batch_arange = ops.arange(batch)
     head_arange = ops.arange(1)
     q_arange = ops.arange(length) + offset
     kv_arange = ops.arange(visible) + 0
     allowed = ops.less_equal(kv_arange.view(1, 1, 1, visible), q_arange.view(1, 1, length, 1))
+    if padding is not None:
+        allowed = ops.logical_and(ops.ones((), BOOL), allowed)
+        allowed = ops.logical_and(allowed, ops.clone_contiguous(padding).view(batch, 1, 1, visible))
     del batch_arange, head_arange
     return allowed.expand(batch, 1, length, visible)
 

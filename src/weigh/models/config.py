@@ -34,12 +34,16 @@ class Keys:
         value = self._find(names, default)
         key = self._named(names)
         if value is None:
-            raise InputError("is missing", where=f"{self.where}: {key}", hint=f"Add {names[0]!r}, a positive whole number.")
+            raise InputError(
+                "is missing", where=f"{self.where}: {key}", hint=f"Add {names[0]!r}, a positive whole number."
+            )
         if isinstance(value, bool) or not isinstance(value, int):
             if isinstance(value, float) and value.is_integer():
                 value = int(value)
             else:
-                raise InputError(f"is {value!r}, not a whole number", where=f"{self.where}: {key}", hint="Give a number.")
+                raise InputError(
+                    f"is {value!r}, not a whole number", where=f"{self.where}: {key}", hint="Give a number."
+                )
         if value < 1:
             raise InputError(f"is {value}", where=f"{self.where}: {key}", hint="It must be at least 1.")
         if value >= 2**40:
@@ -55,7 +59,9 @@ class Keys:
         value = self._find(names, default)
         if not isinstance(value, bool):
             raise InputError(
-                f"is {value!r}, not true or false", where=f"{self.where}: {self._named(names)}", hint="Write true or false."
+                f"is {value!r}, not true or false",
+                where=f"{self.where}: {self._named(names)}",
+                hint="Write true or false.",
             )
         return value
 
@@ -64,7 +70,9 @@ class Keys:
         value = self._find(names, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
             raise InputError(
-                f"is {value!r}, not a probability below 1", where=f"{self.where}: {self._named(names)}", hint="Give 0 to 1."
+                f"is {value!r}, not a probability below 1",
+                where=f"{self.where}: {self._named(names)}",
+                hint="Give 0 to 1.",
             )
         return float(value)
 
@@ -72,7 +80,9 @@ class Keys:
         """A string."""
         value = self._find(names, default)
         if not isinstance(value, str):
-            raise InputError(f"is {value!r}, not a name", where=f"{self.where}: {self._named(names)}", hint="Write a string.")
+            raise InputError(
+                f"is {value!r}, not a name", where=f"{self.where}: {self._named(names)}", hint="Write a string."
+            )
         return value
 
     def divides(self, part: str, count: int, whole: str, size: int) -> int:

@@ -53,7 +53,10 @@ class GPT2Config:
     def read(cls, config: Mapping[str, Any], where: str = "config") -> GPT2Config:
         """From a `config.json`. Raises `InputError` for values that cannot be."""
         keys = Keys(config, where)
-        width, heads = keys.size("n_embd", "hidden_size", default=768), keys.size("n_head", "num_attention_heads", default=12)
+        width, heads = (
+            keys.size("n_embd", "hidden_size", default=768),
+            keys.size("n_head", "num_attention_heads", default=12),
+        )
         keys.divides("n_head", heads, "n_embd", width)
         activation = keys.word("activation_function", default="gelu_new")
         nn.activation(activation)
@@ -162,12 +165,12 @@ class GPT2Model(nn.Module):
         self.h = nn.Stack("transformer.h", config.n_layer, lambda _: GPT2Block(config, dtype))
         self.ln_f = nn.LayerNorm(config.n_embd, dtype)
 
-    def forward(self, input_ids: Tensor, cache: Cache | None, attention: str) -> Tensor:
+    def forward(self, input_ids: Tensor, cache: Cache | None, attention_mask: Tensor | None, attention: str) -> Tensor:
         inputs_embeds = self.wte(input_ids)
         positions = position_ids(input_ids.shape[1], cache)
         position_embeds = self.wpe(positions)
         hidden_states = inputs_embeds + position_embeds
-        causal_mask = create_causal_mask(attention, inputs_embeds, cache, positions)
+        causal_mask = create_causal_mask(attention, inputs_embeds, cache, positions, attention_mask)
         hidden_states = self.drop(hidden_states)
         for block in self.h:
             hidden_states = block(hidden_states, causal_mask, cache, attention)
@@ -183,12 +186,19 @@ class GPT2LMHeadModel(CausalModel):
         self.config = config
         self.cache_layers = config.n_layer
         self.transformer = GPT2Model(config, dtype)
-        self.lm_head = nn.Head(self.transformer.wte if config.tie_word_embeddings else None, config.n_embd, config.vocab_size, dtype)
+        self.lm_head = nn.Head(
+            self.transformer.wte if config.tie_word_embeddings else None, config.n_embd, config.vocab_size, dtype
+        )
 
     def forward(
-        self, input_ids: Tensor, labels: Tensor | None = None, cache: Cache | None = None, logits_to_keep: int = 0
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        cache: Cache | None = None,
+        logits_to_keep: int = 0,
+        attention_mask: Tensor | None = None,
     ) -> CausalOutput:
-        hidden_states = self.transformer(input_ids, cache, self.attention)
+        hidden_states = self.transformer(input_ids, cache, attention_mask, self.attention)
         hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
         logits = self.lm_head(hidden_states)
         loss = None
@@ -200,5 +210,3 @@ class GPT2LMHeadModel(CausalModel):
 def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> CausalModel:
     """The model of a `config.json`, every parameter in `dtype`."""
     return GPT2LMHeadModel(GPT2Config.read(config, where), dtype)
-
-

@@ -166,7 +166,9 @@ class LlamaAttention(nn.Module):
             attn_output = attn_output.contiguous()
         else:
             attn_weights = None
-            attn_output = sdpa_attention(query_states, key_states, value_states, mask, dropout, self.num_key_value_groups)
+            attn_output = sdpa_attention(
+                query_states, key_states, value_states, mask, dropout, self.num_key_value_groups
+            )
         attn_output = attn_output.reshape(batch, length, self.num_heads * self.head_dim).contiguous()
         attn_output = self.o_proj(attn_output)
         return attn_output, attn_weights
@@ -210,10 +212,10 @@ class LlamaModel(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, dtype)
         self.rotary_emb = LlamaRotaryEmbedding(config)
 
-    def forward(self, input_ids: Tensor, cache: Cache | None, attention: str) -> Tensor:
+    def forward(self, input_ids: Tensor, cache: Cache | None, attention_mask: Tensor | None, attention: str) -> Tensor:
         inputs_embeds = self.embed_tokens(input_ids)
         positions = position_ids(input_ids.shape[1], cache)
-        causal_mask = create_causal_mask(attention, inputs_embeds, cache, positions)
+        causal_mask = create_causal_mask(attention, inputs_embeds, cache, positions, attention_mask)
         hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, positions)
         for decoder_layer in self.layers:
@@ -231,13 +233,21 @@ class LlamaForCausalLM(CausalModel):
         self.cache_layers = config.num_hidden_layers
         self.model = LlamaModel(config, dtype)
         self.lm_head = nn.Head(
-            self.model.embed_tokens if config.tie_word_embeddings else None, config.hidden_size, config.vocab_size, dtype
+            self.model.embed_tokens if config.tie_word_embeddings else None,
+            config.hidden_size,
+            config.vocab_size,
+            dtype,
         )
 
     def forward(
-        self, input_ids: Tensor, labels: Tensor | None = None, cache: Cache | None = None, logits_to_keep: int = 0
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        cache: Cache | None = None,
+        logits_to_keep: int = 0,
+        attention_mask: Tensor | None = None,
     ) -> CausalOutput:
-        hidden_states = self.model(input_ids, cache, self.attention)
+        hidden_states = self.model(input_ids, cache, attention_mask, self.attention)
         hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
         logits = self.lm_head(hidden_states)
         loss = None
@@ -249,5 +259,3 @@ class LlamaForCausalLM(CausalModel):
 def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> CausalModel:
     """The model of a `config.json`, every parameter in `dtype`."""
     return LlamaForCausalLM(LlamaConfig.read(config, where), dtype)
-
-

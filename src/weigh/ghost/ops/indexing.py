@@ -95,6 +95,22 @@ class RepeatInterleave(Op):
         return 0
 
 
+class Stack(Op):
+    """`torch.stack(tensors, dim=1)`, no gradient."""
+
+    name = "aten::stack"
+    differentiable = 0
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        first = tensors[0]
+        return empty((first.shape[0], len(tensors), *first.shape[1:]), first.dtype, "aten::stack")
+
+    @staticmethod
+    def flops(out: Tensor, *tensors: Any) -> Size:
+        return 0
+
+
 class Gather(Op):
     """`x.gather(1, index)`, or `x[rows, index]`: as many rows as the index has."""
 
@@ -139,6 +155,16 @@ def repeat_interleave(x: Tensor, repeats: int) -> Tensor:
 def gather(x: Tensor, index: Tensor, shape: Shape) -> Tensor:
     """`x.gather(1, index)`; `shape` is the output's."""
     return apply(Gather, x, index, shape=shape)  # type: ignore[no-any-return]
+
+
+def stack(tensors: list[Tensor]) -> Tensor:
+    """`torch.stack(tensors, dim=1)`."""
+    return apply(Stack, *tensors)  # type: ignore[no-any-return]
+
+
+def new_with_length(x: Tensor, length: Size) -> Tensor:
+    """What `torch.cat` has made of keys or values (batch, heads, ..., width) once they are `length` long."""
+    return empty((*x.shape[:2], length, x.shape[3]), x.dtype, "aten::cat")
 
 
 def index_copy_(x: Tensor, index: Tensor, source: Tensor) -> Tensor:

@@ -487,6 +487,17 @@ class LessEqual(Op):
         return elementwise("aten::le", a, b, BOOL)
 
 
+class BitwiseAnd(Op):
+    """`a & b` of booleans, no gradient."""
+
+    name = "aten::bitwise_and"
+    differentiable = 0
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        return elementwise("aten::bitwise_and", a, b, BOOL)
+
+
 class Tril(Op):
     """`torch.tril(x)`."""
 
@@ -606,6 +617,16 @@ def to(x: Tensor, dtype: DType) -> Tensor:
     return apply(ToCopy, x, dtype=dtype)  # type: ignore[no-any-return]
 
 
+def copy_to(x: Tensor, dtype: DType) -> Tensor:
+    """`x.to(dtype, copy=True)`: a copy even where the dtype is the same."""
+    return apply(ToCopy, x, dtype=dtype)  # type: ignore[no-any-return]
+
+
+def logical_and(a: Tensor, b: Tensor) -> Tensor:
+    """`a & b`."""
+    return apply(BitwiseAnd, a, b)  # type: ignore[no-any-return]
+
+
 def less_equal(a: Tensor, b: Tensor) -> Tensor:
     """`a <= b`."""
     return apply(LessEqual, a, b)  # type: ignore[no-any-return]
@@ -614,5 +635,3 @@ def less_equal(a: Tensor, b: Tensor) -> Tensor:
 def tril(x: Tensor) -> Tensor:
     """`torch.tril(x)`."""
     return apply(Tril, x)  # type: ignore[no-any-return]
-
-

@@ -1,0 +1,296 @@
+"""Generation: prefill, then decoding token by token, as transformers 5.23 does it (`generation/utils.py`).
+
+Greedy decoding, several returned sequences, beam search with its reordered cache, and assisted decoding with a draft model.
+The steps between the first two tokens and the last two add nothing new (a step's peak grows with the length of the
+cache), so the cache is set to the length it has before the last two and these are run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from weigh import models
+from weigh.dims import Size
+from weigh.dtypes import BFLOAT16, FLOAT32, INT32, INT64, DType
+from weigh.errors import UsageError
+from weigh.ghost import ops
+from weigh.ghost.ledger import Ledger, NotSteady
+from weigh.ghost.nn import Parameter
+from weigh.ghost.repeat import unrolled
+from weigh.ghost.state import no_grad, recording
+from weigh.ghost.tensor import Tensor
+from weigh.kernels import kernels
+from weigh.models.common import Cache, CausalModel, StaticCache
+from weigh.trace.events import DECODE, KV_CACHE, PREFILL, Trace
+
+CACHES = ("dynamic", "static")
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """How a model generates. Sizes may be arrays' dimensions (see `weigh.dims`)."""
+
+    batch: Size = 1
+    """Prompts at once."""
+    prompt: Size = 1024
+    """Tokens in a prompt."""
+    new_tokens: int = 128
+    """Tokens to generate."""
+    dtype: DType = BFLOAT16
+    """Of all parameters, and so of the cache."""
+    attention: str = "sdpa"
+    """transformers' attention implementation: "sdpa" or "eager"."""
+    attention_kernel: str | None = None
+    """Forces the kernel behind sdpa: "flash", "efficient", "cudnn" or "math"."""
+    cache: str = "dynamic"
+    """ "dynamic" grows by concatenation, "static" has its full length from the start."""
+    logits_to_keep: int = 1
+    """Positions whose logits the head computes (`generate` asks for 1; 0 is all of them)."""
+    beams: int = 1
+    """Beams of a beam search."""
+    returned: int = 1
+    """Sequences returned for each prompt; without beams each is a sequence of its own in the batch."""
+    draft_tokens: int = 20
+    """Tokens that an assistant drafts before the model checks them."""
+    device: str = "cuda"
+    """Whose kernels run: "cuda" or "cpu"."""
+    bare: bool = False
+    """Call the model and take the argmax, without what `generate` keeps around it (as the recorded witnesses do)."""
+    traced: bool = False
+    """Run as a dispatch mode over fake tensors sees it (for comparison with recorded witnesses)."""
+
+
+@dataclass(slots=True)
+class GenerationRun:
+    """The trace of a generation, and what generated."""
+
+    recipe: Generation
+    trace: Trace
+    parameters: list[Parameter]
+
+
+def run(
+    config: Mapping[str, Any],
+    recipe: Generation,
+    where: str = "config",
+    assistant: Mapping[str, Any] | None = None,
+    unroll: bool = False,
+) -> GenerationRun:
+    """Generate with the model of a config on ghost tensors; `assistant` is the config of a draft model.
+
+    Raises:
+        InputError: a config cannot be read.
+        UsageError: settings that `generate` refuses (an assistant with a batch or with beams, ...).
+    """
+    _check(recipe, assistant is not None)
+    try:
+        with unrolled(unroll):
+            return _run(config, recipe, where, assistant)
+    except NotSteady:
+        with unrolled():
+            return _run(config, recipe, where, assistant)
+
+
+def _check(recipe: Generation, assisted: bool) -> None:
+    if recipe.cache not in CACHES:
+        raise UsageError(f"there is no cache {recipe.cache!r}", where="cache", hint=f"Use one of: {', '.join(CACHES)}.")
+    if recipe.new_tokens < 1:
+        raise UsageError(f"cannot generate {recipe.new_tokens} tokens", where="new_tokens", hint="Give at least 1.")
+    if recipe.beams > 1 and recipe.returned > recipe.beams:
+        raise UsageError(
+            f"{recipe.beams} beams cannot return {recipe.returned} sequences", where="returned", hint="Use more beams."
+        )
+    if assisted and (recipe.batch != 1 or recipe.beams > 1 or recipe.returned > 1):
+        raise UsageError(
+            "an assistant drafts for one sequence at a time", where="assistant", hint="Use batch 1, and no beams."
+        )
+    if assisted and recipe.cache == "static":
+        raise UsageError("an assistant needs the dynamic cache", where="cache", hint="Leave the cache out.")
+
+
+def _run(
+    config: Mapping[str, Any], recipe: Generation, where: str, assistant: Mapping[str, Any] | None
+) -> GenerationRun:
+    chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced)
+    with recording(chosen, traced=recipe.traced) as ledger, no_grad():
+        model = models.build(config, recipe.dtype, where)
+        model.attention = recipe.attention
+        model.train(False)
+        draft = models.build(assistant, recipe.dtype, "assistant") if assistant is not None else None
+        if draft is not None:
+            draft.attention = recipe.attention
+            draft.train(False)
+        input_ids = ops.input_tensor((recipe.batch, recipe.prompt), INT64)
+        if recipe.bare:
+            held = _bare(model, recipe, ledger, input_ids)
+        elif draft is not None:
+            held = _assisted(model, draft, recipe, ledger, input_ids)
+        elif recipe.beams > 1:
+            held = _beam_search(model, recipe, ledger, input_ids)
+        else:
+            held = _greedy(model, recipe, ledger, input_ids)
+        trace = ledger.trace()
+        del held
+        return GenerationRun(recipe, trace, model.parameters())
+
+
+def _new_cache(recipe: Generation) -> Cache:
+    if recipe.cache == "static":
+        return StaticCache(recipe.prompt + recipe.new_tokens)
+    return Cache()
+
+
+def _steps(cache: Cache, prompt: Size, count: int) -> Any:
+    """The numbers of the decoding steps that are run: all of a few, else the first two and the last two."""
+    for number in range(count):
+        if count > 6 and number == 2:
+            _fill(cache, prompt + (count - 2))
+        if count <= 6 or number < 2 or number >= count - 2:
+            yield number
+
+
+def _fill(cache: Cache, length: Size) -> None:
+    """Set a growing cache to the length it has before the last steps."""
+    cache.length = length
+    if not isinstance(cache, StaticCache):
+        cache.rewrite(lambda x: ops.new_with_length(x, length))
+
+
+def _bare(model: CausalModel, recipe: Generation, ledger: Ledger, input_ids: Tensor) -> Any:
+    cache = StaticCache(recipe.prompt + recipe.new_tokens) if recipe.cache == "static" else None
+    ledger.mark(PREFILL, 0)
+    out = model(input_ids, None, cache or Cache(), recipe.logits_to_keep)
+    past = out.cache
+    next_tokens = ops.argmax(_last(out.logits))
+    del out
+    for number in _steps(past, recipe.prompt, recipe.new_tokens):
+        ledger.mark(DECODE, number)
+        out = model(next_tokens, None, past, recipe.logits_to_keep)
+        past = out.cache
+        next_tokens = ops.argmax(_last(out.logits))
+        del out
+    return past, next_tokens
+
+
+def _last(logits: Tensor) -> Tensor:
+    """`logits[:, -1:]`."""
+    return logits.narrow(1, 1)
+
+
+def _greedy(model: CausalModel, recipe: Generation, ledger: Ledger, input_ids: Tensor) -> Any:
+    """`_sample` without sampling: the mask and the ids grow, the last logits are copied to fp32."""
+    ledger.mark(PREFILL, 0)
+    if recipe.returned > 1:
+        input_ids = ops.repeat_interleave(input_ids, recipe.returned)
+    batch = input_ids.shape[0]
+    attention_mask = ops.ones(input_ids.shape, INT64)
+    unfinished = ops.ones((batch,), INT64)
+    cache = _new_cache(recipe)
+    outputs = model(ops.clone_contiguous(input_ids), None, cache, recipe.logits_to_keep, attention_mask)
+    input_ids, attention_mask = _take_token(outputs, input_ids, attention_mask)
+    del outputs
+    for number in _steps(cache, recipe.prompt, recipe.new_tokens - 1):
+        ledger.mark(DECODE, number)
+        token = ops.clone_contiguous(input_ids.narrow(1, 1))
+        outputs = model(token, None, cache, recipe.logits_to_keep, attention_mask)
+        input_ids, attention_mask = _take_token(outputs, input_ids, attention_mask)
+        del outputs, token
+    return cache, input_ids, attention_mask, unfinished
+
+
+def _take_token(outputs: Any, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    attention_mask = ops.cat([attention_mask, ops.ones((attention_mask.shape[0], 1), INT64)], -1)
+    next_token_logits = ops.copy_to(ops.select(outputs.logits, 1), FLOAT32)
+    next_tokens = ops.argmax(next_token_logits)
+    return ops.cat([input_ids, next_tokens.unsqueeze(1)], -1), attention_mask
+
+
+def _beam_search(model: CausalModel, recipe: Generation, ledger: Ledger, input_ids: Tensor) -> Any:
+    """`_beam_search`: scores of every beam and word in fp32, and a cache that is picked anew for every token."""
+    ledger.mark(PREFILL, 0)
+    batch, beams = recipe.batch, recipe.beams
+    kept = 2 * beams
+    input_ids = ops.repeat_interleave(input_ids, beams)
+    attention_mask = ops.ones(input_ids.shape, INT64)
+    length = recipe.prompt + recipe.new_tokens
+    running_sequences = ops.full((batch, beams, length), INT64)
+    sequences = ops.clone(running_sequences)
+    running_scores = ops.zeros((batch, beams), FLOAT32)
+    running_indices = ops.full((batch, beams, recipe.new_tokens), INT32)
+    cache = _new_cache(recipe)
+    outputs = model(ops.clone_contiguous(input_ids), None, cache, recipe.logits_to_keep, attention_mask)
+    for number in _steps(cache, recipe.prompt, recipe.new_tokens):
+        if number:
+            ledger.mark(DECODE, number - 1)
+            token = ops.clone_contiguous(input_ids.narrow(1, 1))
+            outputs = model(token, None, cache, recipe.logits_to_keep, attention_mask)
+            del token
+        attention_mask = ops.cat([attention_mask, ops.ones((attention_mask.shape[0], 1), INT64)], -1)
+        logits = ops.copy_to(ops.select(outputs.logits, 1), FLOAT32)
+        log_probs = ops.log_softmax(logits)
+        del outputs
+        log_probs = log_probs.view(batch, beams, -1)
+        log_probs = log_probs + running_scores.unsqueeze(-1)
+        log_probs = log_probs.view(batch, -1)
+        top_scores, top_indices = ops.topk(log_probs, kept)
+        top_sequences = ops.gather(running_sequences, top_indices, (batch, kept, length))
+        running_sequences = ops.gather(top_sequences, top_indices, (batch, beams, length))
+        running_scores = ops.gather(top_scores, top_indices, (batch, beams))
+        running_indices = ops.gather(running_indices, top_indices, (batch, beams, recipe.new_tokens))
+        merged = ops.cat([sequences, top_sequences], 1)
+        sequences = ops.gather(merged, top_indices, (batch, beams, length))
+        del merged
+        beam_idx = ops.select(running_indices, -1).reshape(-1)
+        cache.rewrite(lambda x, index=beam_idx: ops.index_select(x, index))  # type: ignore[misc]
+    return cache, running_sequences, sequences, attention_mask
+
+
+def _assisted(model: CausalModel, draft: CausalModel, recipe: Generation, ledger: Ledger, input_ids: Tensor) -> Any:
+    """`_assisted_decoding`, every drafted token accepted: the draft's logits are kept in fp32 until they are checked."""
+    ledger.mark(PREFILL, 0)
+    cache, draft_cache = Cache(), Cache()
+    attention_mask = ops.ones(input_ids.shape, INT64)
+    length, end = recipe.prompt, recipe.prompt + recipe.new_tokens
+    first = True
+    number = 0
+    while length < end:
+        drafted = min(recipe.draft_tokens, int(end - length)) if isinstance(length, int) else recipe.draft_tokens
+        scores: list[Tensor] = []
+        token = input_ids if first else input_ids.narrow(1, 2)
+        for _ in range(drafted):
+            out = draft(ops.clone_contiguous(token), None, draft_cache, 1, attention_mask)
+            scores.append(ops.copy_to(ops.select(out.logits, 1), FLOAT32))
+            del out
+            token = ops.argmax(scores[-1]).unsqueeze(1)
+        candidate_logits = ops.stack(scores)
+        candidates = ops.full((1, length + drafted), INT64)
+        if not first:
+            ledger.mark(DECODE, number)
+            number += 1
+        checked = candidates if first else candidates.narrow(1, drafted + 1)
+        outputs = model(ops.clone_contiguous(checked), None, cache, drafted + 1)
+        new_logits = ops.copy_to(outputs.logits, FLOAT32)
+        next_token_logits = ops.clone(new_logits)
+        selected = ops.argmax(new_logits)
+        input_ids = ops.cat([input_ids, selected], -1)
+        length = length + drafted + 1
+        cache.crop(length - 1)
+        draft_cache.crop(length - 2)
+        attention_mask = ops.ones((1, length), INT64)
+        del outputs, new_logits, next_token_logits, selected, scores, candidate_logits, candidates, checked, token
+        first = False
+    return cache, draft_cache, input_ids, attention_mask
+
+
+def kv_cache_bytes(run: GenerationRun) -> Size:
+    """The bytes of keys and values at the end."""
+    from weigh.trace.peak import Moment, breakdown
+
+    trace = run.trace
+    last = len(trace.spans) - 1
+    at_end = Moment(last, trace.spans[last].count - 1, len(trace.events) - 1)
+    return breakdown(trace, at_end, lambda a: a.purpose).get(KV_CACHE, 0)
+
+
