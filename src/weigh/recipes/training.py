@@ -22,6 +22,7 @@ from weigh.optimizers import Optimizer, optimizer
 from weigh.optimizers.base import clip_grad_norm
 from weigh.techniques.checkpointing import Checkpointing
 from weigh.techniques.freezing import Freezing
+from weigh.techniques.lora import Lora
 from weigh.trace.events import BACKWARD, CLIP, FORWARD, STEP, Trace
 
 
@@ -59,6 +60,8 @@ class Training:
     """`zero_grad` drops the gradients; False keeps them."""
     freeze: str | None = None
     """A part to freeze (see `weigh.techniques.freezing`)."""
+    lora: Lora | None = None
+    """Adapters beside frozen layers (see `weigh.techniques.lora`)."""
     device: str = "cuda"
     """Whose kernels run: "cuda" or "cpu"."""
     steps: int = 2
@@ -105,6 +108,8 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str) -> TrainingRun
         model.attention = recipe.attention
         if recipe.freeze is not None:
             Freezing(recipe.freeze).apply(model)
+        if recipe.lora is not None:
+            recipe.lora.apply(model)
         if recipe.checkpointing is not None:
             Checkpointing(recipe.checkpointing).apply(model)
         parameters = model.parameters()

@@ -1,0 +1,91 @@
+"""LoRA: two thin matrices beside a frozen linear layer, as peft (0.21) places and runs them.
+
+With its default settings peft keeps the adapters in fp32 beside a half-precision model, so that every adapted layer casts
+its input up and its output down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from weigh.dtypes import BFLOAT16, FLOAT16, FLOAT32, DType
+from weigh.errors import WeighError
+from weigh.ghost import nn, ops
+from weigh.ghost.nn import Module, name_modules
+from weigh.ghost.state import inside_unit
+from weigh.ghost.tensor import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """Adapt linear layers by name; everything else is frozen."""
+
+    rank: int = 8
+    """Width of the adapters."""
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    """Names of the linear layers to adapt ("q_proj", "c_attn", ...)."""
+    dropout: float = 0.0
+    """On the adapters' input."""
+    autocast_adapter: bool = True
+    """Keep the adapters of a half-precision model in fp32, as peft does by default."""
+    input_gradients: bool = False
+    """The embedding's output requires a gradient (`enable_input_require_grads`), which reentrant checkpointing needs."""
+
+    def apply(self, model: Module) -> None:
+        """Freeze the model and put adapters beside the layers that are named.
+
+        Raises:
+            WeighError: no linear layer has one of the names.
+        """
+        for parameter in model.parameters():
+            parameter.tensor.requires_grad = False
+        found = 0
+        for parent in list(model.modules()):
+            for name, child in list(parent.children()):
+                if name in self.targets and isinstance(child, nn.Linear | nn.Conv1D):
+                    with inside_unit(child.weight.storage.unit):
+                        setattr(parent, name, LoraLinear(child, self))
+                    found += 1
+        if not found:
+            names = sorted({m.path.split(".")[-1] for m in model.modules() if isinstance(m, nn.Linear | nn.Conv1D)})
+            raise WeighError(
+                f"LoRA found none of {', '.join(self.targets)}", where="lora", hint=f"This model has: {', '.join(names)}."
+            )
+        if self.input_gradients:
+            embedding = next(m for m in model.modules() if m.role == nn.EMBEDDING)
+            embedding.wrap = _require_gradient
+        name_modules(model)
+
+
+def _require_gradient(function: Callable[..., Any], *args: Any) -> Any:
+    out: Tensor = function(*args)
+    out.requires_grad = True
+    return out
+
+
+class LoraLinear(Module):
+    """peft's `lora.Linear`: `base(x) + B(A(dropout(x))) * scaling`, in the adapter's dtype, cast back."""
+
+    def __init__(self, base_layer: nn.Linear | nn.Conv1D, settings: Lora) -> None:
+        super().__init__()
+        weight = base_layer.weight
+        width_in, width_out = weight.shape if isinstance(base_layer, nn.Conv1D) else (weight.shape[1], weight.shape[0])
+        dtype = _adapter_dtype(weight.dtype, settings.autocast_adapter)
+        self.base_layer = base_layer
+        self.lora_A = nn.Linear(width_in, settings.rank, dtype)
+        self.lora_B = nn.Linear(settings.rank, width_out, dtype)
+        self.p = settings.dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.base_layer(x)
+        result_dtype = result.dtype
+        x = x.to(self.lora_A.weight.dtype)
+        result = result + self.lora_B(self.lora_A(ops.dropout(x, self.p, self.training))) * 2.0
+        result = result.to(result_dtype)
+        return result
+
+
+def _adapter_dtype(base: DType, upcast: bool) -> DType:
+    return FLOAT32 if upcast and base in (FLOAT16, BFLOAT16) else base
