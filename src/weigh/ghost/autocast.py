@@ -32,7 +32,12 @@ class Autocast:
     def _cast(self, tensor: Tensor | None, dtype: DType) -> Tensor | None:
         if tensor is None or tensor.dtype is dtype or tensor.dtype.kind != "float" or tensor.dtype is FLOAT64:
             return tensor
-        if dtype is not self.dtype or tensor.dtype is not FLOAT32 or not tensor.requires_grad or tensor.node is not None:
+        if (
+            dtype is not self.dtype
+            or tensor.dtype is not FLOAT32
+            or not tensor.requires_grad
+            or tensor.node is not None
+        ):
             return ops.to(tensor, dtype)
         found = self.cache.get(id(tensor))
         if found is None:

@@ -49,7 +49,9 @@ class Ledger:
         self.phase = phase
         self.marks.append(Mark(len(self.events), phase, round))
 
-    def allocate(self, num_bytes: Size, op: str, shape: Shape, dtype: str, purpose: str | None, unit: int | None) -> int:
+    def allocate(
+        self, num_bytes: Size, op: str, shape: Shape, dtype: str, purpose: str | None, unit: int | None
+    ) -> int:
         """Note a birth; returns the storage's number. A storage made outside every block can be given its owner's `unit`."""
         if self.unit is not None:
             unit = self.unit
@@ -77,6 +79,11 @@ class Ledger:
             self._runs.append((len(self.events), unit))
         self.events.append(-number)
 
+    def cut(self) -> None:
+        """One pass over a list of tensors ends here: what follows is not part of it, even in the same block."""
+        self._run_unit = None
+        self._runs.append((len(self.events), None))
+
     def call(self, op: str, flops: Size, bytes_read: Size, bytes_written: Size, unit: int | None = None) -> None:
         """Note that an op ran, for the block that is running or else for the given one."""
         if self.unit is not None:
@@ -96,7 +103,12 @@ class Ledger:
         Raises `NotSteady` where blocks that stand for others differ from them.
         """
         return Trace(
-            list(self.allocations), list(self.events), list(self.marks), list(self.calls), self._spans(), list(self.repeats)
+            list(self.allocations),
+            list(self.events),
+            list(self.marks),
+            list(self.calls),
+            self._spans(),
+            list(self.repeats),
         )
 
     def _spans(self) -> list[Span]:
@@ -104,7 +116,9 @@ class Ledger:
         if self._stray is not None:
             raise NotSteady(f"{self.allocations[self._stray - 1]} stands for many and died outside of its block")
         runs = [*self._runs, (len(self.events), None)]
-        partner = {r.second: (r.last, r.extra) for r in self.repeats} | {r.last: (r.second, r.extra) for r in self.repeats}
+        partner = {r.second: (r.last, r.extra) for r in self.repeats} | {
+            r.last: (r.second, r.extra) for r in self.repeats
+        }
         spans: list[Span] = []
         done = 0
         number = 0
@@ -122,7 +136,7 @@ class Ledger:
             self._check_alike(first, (start, stop))
             if start > done:
                 spans.append(Span(done, start, 1))
-            spans.append(Span(start, stop, extra))
+            spans.append(Span(start, stop, extra, other))
             done = start
         if done < len(self.events) or not spans:
             spans.append(Span(done, len(self.events), 1))

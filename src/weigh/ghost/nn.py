@@ -17,7 +17,15 @@ from weigh.ghost.state import inside_unit, state
 from weigh.ghost.tensor import Tensor, empty
 from weigh.trace.events import BUFFER, WEIGHT
 
-EMBEDDING, ATTENTION, MLP, NORM, HEAD, ROTARY, BLOCK = "embedding", "attention", "mlp", "norm", "head", "rotary", "block"
+EMBEDDING, ATTENTION, MLP, NORM, HEAD, ROTARY, BLOCK = (
+    "embedding",
+    "attention",
+    "mlp",
+    "norm",
+    "head",
+    "rotary",
+    "block",
+)
 
 
 def parameter(shape: Shape, dtype: DType) -> Tensor:

@@ -94,10 +94,10 @@ def inside_unit(unit: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def by_owner() -> Iterator[None]:
+def by_owner(on: bool = True) -> Iterator[None]:
     """Outside every block, over a list of tensors: what dies in the body belongs to the block that owns it."""
     ledger = state.ledger
-    before, ledger.by_owner = ledger.by_owner, True
+    before, ledger.by_owner = ledger.by_owner, on
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
+from weigh.errors import NotModelledError
 from weigh.ghost import nn
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import (
@@ -46,7 +47,6 @@ class GPT2Config:
     embd_pdrop: float = 0.1
     attn_pdrop: float = 0.1
     tie_word_embeddings: bool = True
-    reorder_and_upcast_attn: bool = False
     qkv_bias: bool = True
 
     @classmethod
@@ -60,6 +60,9 @@ class GPT2Config:
         keys.divides("n_head", heads, "n_embd", width)
         activation = keys.word("activation_function", default="gelu_new")
         nn.activation(activation)
+        for flag in ("add_cross_attention", "reorder_and_upcast_attn"):
+            if keys.flag(flag, default=False):
+                raise NotModelledError(f"GPT-2 with {flag}", where=f"{where}: {flag}")
         return cls(
             vocab_size=keys.size("vocab_size", default=50257),
             n_positions=keys.size("n_positions", "n_ctx", "max_position_embeddings", default=1024),
@@ -72,7 +75,6 @@ class GPT2Config:
             embd_pdrop=keys.fraction("embd_pdrop", default=0.1),
             attn_pdrop=keys.fraction("attn_pdrop", default=0.1),
             tie_word_embeddings=keys.flag("tie_word_embeddings", default=True),
-            reorder_and_upcast_attn=keys.flag("reorder_and_upcast_attn", default=False),
             qkv_bias=keys.flag("qkv_bias", default=True),
         )
 
@@ -85,7 +87,6 @@ class GPT2Attention(nn.Module):
         self.num_heads = config.n_head
         self.head_dim = config.n_embd // config.n_head
         self.split_size = config.n_embd
-        self.upcast = config.reorder_and_upcast_attn
         self.c_attn = nn.Conv1D(config.n_embd, 3 * config.n_embd, dtype, bias=config.qkv_bias)
         self.c_proj = nn.Conv1D(config.n_embd, config.n_embd, dtype)
         self.attn_pdrop = config.attn_pdrop

@@ -12,7 +12,9 @@ from weigh.optimizers.base import IMPLEMENTATIONS, Optimizer
 OPTIMIZERS = ("adam", "adamw", "sgd")
 
 
-def optimizer(name: str, implementation: str = "foreach", momentum: float = 0.0, weight_decay: float | None = None) -> Optimizer:
+def optimizer(
+    name: str, implementation: str = "foreach", momentum: float = 0.0, weight_decay: float | None = None
+) -> Optimizer:
     """The optimizer of that name.
 
     `weight_decay` defaults to PyTorch's: 0.01 for AdamW, else 0. `momentum` is SGD's.

@@ -8,7 +8,7 @@ the fused kernel nothing. Adam with weight decay (not decoupled) also adds the d
 from __future__ import annotations
 
 from weigh.ghost import ops
-from weigh.ghost.state import inside_unit
+from weigh.ghost.state import by_owner, inside_unit
 from weigh.ghost.tensor import Tensor
 from weigh.optimizers.base import Optimizer
 from weigh.trace.events import OPTIMIZER_STATE
@@ -22,14 +22,18 @@ class Adam(Optimizer):
         self.decoupled = decoupled
         self.weight_decay = weight_decay
 
+    def new_state(self, param: Tensor) -> list[Tensor]:
+        """`exp_avg` and `exp_avg_sq`; before them, fused, the step counter."""
+        kept = [ops.scalar_state(param, OPTIMIZER_STATE)] if self.implementation == "fused" else []
+        kept.append(ops.zeros_like(param, OPTIMIZER_STATE))
+        kept.append(ops.zeros_like(param, OPTIMIZER_STATE))
+        return kept
+
     def step(self) -> None:
         """`_init_group`, then the implementation's update."""
-        for tensor in self.with_gradients():
-            if id(tensor) not in self.state:
-                kept = [ops.scalar_state(tensor, OPTIMIZER_STATE)] if self.implementation == "fused" else []
-                kept.append(ops.zeros_like(tensor, OPTIMIZER_STATE))
-                kept.append(ops.zeros_like(tensor, OPTIMIZER_STATE))
-                self.state[id(tensor)] = kept
+        for param in self.with_gradients():
+            if id(param) not in self.state:
+                self.state[id(param)] = self.new_state(param)
         if self.implementation == "fused":
             self._fused()
         elif self.implementation == "foreach":
@@ -65,21 +69,20 @@ class Adam(Optimizer):
 
     def _forloop(self) -> None:
         denom: Tensor | None = None
-        for param in self.with_gradients():
-            exp_avg_sq = self.state[id(param)][-1]
-            with inside_unit(param.storage.unit):
-                grad = param.grad
-                if self.weight_decay and self.decoupled:
-                    ops.in_place("aten::mul_", [param])
-                if self.weight_decay and not self.decoupled:
-                    grad = ops.like("aten::add", param)
-                ops.in_place("aten::lerp_", [exp_avg_sq], reads=2, flops=3)
-                ops.in_place("aten::addcmul_", [exp_avg_sq], reads=2, flops=4)
-                root = ops.sqrt(exp_avg_sq)
-                denom = ops.div(root, 1.0)
-                del root
-                ops.in_place("aten::addcdiv_", [param], reads=3, flops=3)
-                del grad
-        if denom is not None:
-            with inside_unit(denom.storage.unit):
-                del denom
+        with by_owner(False):  # a denominator lives into the turn of the next parameter, and dies in that one's block
+            for param in self.with_gradients():
+                exp_avg_sq = self.state[id(param)][-1]
+                with inside_unit(param.storage.unit):
+                    grad = param.grad
+                    if self.weight_decay and self.decoupled:
+                        ops.in_place("aten::mul_", [param])
+                    if self.weight_decay and not self.decoupled:
+                        grad = ops.like("aten::add", param)
+                    ops.in_place("aten::lerp_", [exp_avg_sq], reads=2, flops=3)
+                    ops.in_place("aten::addcmul_", [exp_avg_sq], reads=2, flops=4)
+                    quotient = ops.div(ops.sqrt(exp_avg_sq), 1.0)
+                    denom = quotient
+                    del quotient
+                    ops.in_place("aten::addcdiv_", [param], reads=3, flops=3)
+                    del grad
+            del denom

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from weigh.ghost import ops
 from weigh.ghost.nn import Parameter
-from weigh.ghost.state import inside_unit
+from weigh.ghost.state import inside_unit, state
 from weigh.ghost.tensor import Tensor
 
 IMPLEMENTATIONS = ("foreach", "fused", "forloop")
@@ -35,12 +35,22 @@ class Optimizer:
             grouped.setdefault(tensor.dtype.name, []).append(tensor)
         yield from grouped.values()
 
+    def new_state(self, param: Tensor) -> list[Tensor]:
+        """What the optimizer keeps beside one parameter."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Make the state of every parameter, as the first step would: what follows is the steady state."""
+        for parameter in self.parameters:
+            self.state[id(parameter.tensor)] = self.new_state(parameter.tensor)
+
     def step(self) -> None:
         """One update. States are made at the first one, as PyTorch does."""
         raise NotImplementedError
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients, or keep them (filled with zeros in place)."""
+        state.ledger.cut()
         if set_to_none:
             for parameter in self.parameters:
                 with inside_unit(parameter.tensor.storage.unit):

@@ -21,6 +21,15 @@ class SGD(Optimizer):
         self.momentum = momentum
         self.weight_decay = weight_decay
 
+    def new_state(self, param: Tensor) -> list[Tensor]:
+        """The momentum buffer: a copy of the first gradient, in its layout."""
+        if not self.momentum:
+            return []
+        with inside_unit(param.storage.unit):
+            buffer = ops.clone((param.grad if param.grad is not None else param).alias())
+        buffer.storage.relabel(OPTIMIZER_STATE)
+        return [buffer]
+
     def step(self) -> None:
         """The update of every parameter that has a gradient."""
         for params in self.groups():
@@ -29,12 +38,11 @@ class SGD(Optimizer):
                 decayed = ops.foreach("aten::_foreach_add", params)
             for param in params:
                 with inside_unit(param.storage.unit):
-                    single = ops.like("aten::add", param) if self.weight_decay and self.implementation == "forloop" else None
-                    if self.momentum and id(param) not in self.state:
-                        buffer = ops.clone(param.grad.alias() if param.grad is not None else param)
-                        buffer.storage.relabel(OPTIMIZER_STATE)
-                        self.state[id(param)] = [buffer]
-                        del buffer
+                    single = (
+                        ops.like("aten::add", param) if self.weight_decay and self.implementation == "forloop" else None
+                    )
+                    if id(param) not in self.state:
+                        self.state[id(param)] = self.new_state(param)
                     del single
             if self.momentum:
                 ops.in_place("aten::_foreach_add_", [self.state[id(p)][0] for p in params], reads=2, flops=2)

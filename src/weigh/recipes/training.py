@@ -16,6 +16,7 @@ from weigh.ghost.ledger import Ledger, NotSteady
 from weigh.ghost.nn import Parameter
 from weigh.ghost.repeat import unrolled
 from weigh.ghost.state import by_owner, recording
+from weigh.ghost.tensor import Tensor
 from weigh.kernels import kernels
 from weigh.models.common import CausalModel
 from weigh.optimizers import Optimizer, optimizer
@@ -23,7 +24,7 @@ from weigh.optimizers.base import clip_grad_norm
 from weigh.techniques.checkpointing import Checkpointing
 from weigh.techniques.freezing import Freezing
 from weigh.techniques.lora import Lora
-from weigh.trace.events import BACKWARD, CLIP, FORWARD, STEP, Trace
+from weigh.trace.events import BACKWARD, CLIP, FORWARD, GRADIENT, STEP, Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,8 @@ class Training:
     """Whose kernels run: "cuda" or "cpu"."""
     steps: int = 2
     """Steps to run: the first makes the optimizer's state, the second is the steady state."""
+    warm: bool = False
+    """The optimizer's state (and gradients that are kept) are there from the start: the first step is a steady one."""
     labels_are_inputs: bool = False
     """The labels are the input ids themselves, not a tensor of their own."""
     traced: bool = False
@@ -118,6 +121,8 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str) -> TrainingRun
         labels = input_ids if recipe.labels_are_inputs else ops.input_tensor((recipe.batch, recipe.sequence), INT64)
         chosen_optimizer = _optimizer(recipe)
         chosen_optimizer.own(trainable)
+        if recipe.warm:
+            _warm_up(chosen_optimizer, recipe)
         for number in range(recipe.steps):
             _step(model, recipe, ledger, chosen_optimizer, input_ids, labels, number)
         return TrainingRun(recipe, ledger.trace(), parameters)
@@ -130,8 +135,19 @@ def _optimizer(recipe: Training) -> Optimizer:
     return optimizer(recipe.optimizer, implementation, recipe.momentum, recipe.weight_decay)
 
 
+def _warm_up(chosen: Optimizer, recipe: Training) -> None:
+    chosen.prepare()
+    if not recipe.set_to_none:
+        for parameter in chosen.parameters:
+            parameter.tensor.grad = ops.zeros_like(parameter.tensor, GRADIENT)
+
+
 class _NoOptimizer(Optimizer):
     """Gradients are made and dropped."""
+
+    def new_state(self, param: Tensor) -> list[Tensor]:
+        """Nothing."""
+        return []
 
     def step(self) -> None:
         """Nothing."""

@@ -41,7 +41,9 @@ class Checkpointing:
             raise UnknownNameError("checkpointing mode", self.mode, MODES)
         blocks = [m for m in model.modules() if m.role == nn.BLOCK]
         if not blocks:
-            raise WeighError("checkpointing found no blocks to wrap", hint="It looks for modules with the role 'block'.")
+            raise WeighError(
+                "checkpointing found no blocks to wrap", hint="It looks for modules with the role 'block'."
+            )
         for block in blocks:
             block.wrap = checkpoint if self.mode == "full" else reentrant_checkpoint
 
@@ -145,7 +147,12 @@ class CheckpointFunction(Op):
 
 
 def _run_again(
-    tensors: list[Tensor], grad: Tensor, needs: list[bool], function: Callable[..., Any], rest: tuple[Any, ...], dtype: Any
+    tensors: list[Tensor],
+    grad: Tensor,
+    needs: list[bool],
+    function: Callable[..., Any],
+    rest: tuple[Any, ...],
+    dtype: Any,
 ) -> list[Any]:
     detached = []
     for tensor, need in zip(tensors, needs, strict=True):

@@ -45,6 +45,7 @@ def foreach(op: str, tensors: Sequence[Tensor]) -> list[Tensor]:
             made.append(Foreach.forward(None, x, op=op))
         moved = x.numel * x.dtype.itemsize
         state.ledger.call(op, x.numel, moved, moved, x.storage.unit)
+    state.ledger.cut()
     return made
 
 
@@ -55,6 +56,7 @@ def foreach_norm(tensors: Sequence[Tensor]) -> list[Tensor]:
         unit = x.storage.unit
         made.append(empty((), x.dtype, "aten::_foreach_norm", unit=unit))
         state.ledger.call("aten::_foreach_norm", 2 * x.numel, x.numel * x.dtype.itemsize, x.dtype.itemsize, unit)
+    state.ledger.cut()
     return made
 
 
