@@ -1,9 +1,9 @@
 """Predictions beside references: every row of a file of recorded witnesses or measured cases.
 
-A witness row records one real PyTorch step, traced on fake CUDA tensors: its settings, and under `bytes` (and `bytes_r512`,
-every storage rounded up to 512 bytes) what was live when. A measured case records what a GPU used, under `measured`. Each
-key becomes one line: reference, prediction, relative error, or the reason why there is no prediction yet. What a row
-records as an answer is never read as an input.
+A witness row records one real PyTorch step, traced on fake CUDA tensors: its settings, and under `bytes` (and
+`bytes_r512`, every storage rounded up to 512 bytes) what was live when. A measured case records what a GPU used,
+under `measured`. Each key becomes one line: reference, prediction, relative error, or the reason why there is no
+prediction yet. What a row records as an answer is never read as an input.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from weigh import dtypes, models
+from weigh.dims import Size
 from weigh.errors import InputError, WeighError
 from weigh.ghost.state import recording
 from weigh.recipes import generation, training
@@ -93,12 +95,7 @@ class Validation:
     def text(self) -> str:
         """A table of the lines, then the summary."""
         out = [f"{'row':44} {'metric':22} {'reference':>18} {'predicted':>18} {'error':>10}"]
-        for line in self.lines:
-            reference = f"{line.reference:,}" if line.reference is not None else "-"
-            if line.predicted is None:
-                out.append(f"{line.id:44} {line.metric:22} {reference:>18} {'-':>18}   {line.reason}")
-            else:
-                out.append(f"{line.id:44} {line.metric:22} {reference:>18} {line.predicted:>18,} {_percent(line.relative_error):>10}")
+        out += [_text_of(line) for line in self.lines]
         summary = self.summary()
         out += ["", f"{'':30} {'values':>8} {'exact':>8} {'none':>6} {'median':>10} {'90 %':>10} {'worst':>10}"]
         for name, figures in [("all", summary["all"]), *summary["groups"].items()]:
@@ -106,6 +103,14 @@ class Validation:
             counts = f"{figures['values']:>8} {figures['exact']:>8} {figures['not_predicted']:>6}"
             out.append(f"{name:30} {counts} {cells[0]:>10} {cells[1]:>10} {cells[2]:>10}")
         return "\n".join(out)
+
+
+def _text_of(line: Line) -> str:
+    reference = "-" if line.reference is None else f"{line.reference:,}"
+    start = f"{line.id:44} {line.metric:22} {reference:>18}"
+    if line.predicted is None:
+        return f"{start} {'-':>18}   {line.reason}"
+    return f"{start} {line.predicted:>18,} {_percent(line.relative_error):>10}"
 
 
 def _percent(error: float | None) -> str:
@@ -142,14 +147,16 @@ def validate(path: str) -> Validation:
 
 def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        with open(path, encoding="utf-8") as file:
+        with Path(path).open(encoding="utf-8") as file:
             for number, text in enumerate(file, 1):
                 if not text.strip():
                     continue
                 try:
                     row = json.loads(text)
                 except (ValueError, RecursionError) as error:
-                    raise InputError(f"is not JSON ({error})", where=f"{path}:{number}", hint="Give one JSON object a line.") from None
+                    raise InputError(
+                        f"is not JSON ({error})", where=f"{path}:{number}", hint="Give one JSON object a line."
+                    ) from None
                 if not isinstance(row, dict) or not isinstance(row.get("id"), str):
                     raise InputError("is no row", where=f"{path}:{number}", hint='A row is an object with an "id".')
                 yield number, row
@@ -197,12 +204,14 @@ def _predict_case(row: Mapping[str, Any], where: str) -> dict[str, int]:
     """Of measured cases only parameter counts can be predicted yet."""
     config = (row.get("model") or {}).get("config")
     if "parameters" not in row["measured"]:
-        raise WeighError(f"measured runs of {row.get('runtime') or row.get('task') or 'this kind'} are not predicted yet")
+        raise WeighError(
+            f"measured runs of {row.get('runtime') or row.get('task') or 'this kind'} are not predicted yet"
+        )
     if not isinstance(config, dict):
         raise WeighError("the case has no config")
     with recording():
         model = models.build(config, dtypes.BFLOAT16, where)
-        return {"parameters": sum(int(p.numel) * p.count for p in model.parameters())}  # type: ignore[arg-type]
+        return {"parameters": _plain(sum(p.numel * p.count for p in model.parameters()))}
 
 
 _TRAIN_SETTINGS = {
@@ -290,14 +299,21 @@ def _both(trace: Trace, metrics: Callable[[Trace, bool], dict[str, int]]) -> dic
     return metrics(trace, False) | {f"{k}_r512": v for k, v in metrics(trace, True).items()}
 
 
+def _plain(size: Size) -> int:
+    assert isinstance(size, int)
+    return size
+
+
 def _held(trace: Trace, rounded: bool) -> dict[str, int]:
     """The bytes live at the end, by purpose."""
     last = len(trace.spans) - 1
     held: dict[str, int] = {}
     for index, count in live_counts(trace, Moment(last, trace.spans[last].count - 1, len(trace.events) - 1)).items():
         allocation = trace.allocations[index]
-        size = int(allocation.num_bytes)  # type: ignore[arg-type]
-        held[allocation.purpose] = held.get(allocation.purpose, 0) + count * ((size + 511) // 512 * 512 if rounded else size)
+        size = _plain(allocation.num_bytes)
+        held[allocation.purpose] = held.get(allocation.purpose, 0) + count * (
+            (size + 511) // 512 * 512 if rounded else size
+        )
     return held
 
 
@@ -308,16 +324,16 @@ def _training_metrics(trace: Trace, rounded: bool) -> dict[str, int]:
     mine = [p for p in peaks if p.mark.round == last and p.mark.phase != LOAD]
 
     def highest(chosen: list[PhasePeak]) -> int:
-        return max(int(p.peak) for p in chosen)  # type: ignore[arg-type]
+        return max(_plain(p.peak) for p in chosen)
 
     metrics = {
         "params": held.get(WEIGHT, 0),
         "buffers": held.get(BUFFER, 0),
         "optimizer_state": held.get(OPTIMIZER_STATE, 0),
         "inputs": held.get(INPUT, 0),
-        "after_fwd": [p for p in mine if p.mark.phase == FORWARD][-1].after,
-        "after_bwd": [p for p in mine if p.mark.phase == BACKWARD][-1].after,
-        "after_step": mine[-1].after,
+        "after_fwd": _plain([p for p in mine if p.mark.phase == FORWARD][-1].after),
+        "after_bwd": _plain([p for p in mine if p.mark.phase == BACKWARD][-1].after),
+        "after_step": _plain(mine[-1].after),
         "peak": highest(mine),
         "peak_first_step": highest([p for p in peaks if p.mark.round == 0 and p.mark.phase != LOAD]),
         "peak_any_time": highest(peaks),
@@ -326,7 +342,7 @@ def _training_metrics(trace: Trace, rounded: bool) -> dict[str, int]:
         chosen = [p for p in mine if p.mark.phase == phase]
         if chosen:
             metrics[name] = highest(chosen)
-    return metrics  # type: ignore[return-value]
+    return metrics
 
 
 def _generation_metrics(trace: Trace, rounded: bool) -> dict[str, int]:
@@ -334,17 +350,17 @@ def _generation_metrics(trace: Trace, rounded: bool) -> dict[str, int]:
     held = _held(trace, rounded)
     prefill = [p for p in peaks if p.mark.phase == PREFILL]
     decode = [p for p in peaks if p.mark.phase == DECODE]
-    peak_prefill = max(int(p.peak) for p in prefill)  # type: ignore[arg-type]
-    peak_decode = max((int(p.peak) for p in decode), default=0)  # type: ignore[arg-type]
+    peak_prefill = max(_plain(p.peak) for p in prefill)
+    peak_decode = max((_plain(p.peak) for p in decode), default=0)
     return {
         "params": held.get(WEIGHT, 0),
         "buffers": held.get(BUFFER, 0),
         "inputs": held.get(INPUT, 0),
         "kv_cache_end": held.get(KV_CACHE, 0),
-        "before_prefill": prefill[0].before,
-        "after_prefill": prefill[-1].after,
-        "after_decode": peaks[-1].after,
+        "before_prefill": _plain(prefill[0].before),
+        "after_prefill": _plain(prefill[-1].after),
+        "after_decode": _plain(peaks[-1].after),
         "peak_prefill": peak_prefill,
         "peak_decode": peak_decode,
         "peak": max(peak_prefill, peak_decode),
-    }  # type: ignore[dict-item]
+    }

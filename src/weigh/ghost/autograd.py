@@ -5,8 +5,8 @@ What is mirrored, with where to find it in PyTorch:
 - nodes run in the order of their sequence numbers, last made first, once all their gradients have come; a leaf's
   accumulation runs as soon as it is complete (engine.cpp, `ReadyQueue`, `CompareNodeTaskTime`);
 - a node's gradients are reduced to the shape and cast to the dtype of its inputs before its own gradient is dropped
-  (`validate_outputs`), then its saved tensors go (`release_variables`), and only then are the gradients handed on; the node
-  itself stays as long as the graph does (until the loss is dropped);
+  (`validate_outputs`), then its saved tensors go (`release_variables`), and only then are the gradients handed on;
+  the node itself stays as long as the graph does (until the loss is dropped);
 - two gradients for one input are summed in place where the buffer alone owns a dense one (input_buffer.cpp,
   `can_accumulate_inplace`), else into a new tensor; under a dispatch mode it is always a new tensor;
 - a leaf without a gradient takes the incoming one where nothing else refers to it and its layout is the leaf's, else a
@@ -44,7 +44,7 @@ class Node:
         self.op = op
         self.needs = needs
         self.edges: list[tuple[Node | Tensor, int] | None] = [
-            (t if t.node is None else t.node, t.output_nr) if need else None  # type: ignore[union-attr]
+            (t if t.node is None else t.node, t.output_nr) if need else None  # type: ignore[union-attr,misc]
             for t, need in zip(tensors, needs, strict=True)
         ]
         self.inputs: list[tuple[Shape, DType] | None] = [
@@ -91,7 +91,8 @@ class _Leaf:
 def backward(roots: list[Tensor], gradients: list[Tensor | None]) -> None:
     """Run the tape from `roots` back, freeing what its nodes saved.
 
-    A missing gradient is one (`ones_like`). As in PyTorch the caller's frame keeps the gradients to start from to the end.
+    A missing gradient is one (`ones_like`). As in PyTorch the caller's frame keeps the gradients to start from to the
+    end.
     """
     ledger = state.ledger
     before = state.grad_enabled, ledger.path, ledger.unit
@@ -121,7 +122,7 @@ class _Task:
         self.ready: list[_Leaf] = []
 
     def count_leaves(self, roots: list[Tensor]) -> None:
-        """How many gradients will come to each leaf. (For nodes the order of their numbers says when all have come.)"""
+        """How many gradients will come to each leaf; for nodes the order of their numbers says when all have come."""
         stack = [r.node for r in roots if r.node is not None]
         seen = {n.sequence for n in stack}
         leaves = self.leaves

@@ -1,4 +1,7 @@
-"""The ledger: the running account that storages report to. It is the one thing that changes while a run is under way."""
+"""The ledger.
+
+The running account that storages report to. It is the one thing that changes while a run is under way.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,10 @@ class Ledger:
     def allocate(
         self, num_bytes: Size, op: str, shape: Shape, dtype: str, purpose: str | None, unit: int | None
     ) -> int:
-        """Note a birth; returns the storage's number. A storage made outside every block can be given its owner's `unit`."""
+        """Note a birth.
+
+        Returns the storage's number. A storage made outside every block can be given its owner's `unit`.
+        """
         if self.unit is not None:
             unit = self.unit
         if unit != self._run_unit:
@@ -112,7 +118,10 @@ class Ledger:
         )
 
     def _spans(self) -> list[Span]:
-        """Where the blocks in the middle of each stack belong: between its second and its last, whichever order they run in."""
+        """Where the blocks in the middle of each stack belong.
+
+        Between its second and its last, whichever order they run in.
+        """
         if self._stray is not None:
             raise NotSteady(f"{self.allocations[self._stray - 1]} stands for many and died outside of its block")
         runs = [*self._runs, (len(self.events), None)]

@@ -1,7 +1,7 @@
 """Modules with named parameters and buffers, and the parts that families are made of.
 
-A module says what it is (`role`): embedding, attention, mlp, norm, head, ... Techniques find modules by role and name, and
-reports group by it. Every module knows its path once `name_modules` has run over the whole model.
+A module says what it is (`role`): embedding, attention, mlp, norm, head, ... Techniques find modules by role and
+name, and reports group by it. Every module knows its path once `name_modules` has run over the whole model.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Module:
         """Every parameter once, in order, a tied one under the first of its names."""
         found: list[Parameter] = []
         seen: set[int] = set()
-        for module, names in self._walk([""]):
+        for module, names in self.named_copies([""]):
             for attribute, tensor in module.own_tensors():
                 purpose = tensor.storage.ledger.allocations[tensor.storage.number - 1].purpose
                 if id(tensor) not in seen and purpose == WEIGHT:
@@ -99,10 +99,11 @@ class Module:
                     found.append(Parameter(tensor, [n + attribute for n in names], module))
         return found
 
-    def _walk(self, prefixes: list[str]) -> Iterator[tuple[Module, list[str]]]:
+    def named_copies(self, prefixes: list[str]) -> Iterator[tuple[Module, list[str]]]:
+        """This module and all inside it, each with the prefixes of every module that it stands for."""
         yield self, prefixes
         for name, child in self.children():
-            yield from child._walk([f"{p}{name}." for p in prefixes])
+            yield from child.named_copies([f"{p}{name}." for p in prefixes])
 
     def train(self, mode: bool = True) -> None:
         """Dropout on, or off."""
@@ -132,7 +133,10 @@ class Parameter:
 
 
 class Stack(Module):
-    """Blocks in a row, of which a compressed stack holds three (see `weigh.ghost.repeat`). Iterate to run them in turn."""
+    """Blocks in a row, of which a compressed stack holds three (see `weigh.ghost.repeat`).
+
+    Iterate to run them in turn.
+    """
 
     def __init__(self, path: str, length: int, build: Callable[[int], Module], period: int = 1) -> None:
         super().__init__()
@@ -158,11 +162,12 @@ class Stack(Module):
         for index, block in zip(self.indices, self.blocks, strict=True):
             yield str(index), block
 
-    def _walk(self, prefixes: list[str]) -> Iterator[tuple[Module, list[str]]]:
+    def named_copies(self, prefixes: list[str]) -> Iterator[tuple[Module, list[str]]]:
+        """As for any module; a real block gives the prefixes of all its copies."""
         yield self, prefixes
         for index, block in zip(self.indices, self.blocks, strict=True):
             numbers = [index + self._period * copy for copy in range(block.count)]
-            yield from block._walk([f"{p}{n}." for p in prefixes for n in numbers])
+            yield from block.named_copies([f"{p}{n}." for p in prefixes for n in numbers])
 
 
 def name_modules(root: Module) -> None:
@@ -296,22 +301,22 @@ class Activation(Module):
 
 
 def gelu_new(x: Tensor) -> Tensor:
-    """transformers' `NewGELUActivation`: eight elementwise ops."""
+    """`NewGELUActivation`: eight elementwise ops."""
     return 0.5 * x * (1.0 + ops.tanh(0.8 * (x + 0.044715 * x.pow(3.0))))
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """transformers' `QuickGELUActivation`."""
+    """`QuickGELUActivation`."""
     return x * ops.sigmoid(1.702 * x)
 
 
 def gelu_fast(x: Tensor) -> Tensor:
-    """transformers' `FastGELUActivation`."""
+    """`FastGELUActivation`."""
     return 0.5 * x * (1.0 + ops.tanh(x * 0.7978845608 * (1.0 + 0.044715 * x * x)))
 
 
 def relu2(x: Tensor) -> Tensor:
-    """transformers' `ReLUSquaredActivation`."""
+    """`ReLUSquaredActivation`."""
     return ops.relu(x).pow(2)
 
 

@@ -1,13 +1,13 @@
 """Stacks of identical blocks, of which only three are run.
 
-A transformer's blocks 2, 3, ... n-1 do the same to memory: what the second of them adds, each of the others adds too. So a
-stack builds and runs three groups of blocks (the first, the second and the last) and tells the ledger how many more
-stand between the second and the last. The ledger checks that second and last were alike event by event (bytes and ops) and
-puts the rest between them, in whichever direction they ran (forward, backward, an optimizer's loop over the
-parameters). Where they are not alike it raises `NotSteady`, and the run is made again with every block.
+A transformer's blocks 2, 3, ... n-1 do the same to memory: what the second of them adds, each of the others adds too.
+So a stack builds and runs three groups of blocks (the first, the second and the last) and tells the ledger how many
+more stand between the second and the last. The ledger checks that second and last were alike event by event (bytes
+and ops) and puts the rest between them, in whichever direction they ran (forward, backward, an optimizer's loop over
+the parameters). Where they are not alike it raises `NotSteady`, and the run is made again with every block.
 
-The unit that repeats is `period` blocks long: the period of the layer pattern, widened by whatever reaches across blocks.
-Blocks that do not fill a period stand at the end and are run as they are.
+The unit that repeats is `period` blocks long: the period of the layer pattern, widened by whatever reaches across
+blocks. Blocks that do not fill a period stand at the end and are run as they are.
 """
 
 from __future__ import annotations
@@ -22,18 +22,15 @@ from weigh.trace.events import Repeat
 if TYPE_CHECKING:
     from weigh.ghost.nn import Module
 
-_unrolled = False
-
 
 @contextmanager
 def unrolled(on: bool = True) -> Iterator[None]:
     """Every stack built in the body has all its blocks."""
-    global _unrolled
-    before, _unrolled = _unrolled, on
+    before, state.unrolled = state.unrolled, on
     try:
         yield
     finally:
-        _unrolled = before
+        state.unrolled = before
 
 
 class Plan:
@@ -46,7 +43,7 @@ class Plan:
         self.indices = list(range(length))
         self.units: list[int | None] = [None] * length
         self.counts = [1] * length
-        if _unrolled or groups <= 3:
+        if state.unrolled or groups <= 3:
             return
         ledger = state.ledger
         first = 3 * len(ledger.repeats)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from weigh.dtypes import DType
 from weigh.ghost.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -19,7 +18,17 @@ if TYPE_CHECKING:
 class State:
     """The mutable surroundings of a run. Use the context managers below; they restore what they change."""
 
-    __slots__ = ("autocast", "cpu", "grad_enabled", "ledger", "overrides", "pack_hook", "sequence", "traced")
+    __slots__ = (
+        "autocast",
+        "cpu",
+        "grad_enabled",
+        "ledger",
+        "overrides",
+        "pack_hook",
+        "sequence",
+        "traced",
+        "unrolled",
+    )
 
     def __init__(self) -> None:
         self.ledger = Ledger()
@@ -29,9 +38,12 @@ class State:
         self.overrides: dict[str, Any] = {}
         """Rows of the op table that the kernels in use replace: op name -> op."""
         self.sequence = 0
-        self.traced = False
-        """The run is seen through a dispatch mode (as the recorded witnesses are): gradients are then never summed in place."""
         self.cpu = False
+        """The run is on the CPU: some composite ops take another path there."""
+        self.traced = False
+        """The run is seen through a dispatch mode (as the recorded witnesses are): nothing is then summed in place."""
+        self.unrolled = False
+        """Stacks have all their blocks (see `weigh.ghost.repeat`)."""
 
 
 state = State()
@@ -45,6 +57,7 @@ def recording(kernels: dict[str, Any] | None = None, *, traced: bool = False, cp
     state.overrides = dict(kernels or {})
     state.traced = traced
     state.cpu = cpu
+    state.unrolled = saved["unrolled"]
     try:
         yield state.ledger
     finally:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from weigh.ghost.autograd import Node
 
 
+Number = float
+"""The built-in `float`, by a name that the method `Tensor.float` does not hide."""
+
+
 class ShapeError(WeighError):
     """Shapes or dtypes that an op cannot take. In a bundled model this is a fault of ours, not of the user's input."""
 
@@ -167,26 +171,26 @@ class Tensor:
         return ops.to(self, FLOAT32)
 
     # -- arithmetic
-    def __add__(self, other: Tensor | float) -> Tensor:
+    def __add__(self, other: Tensor | Number) -> Tensor:
         return ops.add(self, other)
 
     __radd__ = __add__
 
-    def __sub__(self, other: Tensor | float) -> Tensor:
+    def __sub__(self, other: Tensor | Number) -> Tensor:
         return ops.sub(self, other)
 
-    def __mul__(self, other: Tensor | float) -> Tensor:
+    def __mul__(self, other: Tensor | Number) -> Tensor:
         return ops.mul(self, other)
 
     __rmul__ = __mul__
 
-    def __truediv__(self, other: Tensor | float) -> Tensor:
+    def __truediv__(self, other: Tensor | Number) -> Tensor:
         return ops.div(self, other)
 
     def __neg__(self) -> Tensor:
         return ops.neg(self)
 
-    def pow(self, exponent: float) -> Tensor:
+    def pow(self, exponent: Number) -> Tensor:
         return ops.pow(self, exponent)
 
     def mean(self, dim: int, keepdim: bool = False) -> Tensor:
@@ -243,7 +247,12 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def empty(
-    shape: Shape, dtype: DType, op: str, strides: Shape | None = None, purpose: str | None = None, unit: int | None = None
+    shape: Shape,
+    dtype: DType,
+    op: str,
+    strides: Shape | None = None,
+    purpose: str | None = None,
+    unit: int | None = None,
 ) -> Tensor:
     """A new tensor on a new storage. Only ops call this; model code may not allocate."""
     numel = product(shape)
@@ -253,4 +262,3 @@ def empty(
 from weigh.ghost import ops  # noqa: E402  the methods above are thin names for the ops, which need the class
 
 __all__ = ["ShapeError", "Storage", "Tensor", "contiguous_strides", "empty", "is_dense", "normalise", "product"]
-

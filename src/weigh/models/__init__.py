@@ -1,6 +1,7 @@
 """Families: one file describes one model architecture in ghost modules.
 
-`build(config, dtype)` makes the model of a `config.json`; a `model_type` that no file describes is an error that names it.
+`build(config, dtype)` makes the model of a `config.json`; a `model_type` that no file describes is an error that
+names it.
 """
 
 from __future__ import annotations

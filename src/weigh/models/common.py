@@ -46,7 +46,7 @@ class CausalModel(Module):
         raise NotImplementedError
 
 
-# -- caches -------------------------------------------------------------------------------------------------------------
+# -- caches ----------------------------------------------------------------------------------------
 class CacheLayer:
     """The keys and values of one layer (or of all the layers it stands for)."""
 
@@ -142,7 +142,7 @@ def _label(x: Tensor) -> Tensor:
     return x
 
 
-# -- masks --------------------------------------------------------------------------------------------------------------
+# -- masks -----------------------------------------------------------------------------------------
 def position_ids(length: Size, cache: Cache | None) -> Tensor:
     """The positions of the new tokens, (1, length)."""
     past: Tensor | int = 0
@@ -155,7 +155,10 @@ def position_ids(length: Size, cache: Cache | None) -> Tensor:
 def create_causal_mask(
     attention: str, embeddings: Tensor, cache: Cache | None, positions: Tensor, attention_mask: Tensor | None = None
 ) -> Tensor | None:
-    """`create_causal_mask`, for a padding mask (batch, seen) of ones or none: None where sdpa can be told `is_causal`."""
+    """`create_causal_mask`, for a padding mask (batch, seen) of ones or none.
+
+    None where sdpa can be told `is_causal`.
+    """
     batch, length = embeddings.shape[0], embeddings.shape[1]
     if cache is None and attention_mask is None and not state.traced:
         _look_for_packed_sequences(positions, batch)
@@ -175,9 +178,7 @@ def create_causal_mask(
     return ops.where(allowed, ops.zeros((), dtype), ops.scalar_tensor(dtype))
 
 
-def _boolean_mask(
-    batch: Size, length: Size, visible: Size, offset: Tensor | int, padding: Tensor | None
-) -> Tensor:
+def _boolean_mask(batch: Size, length: Size, visible: Size, offset: Tensor | int, padding: Tensor | None) -> Tensor:
     """Query position by key position: (batch, 1, length, visible), expanded from (1, 1, length, visible)."""
     if padding is not None and padding.shape[-1] is not visible and padding.shape[-1] != visible:
         padding = ops.pad(padding, visible - padding.shape[-1])
@@ -204,7 +205,7 @@ def _look_for_packed_sequences(positions: Tensor, batch: Size) -> None:
     ops.to(changed, INT64)
 
 
-# -- attention ----------------------------------------------------------------------------------------------------------
+# -- attention -------------------------------------------------------------------------------------
 def repeat_kv(hidden_states: Tensor, groups: int) -> Tensor:
     """(batch, kv heads, length, width) -> (batch, heads, length, width), a copy unless there is one group."""
     if groups == 1:
@@ -270,7 +271,7 @@ def _pack(x: Tensor, groups: int) -> Tensor:
     return x.reshape(batch, heads // groups, groups, width)
 
 
-# -- loss ---------------------------------------------------------------------------------------------------------------
+# -- loss ------------------------------------------------------------------------------------------
 def causal_lm_loss(logits: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
     """`ForCausalLMLoss`: logits upcast to fp32, labels shifted, cross entropy."""
     logits = logits.float()

@@ -30,7 +30,10 @@ class Keys:
         return default
 
     def size(self, *names: str, default: int | None = None) -> int:
-        """A positive whole number. Raises `InputError` where it is missing (and has no default), no number or below one."""
+        """A positive whole number.
+
+        Raises `InputError` where it is missing (and has no default), no number or below one.
+        """
         value = self._find(names, default)
         key = self._named(names)
         if value is None:

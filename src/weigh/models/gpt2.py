@@ -2,8 +2,8 @@
 
 Shapes: B batch, T length, D hidden size, N heads, H head width, V vocabulary.
 
-Beyond upstream, for the variants that the literature builds: `qkv_bias` false leaves out the bias of the queries, keys and
-values.
+Beyond upstream, for the variants that the literature builds: `qkv_bias` false leaves out the bias of the queries,
+keys and values.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class GPT2Config:
     embd_pdrop: float = 0.1
     attn_pdrop: float = 0.1
     tie_word_embeddings: bool = True
+    reorder_and_upcast_attn: bool = False
     qkv_bias: bool = True
 
     @classmethod
@@ -60,9 +61,8 @@ class GPT2Config:
         keys.divides("n_head", heads, "n_embd", width)
         activation = keys.word("activation_function", default="gelu_new")
         nn.activation(activation)
-        for flag in ("add_cross_attention", "reorder_and_upcast_attn"):
-            if keys.flag(flag, default=False):
-                raise NotModelledError(f"GPT-2 with {flag}", where=f"{where}: {flag}")
+        if keys.flag("add_cross_attention", default=False):
+            raise NotModelledError("GPT-2 with cross-attention", where=f"{where}: add_cross_attention")
         return cls(
             vocab_size=keys.size("vocab_size", default=50257),
             n_positions=keys.size("n_positions", "n_ctx", "max_position_embeddings", default=1024),
@@ -75,6 +75,7 @@ class GPT2Config:
             embd_pdrop=keys.fraction("embd_pdrop", default=0.1),
             attn_pdrop=keys.fraction("attn_pdrop", default=0.1),
             tie_word_embeddings=keys.flag("tie_word_embeddings", default=True),
+            reorder_and_upcast_attn=keys.flag("reorder_and_upcast_attn", default=False),
             qkv_bias=keys.flag("qkv_bias", default=True),
         )
 
@@ -84,6 +85,7 @@ class GPT2Attention(nn.Module):
 
     def __init__(self, config: GPT2Config, dtype: DType) -> None:
         super().__init__()
+        self.upcast = config.reorder_and_upcast_attn
         self.num_heads = config.n_head
         self.head_dim = config.n_embd // config.n_head
         self.split_size = config.n_embd
@@ -103,6 +105,8 @@ class GPT2Attention(nn.Module):
         if cache is not None:
             key_states, value_states = cache.update(key_states, value_states, self.path)
         dropout = self.attn_pdrop if self.training else 0.0
+        if attention == "eager" and self.upcast:
+            raise NotModelledError("eager attention with reorder_and_upcast_attn", hint="Use sdpa, which ignores it.")
         if attention == "eager":
             attn_output, attn_weights = eager_attention(
                 query_states, key_states, value_states, mask, dropout, 1, softmax_dtype=None
@@ -178,7 +182,7 @@ class GPT2Model(nn.Module):
         if cache is not None:
             cache.advance(input_ids.shape[1])
         hidden_states = self.ln_f(hidden_states)
-        return hidden_states
+        return hidden_states  # type: ignore[no-any-return]
 
 
 class GPT2LMHeadModel(CausalModel):

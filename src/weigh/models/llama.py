@@ -223,7 +223,7 @@ class LlamaModel(nn.Module):
         if cache is not None:
             cache.advance(input_ids.shape[1])
         hidden_states = self.norm(hidden_states)
-        return hidden_states
+        return hidden_states  # type: ignore[no-any-return]
 
 
 class LlamaForCausalLM(CausalModel):

@@ -1,13 +1,15 @@
 """Optimizers: what they keep beside each parameter, and what they allocate while they step.
 
-One file per optimizer, with PyTorch's implementations of it: `foreach` (lists; CUDA's default), `fused` (one kernel) and
-`forloop` (one parameter at a time; the CPU's default).
+One file per optimizer, with PyTorch's implementations of it: `foreach` (lists; CUDA's default), `fused` (one kernel)
+and `forloop` (one parameter at a time; the CPU's default).
 """
 
 from __future__ import annotations
 
 from weigh.errors import UnknownNameError, UsageError
 from weigh.optimizers.base import IMPLEMENTATIONS, Optimizer
+
+__all__ = ["OPTIMIZERS", "Optimizer", "optimizer"]
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 

@@ -1,7 +1,7 @@
 """SGD, as `torch/optim/sgd.py` (2.13) does it.
 
-Keeps one tensor beside each parameter where there is momentum: a copy of the first gradient. Weight decay adds itself into
-a copy of the gradients (foreach) or of one gradient at a time.
+Keeps one tensor beside each parameter where there is momentum: a copy of the first gradient. Weight decay adds itself
+into a copy of the gradients (foreach) or of one gradient at a time.
 """
 
 from __future__ import annotations

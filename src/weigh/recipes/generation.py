@@ -1,8 +1,8 @@
 """Generation: prefill, then decoding token by token, as transformers 5.23 does it (`generation/utils.py`).
 
-Greedy decoding, several returned sequences, beam search with its reordered cache, and assisted decoding with a draft model.
-The steps between the first two tokens and the last two add nothing new (a step's peak grows with the length of the
-cache), so the cache is set to the length it has before the last two and these are run.
+Greedy decoding, several returned sequences, beam search with its reordered cache, and assisted decoding with a draft
+model. The steps between the first two tokens and the last two add nothing new (a step's peak grows with the length of
+the cache), so the cache is set to the length it has before the last two and these are run.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _run(
     config: Mapping[str, Any], recipe: Generation, where: str, assistant: Mapping[str, Any] | None
 ) -> GenerationRun:
     chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced)
-    with recording(chosen, traced=recipe.traced) as ledger, no_grad():
+    with recording(chosen, traced=recipe.traced, cpu=recipe.device == "cpu") as ledger, no_grad():
         model = models.build(config, recipe.dtype, where)
         model.attention = recipe.attention
         model.train(False)
@@ -248,40 +248,49 @@ def _beam_search(model: CausalModel, recipe: Generation, ledger: Ledger, input_i
 
 
 def _assisted(model: CausalModel, draft: CausalModel, recipe: Generation, ledger: Ledger, input_ids: Tensor) -> Any:
-    """`_assisted_decoding`, every drafted token accepted: the draft's logits are kept in fp32 until they are checked."""
+    """`_assisted_decoding`, every drafted token accepted; of the rounds of drafting and checking the first and the last.
+
+    The draft's logits are kept in fp32 until the model has checked them.
+    """
     ledger.mark(PREFILL, 0)
     cache, draft_cache = Cache(), Cache()
-    attention_mask = ops.ones(input_ids.shape, INT64)
-    length, end = recipe.prompt, recipe.prompt + recipe.new_tokens
-    first = True
-    number = 0
-    while length < end:
-        drafted = min(recipe.draft_tokens, int(end - length)) if isinstance(length, int) else recipe.draft_tokens
-        scores: list[Tensor] = []
-        token = input_ids if first else input_ids.narrow(1, 2)
-        for _ in range(drafted):
-            out = draft(ops.clone_contiguous(token), None, draft_cache, 1, attention_mask)
-            scores.append(ops.copy_to(ops.select(out.logits, 1), FLOAT32))
-            del out
-            token = ops.argmax(scores[-1]).unsqueeze(1)
-        candidate_logits = ops.stack(scores)
-        candidates = ops.full((1, length + drafted), INT64)
-        if not first:
-            ledger.mark(DECODE, number)
-            number += 1
-        checked = candidates if first else candidates.narrow(1, drafted + 1)
-        outputs = model(ops.clone_contiguous(checked), None, cache, drafted + 1)
-        new_logits = ops.copy_to(outputs.logits, FLOAT32)
-        next_token_logits = ops.clone(new_logits)
-        selected = ops.argmax(new_logits)
-        input_ids = ops.cat([input_ids, selected], -1)
-        length = length + drafted + 1
-        cache.crop(length - 1)
-        draft_cache.crop(length - 2)
-        attention_mask = ops.ones((1, length), INT64)
-        del outputs, new_logits, next_token_logits, selected, scores, candidate_logits, candidates, checked, token
-        first = False
-    return cache, draft_cache, input_ids, attention_mask
+    each = recipe.draft_tokens + 1
+    rounds = -(-recipe.new_tokens // each)
+    for number in sorted({0, rounds - 1}):
+        if number:
+            ledger.mark(DECODE, number - 1)
+            _fill(cache, recipe.prompt + (number * each - 1))
+            _fill(draft_cache, recipe.prompt + (number * each - 2))
+        drafted = min(recipe.draft_tokens, recipe.new_tokens - number * each)
+        _draft_and_check(model, draft, cache, draft_cache, input_ids, drafted, recipe.prompt + number * each)
+    return cache, draft_cache
+
+
+def _draft_and_check(
+    model: CausalModel,
+    draft: CausalModel,
+    cache: Cache,
+    draft_cache: Cache,
+    input_ids: Tensor,
+    drafted: int,
+    length: Size,
+) -> None:
+    attention_mask = ops.ones((1, length), INT64)
+    token = input_ids if not cache.layers else input_ids.narrow(1, 2)
+    scores: list[Tensor] = []
+    for _ in range(drafted):
+        out = draft(ops.clone_contiguous(token), None, draft_cache, 1, attention_mask)
+        scores.append(ops.copy_to(ops.select(out.logits, 1), FLOAT32))
+        del out
+        token = ops.argmax(scores[-1]).unsqueeze(1)
+    kept = [ops.stack(scores)] if scores else []
+    candidates = ops.full((1, length + drafted), INT64)
+    checked = candidates.narrow(1, drafted + 1) if cache.layers else candidates
+    outputs = model(ops.clone_contiguous(checked), None, cache, drafted + 1)
+    new_logits = ops.copy_to(outputs.logits, FLOAT32)
+    next_token_logits = ops.clone(new_logits)
+    ops.argmax(new_logits)
+    del kept, next_token_logits
 
 
 def kv_cache_bytes(run: GenerationRun) -> Size:
@@ -292,5 +301,3 @@ def kv_cache_bytes(run: GenerationRun) -> Size:
     last = len(trace.spans) - 1
     at_end = Moment(last, trace.spans[last].count - 1, len(trace.events) - 1)
     return breakdown(trace, at_end, lambda a: a.purpose).get(KV_CACHE, 0)
-
-

@@ -106,7 +106,7 @@ def run(config: Mapping[str, Any], recipe: Training, where: str = "config", unro
 
 def _run(config: Mapping[str, Any], recipe: Training, where: str) -> TrainingRun:
     chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced)
-    with recording(chosen, traced=recipe.traced) as ledger:
+    with recording(chosen, traced=recipe.traced, cpu=recipe.device == "cpu") as ledger:
         model = models.build(config, recipe.dtype, where)
         model.attention = recipe.attention
         if recipe.freeze is not None:

@@ -1,7 +1,7 @@
 """LoRA: two thin matrices beside a frozen linear layer, as peft (0.21) places and runs them.
 
-With its default settings peft keeps the adapters in fp32 beside a half-precision model, so that every adapted layer casts
-its input up and its output down.
+With its default settings peft keeps the adapters in fp32 beside a half-precision model, so that every adapted layer
+casts its input up and its output down.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Lora:
     autocast_adapter: bool = True
     """Keep the adapters of a half-precision model in fp32, as peft does by default."""
     input_gradients: bool = False
-    """The embedding's output requires a gradient (`enable_input_require_grads`), which reentrant checkpointing needs."""
+    """The embedding's output requires a gradient (`enable_input_require_grads`), as reentrant checkpointing needs."""
 
     def apply(self, model: Module) -> None:
         """Freeze the model and put adapters beside the layers that are named.
@@ -51,7 +51,9 @@ class Lora:
         if not found:
             names = sorted({m.path.split(".")[-1] for m in model.modules() if isinstance(m, nn.Linear | nn.Conv1D)})
             raise WeighError(
-                f"LoRA found none of {', '.join(self.targets)}", where="lora", hint=f"This model has: {', '.join(names)}."
+                f"LoRA found none of {', '.join(self.targets)}",
+                where="lora",
+                hint=f"This model has: {', '.join(names)}.",
             )
         if self.input_gradients:
             embedding = next(m for m in model.modules() if m.role == nn.EMBEDDING)
