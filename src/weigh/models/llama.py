@@ -54,7 +54,8 @@ class LlamaConfig:
         heads = keys.size("num_attention_heads", default=32)
         kv_heads = keys.optional_size("num_key_value_heads") or heads
         keys.divides("num_key_value_heads", kv_heads, "num_attention_heads", heads)
-        head_dim = keys.optional_size("head_dim") or keys.divides("num_attention_heads", heads, "hidden_size", width)
+        share = keys.divides("num_attention_heads", heads, "hidden_size", width)  # upstream asks it of every config
+        head_dim = keys.optional_size("head_dim") or share
         activation = keys.word("hidden_act", default="silu")
         nn.activation(activation)
         return cls(
