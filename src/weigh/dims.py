@@ -279,7 +279,10 @@ def undominated(sizes: list[Size]) -> list[Size]:
     distinct = {frozenset(_terms(s).items()): s for s in sizes}
     for size in sorted(distinct.values(), key=lambda s: -sum(_terms(s).values())):
         terms = _terms(size)
-        if any(all(k.get(m, 0) >= f for m, f in terms.items()) and all(f >= 0 or m in terms for m, f in k.items()) for k in kept):
+        if any(
+            all(k.get(m, 0) >= f for m, f in terms.items()) and all(f >= 0 or m in terms for m, f in k.items())
+            for k in kept
+        ):
             continue
         kept.append(terms)
         result.append(size)

@@ -87,11 +87,16 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Events `start` to `stop` happen `count` times in a row."""
+    """Events `start` to `stop` happen `count` times in a row.
+
+    `unit` is None for plain events. Else these are the blocks in the middle of a stack, told by the run of block
+    `unit`: the real run of that block comes right after them, and the real run of the stack's other end right before.
+    """
 
     start: int
     stop: int
     count: int
+    unit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +135,7 @@ class Trace:
         for mark in self.marks:
             for number, span in enumerate(spans):
                 if span.start < mark.event < span.stop:
-                    if span.count != 1:
+                    if span.unit is not None:
                         raise AssertionError(f"a repeated span crosses the start of {mark.phase}")
                     spans[number : number + 1] = [Span(span.start, mark.event, 1), Span(mark.event, span.stop, 1)]
                     break

@@ -38,7 +38,10 @@ class PhasePeak:
 
 
 def phase_peaks(trace: Trace, rounded: bool = False) -> list[PhasePeak]:
-    """The peak of every phase, in order. `rounded` counts each storage in multiples of 512 bytes, as the CUDA allocator does."""
+    """The peak of every phase, in order.
+
+    `rounded` counts each storage in multiples of 512 bytes, as the CUDA allocator does.
+    """
     changes = rounded_changes(trace) if rounded else trace.changes()
     symbolic = any(isinstance(c, Dim) for c in changes)
     result: list[PhasePeak] = []
@@ -77,7 +80,10 @@ _NOWHERE = Moment(-1, 0, -1)
 
 
 def rounded_changes(trace: Trace) -> list[Size]:
-    """The signed bytes of every event, each storage rounded up to 512 bytes (CUDACachingAllocator.cpp, kMinBlockSize)."""
+    """The signed bytes of every event, each storage rounded up to 512 bytes.
+
+    Source: CUDACachingAllocator.cpp, kMinBlockSize.
+    """
     sizes = [(a.num_bytes + 511) // 512 * 512 for a in trace.allocations]
     return [sizes[e - 1] if e > 0 else -sizes[-e - 1] for e in trace.events]
 
@@ -85,13 +91,14 @@ def rounded_changes(trace: Trace) -> list[Size]:
 def live_counts(trace: Trace, moment: Moment) -> dict[int, int]:
     """How many times each allocation is live at a moment; repeated ones count once per copy.
 
-    A storage that a later copy frees for an earlier one shows as a negative count beside its twin's positive one, so sum
-    over a key that twins share (purpose, op, component), not over single allocations.
+    A storage that a later copy frees for an earlier one shows as a negative count beside its twin's positive one, so
+    sum over a key that twins share (purpose, op, component), not over single allocations.
     """
     counts: dict[int, int] = {}
     for span in trace.spans[: moment.span]:
         _count(trace, counts, span.start, span.stop, span.count)
-    here = trace.spans[moment.span] if moment.span < len(trace.spans) else Span(0, 0, 1)
+    end = len(trace.events)
+    here = trace.spans[moment.span] if moment.span < len(trace.spans) else Span(end, end, 1)
     _count(trace, counts, here.start, here.stop, moment.copy)
     _count(trace, counts, here.start, moment.event + 1, 1)
     return {index: count for index, count in counts.items() if count}

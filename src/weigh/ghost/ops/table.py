@@ -69,7 +69,7 @@ def apply(op: type[Op], *tensors: Tensor | None, **attributes: Any) -> Any:
         if True in needs:
             node = Node(op, tensors, needs)
     result = op.forward(node, *tensors, **attributes)
-    out = result if result.__class__ is Tensor else result[0]
+    out = result if result.__class__ is Tensor else next(t for t in result if t is not None)
     if node is not None:
         if out is result:
             out.node = node

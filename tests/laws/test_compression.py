@@ -1,0 +1,143 @@
+"""A compressed stack weighs what all its blocks weigh: in levels and peaks, and written out event by event."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weigh.dtypes import BFLOAT16, FLOAT16, FLOAT32
+from weigh.recipes.training import Training, run
+from weigh.trace.events import Call, Trace
+from weigh.trace.expand import expand
+from weigh.trace.peak import breakdown, phase_peaks
+
+quick = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+
+
+@st.composite
+def gpt2(draw: st.DrawFn) -> dict[str, Any]:
+    heads = draw(st.sampled_from([1, 2, 4]))
+    dropout = draw(st.sampled_from([0.0, 0.1]))
+    return {
+        "model_type": "gpt2",
+        "n_layer": draw(st.integers(1, 9)),
+        "n_head": heads,
+        "n_embd": heads * draw(st.sampled_from([8, 24])),
+        "vocab_size": draw(st.integers(50, 300)),
+        "n_positions": 64,
+        "tie_word_embeddings": draw(st.booleans()),
+        "resid_pdrop": dropout,
+        "embd_pdrop": dropout,
+        "attn_pdrop": dropout,
+    }
+
+
+@st.composite
+def llama(draw: st.DrawFn) -> dict[str, Any]:
+    kv_heads = draw(st.sampled_from([1, 2]))
+    return {
+        "model_type": "llama",
+        "num_hidden_layers": draw(st.integers(1, 9)),
+        "num_key_value_heads": kv_heads,
+        "num_attention_heads": kv_heads * draw(st.sampled_from([1, 3])),
+        "hidden_size": kv_heads * 24,
+        "intermediate_size": draw(st.integers(16, 90)),
+        "vocab_size": draw(st.integers(50, 300)),
+        "tie_word_embeddings": draw(st.booleans()),
+        "attention_bias": draw(st.booleans()),
+    }
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> Training:
+    mixed = draw(st.sampled_from([None, BFLOAT16, FLOAT16]))
+    optimizer = draw(st.sampled_from(["adamw", "adam", "sgd", None]))
+    checkpointing = draw(st.sampled_from([None, "full", "reentrant"]))
+    parts = [None, "all_but_head"]
+    if checkpointing != "reentrant":  # which needs an input that wants a gradient
+        parts += ["embeddings", "all_but_last_layer", "layers_first_half"]
+    return Training(
+        batch=draw(st.integers(1, 4)),
+        sequence=draw(st.integers(2, 60)),
+        dtype=FLOAT32 if mixed is not None else draw(st.sampled_from([FLOAT32, BFLOAT16])),
+        autocast=mixed,
+        attention=draw(st.sampled_from(["sdpa", "eager"])),
+        checkpointing=checkpointing,
+        optimizer=optimizer,
+        implementation=draw(st.sampled_from([None, "foreach", "fused", "forloop"])),
+        momentum=draw(st.sampled_from([0.0, 0.9])) if optimizer == "sgd" else 0.0,
+        weight_decay=draw(st.sampled_from([None, 0.1])),
+        clip=draw(st.booleans()),
+        accumulation=draw(st.integers(1, 3)),
+        set_to_none=draw(st.booleans()),
+        freeze=draw(st.sampled_from(parts)),
+        device=draw(st.sampled_from(["cuda", "cpu"])),
+        steps=draw(st.integers(1, 3)),
+        labels_are_inputs=draw(st.booleans()),
+        traced=draw(st.booleans()),
+    )
+
+
+def happenings(trace: Trace) -> list[tuple[Any, ...]]:
+    """Every event; deaths that follow each other are sorted, as CPython drops a deep graph in its own order."""
+    result: list[tuple[Any, ...]] = []
+    deaths: list[tuple[Any, ...]] = []
+    for event in trace.events:
+        a = trace.allocations[abs(event) - 1]
+        fact = (a.num_bytes if event > 0 else -a.num_bytes, a.op, a.path, a.purpose, a.phase, a.shape, a.dtype)
+        if event < 0:
+            deaths.append(fact)
+            continue
+        result += [*sorted(deaths), fact]
+        deaths.clear()
+    return result + sorted(deaths)
+
+
+def facts(call: Call) -> tuple[Any, ...]:
+    return call.event, call.op, call.path, call.flops, call.bytes_read, call.bytes_written
+
+
+@quick
+@given(config=gpt2() | llama(), recipe=recipes())
+def test_a_compressed_run_is_the_unrolled_run(config: dict[str, Any], recipe: Training) -> None:
+    short, long = run(config, recipe).trace, run(config, recipe, unroll=True).trace
+    for rounded in (False, True):
+        ours, theirs = phase_peaks(short, rounded), phase_peaks(long, rounded)
+        assert [(p.before, p.peak, p.after) for p in ours] == [(p.before, p.peak, p.after) for p in theirs]
+    for ours, theirs in zip(phase_peaks(short), phase_peaks(long), strict=True):
+        by_purpose = [breakdown(t, p.moment, lambda a: a.purpose) for t, p in ((short, ours), (long, theirs))]
+        assert by_purpose[0] == by_purpose[1]
+        assert sum(by_purpose[0].values()) == ours.peak
+    whole = expand(short)
+    assert happenings(whole) == happenings(long)
+    assert [e for e in whole.events if e > 0] == [e for e in long.events if e > 0]
+    assert (whole.marks, whole.spans) == (long.marks, long.spans)
+    assert [facts(c) for c in whole.calls] == [facts(c) for c in long.calls]
+
+
+@pytest.mark.parametrize("implementation", ["foreach", "fused", "forloop"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
+@pytest.mark.parametrize("checkpointing", [None, "full", "reentrant"])
+def test_no_setting_has_to_be_unrolled(implementation: str, optimizer: str, checkpointing: str | None) -> None:
+    config = {"model_type": "gpt2", "n_layer": 40, "n_embd": 32, "n_head": 2, "vocab_size": 90}
+    recipe = Training(
+        sequence=16, implementation=implementation, optimizer=optimizer, checkpointing=checkpointing, clip=True
+    )
+    trace = run(config, recipe).trace
+    assert [r.extra for r in trace.repeats] == [37]
+    assert trace.num_events > 5 * len(trace.events)
+
+
+def test_a_trace_without_repeats_is_its_own_expansion() -> None:
+    config = {"model_type": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 90}
+    trace = run(config, Training(sequence=16)).trace
+    assert expand(trace) is trace
+
+
+def test_copies_carry_the_paths_of_their_blocks() -> None:
+    config = {"model_type": "gpt2", "n_layer": 6, "n_embd": 32, "n_head": 2, "vocab_size": 90}
+    trace = expand(run(config, Training(sequence=16, steps=1)).trace)
+    weights = [a.path for a in trace.allocations if a.path.endswith("c_fc.weight") and a.phase == "load"]
+    assert weights == [f"transformer.h.{n}.mlp.c_fc.weight" for n in range(6)]
+    assert {c.path.split(".")[2] for c in trace.calls if c.path.startswith("transformer.h.")} == set("012345")
