@@ -25,9 +25,13 @@ class Autocast:
         self.cache: dict[int, tuple[Tensor, Tensor]] = {}
 
     def cast(self, policy: str, tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-        """The inputs of an op under the policy of its list (`LOWER`: to this region's dtype; `FP32`: to fp32)."""
+        """The inputs of an op under the policy of its list (`LOWER`: to this region's dtype; `FP32`: to fp32).
+
+        The last is cast first: the casts are the arguments of one C++ call, which compilers evaluate from the right.
+        """
         dtype = FLOAT32 if policy == FP32 else self.dtype
-        return tuple(self._cast(t, dtype) for t in tensors)
+        cast = [self._cast(t, dtype) for t in reversed(tensors)]  # GCC evaluates the arguments of a call from the last
+        return tuple(reversed(cast))
 
     def _cast(self, tensor: Tensor | None, dtype: DType) -> Tensor | None:
         if tensor is None or tensor.dtype is dtype or tensor.dtype.kind != "float" or tensor.dtype is FLOAT64:

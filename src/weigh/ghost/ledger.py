@@ -42,6 +42,8 @@ class Ledger:
         self.unit: int | None = None
         self.by_owner = False
         """A list of tensors is being worked on, outside every block: what dies belongs to the block that owns it."""
+        self.recomputing = False
+        """A checkpointed block runs forward again: what is born is activations, though in the backward pass."""
         self._stray: int | None = None
         self._runs: list[tuple[int, int | None]] = [(0, None)]
         self._run_unit: int | None = None
@@ -65,7 +67,8 @@ class Ledger:
             self._run_unit = unit
             self._runs.append((len(self.events), unit))
         if purpose is None:
-            purpose = TEMPORARY if self.phase == BACKWARD or self.phase == STEP else ACTIVATION
+            temporary = (self.phase == BACKWARD and not self.recomputing) or self.phase == STEP
+            purpose = TEMPORARY if temporary else ACTIVATION
         self.allocations.append(Allocation(num_bytes, op, self.path, purpose, self.phase, shape, dtype, unit))
         number = len(self.allocations)
         self.events.append(number)

@@ -107,6 +107,17 @@ def inside_unit(unit: int | None) -> Iterator[None]:
 
 
 @contextmanager
+def recomputing() -> Iterator[None]:
+    """A checkpointed block runs forward again, in the middle of a backward pass."""
+    ledger = state.ledger
+    before, ledger.recomputing = ledger.recomputing, True
+    try:
+        yield
+    finally:
+        ledger.recomputing = before
+
+
+@contextmanager
 def by_owner(on: bool = True) -> Iterator[None]:
     """Outside every block, over a list of tensors: what dies in the body belongs to the block that owns it."""
     ledger = state.ledger

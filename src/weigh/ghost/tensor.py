@@ -53,6 +53,11 @@ class Storage:
         """The repeated block that owns the storage."""
         return self.ledger.allocations[self.number - 1].unit if self.number else None
 
+    @property
+    def path(self) -> str:
+        """The parameter's name, or the module in which the storage was made."""
+        return self.ledger.allocations[self.number - 1].path if self.number else ""
+
     def relabel(self, purpose: str, path: str | None = None) -> None:
         """Say what the storage has become."""
         if self.number:

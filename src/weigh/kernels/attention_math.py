@@ -56,5 +56,3 @@ def _repeat(x: Tensor, groups: int) -> Tensor:
     batch, heads, length, width = x.shape
     expanded = x.unsqueeze(2).expand(batch, heads, groups, length, width)
     return ops.clone_contiguous(expanded).view(batch, heads * groups, length, width)
-
-

@@ -27,7 +27,7 @@ class SGD(Optimizer):
             return []
         with inside_unit(param.storage.unit):
             buffer = ops.clone((param.grad if param.grad is not None else param).alias())
-        buffer.storage.relabel(OPTIMIZER_STATE)
+        buffer.storage.relabel(OPTIMIZER_STATE, param.storage.path)
         return [buffer]
 
     def step(self) -> None:

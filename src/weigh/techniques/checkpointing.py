@@ -17,7 +17,7 @@ from weigh.ghost.autocast import autocast
 from weigh.ghost.autograd import backward
 from weigh.ghost.nn import Module
 from weigh.ghost.ops.table import Op, apply
-from weigh.ghost.state import enable_grad, no_grad, saved_tensors_hooks, state
+from weigh.ghost.state import enable_grad, no_grad, recomputing, saved_tensors_hooks, state
 from weigh.ghost.tensor import Tensor
 
 MODES = ("full", "reentrant")
@@ -88,7 +88,7 @@ class _Frame:
         if not self.has_run:
             self.has_run = True
             try:
-                with saved_tensors_hooks(self._keep), enable_grad():
+                with recomputing(), saved_tensors_hooks(self._keep), enable_grad():
                     self.run()
             except _StopRecomputation:
                 pass
@@ -159,7 +159,7 @@ def _run_again(
         alias = tensor.alias()
         alias.requires_grad = need
         detached.append(alias)
-    with autocast(dtype), enable_grad():
+    with recomputing(), autocast(dtype), enable_grad():
         out = function(*detached, *rest)
     roots, seeds = [out], [grad]
     del out, grad

@@ -74,7 +74,9 @@ class FlashAttentionBackward(Op):
     name = "aten::_scaled_dot_product_flash_attention_backward"
 
     @classmethod
-    def forward(cls, ctx: Any, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> list[Tensor]:
+    def forward(
+        cls, ctx: Any, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *, causal: bool
+    ) -> list[Tensor]:
         return [_like_transposed(t, cls.name) for t in (query, key, value)]
 
     @staticmethod
@@ -265,8 +267,6 @@ def flash_attention_cpu(query: Tensor, key: Tensor, value: Tensor, bias: Tensor 
 def safe_softmax(x: Tensor) -> Tensor:
     """`_safe_softmax(x, -1)`."""
     return apply(SafeSoftmax, x)  # type: ignore[no-any-return]
-
-
 
 
 def scaled_dot_product_attention(

@@ -71,13 +71,14 @@ def zeros_like(x: Tensor, purpose: str, dtype: DType | None = None) -> Tensor:
     """`torch.zeros_like(x)`, for what an optimizer keeps beside `x`."""
     with inside_unit(x.storage.unit):
         made = new_like(x, "aten::zeros_like", dtype)
-    made.storage.relabel(purpose)
+    made.storage.relabel(purpose, x.storage.path)
     return made
 
 
 def scalar_state(x: Tensor, purpose: str) -> Tensor:
     """A single fp32 number beside `x`: the step counter of fused optimizers."""
-    made = empty((), FLOAT32, "aten::zeros", purpose=purpose, unit=x.storage.unit)
+    made = empty((), FLOAT32, "aten::zeros", unit=x.storage.unit)
+    made.storage.relabel(purpose, x.storage.path)
     return made
 
 

@@ -26,12 +26,11 @@ class Where(Op):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> list[Any]:
-        from weigh.ghost.ops.creation import zeros
+        from weigh.ghost.ops.creation import scalar_tensor
 
         (condition,) = ctx.unpack()
-        zero = zeros((), grad.dtype)
-        left = where(condition, grad, zero) if ctx.needs[1] else None
-        return [None, left, where(condition, zero, grad) if ctx.needs[2] else None]
+        left = where(condition, grad, scalar_tensor(grad.dtype)) if ctx.needs[1] else None
+        return [None, left, where(condition, scalar_tensor(grad.dtype), grad) if ctx.needs[2] else None]
 
 
 class Argmax(Op):

@@ -80,7 +80,9 @@ class NativeLayerNormBackward(Op):
     name = "aten::native_layer_norm_backward"
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, *, needs: list[bool]) -> Any:
+    def forward(
+        ctx: Any, grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, *, needs: list[bool]
+    ) -> Any:
         op = "aten::native_layer_norm_backward"
         return [
             empty(t.shape, t.dtype, op) if need and t is not None else None
@@ -134,14 +136,14 @@ class Bernoulli(Op):
 
 
 class Softmax(Op):
-    """`_softmax`. Saves its output; half_to_float reads fp16 and writes fp32 without a copy."""
+    """`_softmax`: contiguous, whatever its input is. Saves its output; half_to_float reads fp16 and writes fp32."""
 
     name = "aten::_softmax"
     source = "derivatives.yaml: _softmax"
 
     @classmethod
     def forward(cls, ctx: Any, x: Tensor, *, dtype: DType) -> Tensor:
-        out = empty(x.shape, dtype, cls.name, _dense(x))
+        out = empty(x.shape, dtype, cls.name)
         if ctx:
             ctx.meta = x.dtype
             ctx.save_output(out)
@@ -226,12 +228,6 @@ class NllLossBackward(Op):
     @staticmethod
     def flops(out: Tensor, *tensors: Any) -> Size:
         return tensors[2].numel  # type: ignore[no-any-return]
-
-
-def _dense(x: Tensor) -> Any:
-    from weigh.ghost.ops.pointwise import output_strides
-
-    return None if x.strides is None else output_strides(x.shape, (x,))
 
 
 def embedding(indices: Tensor, weight: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def apply(op: type[Op], *tensors: Tensor | None, **attributes: Any) -> Any:
     if op.autocast is not None and state.autocast is not None:
         tensors = state.autocast.cast(op.autocast, tensors)
     node = None
-    if state.grad_enabled:
+    if state.grad_enabled and op.differentiable:
         needs = [t is not None and t.requires_grad for t in tensors]
         if True in needs:
             node = Node(op, tensors, needs)
@@ -86,6 +86,11 @@ def apply(op: type[Op], *tensors: Tensor | None, **attributes: Any) -> Any:
                 read = read + t.numel * t.dtype.itemsize
         state.ledger.call(op.name, op.flops(out, *tensors), read, out.numel * out.dtype.itemsize)
     return result
+
+
+def _first(results: list[Tensor | None]) -> Tensor:
+    """The first output that was made: a backward kernel may leave out those that are not wanted."""
+    return next(t for t in results if t is not None)
 
 
 from weigh.ghost.autograd import Node  # noqa: E402  the tape runs rows, and rows stand on the tape

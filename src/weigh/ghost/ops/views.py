@@ -439,5 +439,3 @@ def clone_contiguous(x: Tensor) -> Tensor:
 def pad(x: Tensor, amount: Size) -> Tensor:
     """`F.pad(x, (0, amount))`: always a copy."""
     return apply(ConstantPad, x, amount=amount)  # type: ignore[no-any-return]
-
-
