@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import re
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from weigh import validate
 from weigh.errors import InputError
 from weigh.recipes import generation, training
-from weigh.trace.events import ACTIVATION, BACKWARD, DECODE, LOAD, TEMPORARY, Trace
+from weigh.trace.events import ACTIVATION, BACKWARD, DECODE, FORWARD, LOAD, PREFILL, TEMPORARY, Trace
 from weigh.trace.expand import expand
 from weigh.trace.witness import read_witness
 
@@ -73,6 +75,41 @@ def test_every_recorded_number_is_predicted_exactly(row: str, tmp_path: Path) ->
     lines = validate.validate(str(file)).lines
     assert len(lines) == len(ROWS[row]["bytes"]) + len(ROWS[row]["bytes_r512"])
     assert [(x.metric, x.predicted) for x in lines] == [(x.metric, x.reference) for x in lines]
+
+
+def highest_levels_by_layer(trace: Trace, phase: str) -> dict[str, int]:
+    """The highest level right after an allocation by each layer, in the last round of a phase."""
+    result: dict[str, int] = {}
+    levels = list(accumulate(trace.changes()))
+    stops = [*(mark.event for mark in trace.marks[1:]), len(trace.events)]
+    last = max(mark.round for mark in trace.marks if mark.phase == phase)
+    for mark, stop in zip(trace.marks, stops, strict=True):
+        if (mark.phase, mark.round) != (phase, last):
+            continue
+        for number in range(mark.event, stop):
+            event = trace.events[number]
+            if event > 0:
+                layer = re.sub(r"(\.\d+)\..*", r"\1", trace.allocations[event - 1].path)
+                result[layer] = max(result.get(layer, 0), levels[number])
+    del result[""]  # the recorder tells the root module from no module
+    return result
+
+
+OPAQUE = ("llama4l-t-b4s1024-bf16-ckptreentrant", "bwd")
+"""The recorder sees `silu_backward` of a nested backward as one op, elsewhere as the seven ops of its formula."""
+
+
+@pytest.mark.parametrize("row", [i for i, row in ROWS.items() if "module_levels" in row])
+def test_every_layer_reaches_its_recorded_level(row: str) -> None:
+    trace = expand(ghost(ROWS[row]))
+    for short, levels in ROWS[row]["module_levels"].items():
+        phase = {"fwd": FORWARD, "bwd": BACKWARD, "prefill": PREFILL}[short]
+        recorded = {path: level for path, level in levels if path not in ("", "(root)")}
+        ours = highest_levels_by_layer(trace, phase)
+        if (row, short) == OPAQUE:
+            ours = {k: v for k, v in ours.items() if ".layers." not in k}
+            recorded = {k: v for k, v in recorded.items() if ".layers." not in k}
+        assert ours == recorded
 
 
 def test_every_recorded_run_is_compared() -> None:

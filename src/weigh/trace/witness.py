@@ -1,7 +1,7 @@
 """Recorded witnesses: the event list of a real PyTorch run, traced on fake CUDA tensors, read as a `Trace`.
 
-The file is gzipped JSON: `strings`; `storages` as rows (number, bytes, op, phase, module, category, shape, dtype), strings
-given by their index; `events` as plus or minus a storage's number; `marks` as rows (event, phase, live bytes).
+The file is gzipped JSON: `strings`; `storages` as rows (number, bytes, op, phase, module, category, shape, dtype),
+strings given by their index; `events` as plus or minus a storage's number; `marks` as rows (event, phase, live bytes).
 """
 
 from __future__ import annotations
