@@ -41,6 +41,7 @@ class CausalModel(Module):
         cache: Cache | None = None,
         logits_to_keep: int = 0,
         attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> CausalOutput:
         """Token ids (batch, length) to logits (batch, length, vocabulary), and the loss where labels are given."""
         raise NotImplementedError

@@ -170,9 +170,17 @@ class GPT2Model(nn.Module):
         self.h = nn.Stack("transformer.h", config.n_layer, lambda _: GPT2Block(config, dtype))
         self.ln_f = nn.LayerNorm(config.n_embd, dtype)
 
-    def forward(self, input_ids: Tensor, cache: Cache | None, attention_mask: Tensor | None, attention: str) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        cache: Cache | None,
+        attention_mask: Tensor | None,
+        positions: Tensor | None,
+        attention: str,
+    ) -> Tensor:
         inputs_embeds = self.wte(input_ids)
-        positions = position_ids(input_ids.shape[1], cache)
+        if positions is None:
+            positions = position_ids(input_ids.shape[1], cache)
         position_embeds = self.wpe(positions)
         hidden_states = inputs_embeds + position_embeds
         causal_mask = create_causal_mask(attention, inputs_embeds, cache, positions, attention_mask)
@@ -202,8 +210,9 @@ class GPT2LMHeadModel(CausalModel):
         cache: Cache | None = None,
         logits_to_keep: int = 0,
         attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> CausalOutput:
-        hidden_states = self.transformer(input_ids, cache, attention_mask, self.attention)
+        hidden_states = self.transformer(input_ids, cache, attention_mask, positions, self.attention)
         hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
         logits = self.lm_head(hidden_states)
         loss = None

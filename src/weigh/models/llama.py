@@ -213,9 +213,17 @@ class LlamaModel(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, dtype)
         self.rotary_emb = LlamaRotaryEmbedding(config)
 
-    def forward(self, input_ids: Tensor, cache: Cache | None, attention_mask: Tensor | None, attention: str) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        cache: Cache | None,
+        attention_mask: Tensor | None,
+        positions: Tensor | None,
+        attention: str,
+    ) -> Tensor:
         inputs_embeds = self.embed_tokens(input_ids)
-        positions = position_ids(input_ids.shape[1], cache)
+        if positions is None:
+            positions = position_ids(input_ids.shape[1], cache)
         causal_mask = create_causal_mask(attention, inputs_embeds, cache, positions, attention_mask)
         hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, positions)
@@ -247,8 +255,9 @@ class LlamaForCausalLM(CausalModel):
         cache: Cache | None = None,
         logits_to_keep: int = 0,
         attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> CausalOutput:
-        hidden_states = self.model(input_ids, cache, attention_mask, self.attention)
+        hidden_states = self.model(input_ids, cache, attention_mask, positions, self.attention)
         hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
         logits = self.lm_head(hidden_states)
         loss = None

@@ -7,7 +7,7 @@ the cache), so the cache is set to the length it has before the last two and the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from weigh.ghost.repeat import unrolled
 from weigh.ghost.state import no_grad, recording
 from weigh.ghost.tensor import Tensor
 from weigh.kernels import kernels
-from weigh.models.common import Cache, CausalModel, StaticCache
+from weigh.models.common import Cache, CausalModel, CausalOutput, StaticCache
 from weigh.trace.events import DECODE, KV_CACHE, PREFILL, Trace
 
 CACHES = ("dynamic", "static")
@@ -142,7 +142,7 @@ def _new_cache(recipe: Generation) -> Cache:
     return Cache()
 
 
-def _steps(cache: Cache, prompt: Size, count: int) -> Any:
+def _steps(cache: Cache, prompt: Size, count: int) -> Iterator[int]:
     """The numbers of the decoding steps that are run: all of a few, else the first two and the last two."""
     for number in range(count):
         if count > 6 and number == 2:
@@ -179,32 +179,56 @@ def _last(logits: Tensor) -> Tensor:
     return logits.narrow(1, 1)
 
 
+class _Inputs:
+    """What `generate` keeps beside the cache: ids, mask and positions, each a token longer after every step."""
+
+    def __init__(self, input_ids: Tensor, copies: int) -> None:
+        self.attention_mask = ops.ones(input_ids.shape, INT64)
+        counted = ops.cumsum(self.attention_mask)
+        self.positions = counted - 1
+        del counted
+        self.input_ids = input_ids
+        if copies > 1:
+            self.input_ids = ops.repeat_interleave(self.input_ids, copies)
+            self.attention_mask = ops.repeat_interleave(self.attention_mask, copies)
+            self.positions = ops.repeat_interleave(self.positions, copies)
+
+    def call(self, model: CausalModel, cache: Cache, keep: int, new: Size | None = None) -> CausalOutput:
+        """Run the model on the last `new` tokens, or on all of them (`prepare_inputs_for_generation`)."""
+        ids, positions = self.input_ids, self.positions
+        if new is not None:
+            ids = ids.narrow(1, new)
+            positions = ops.clone_contiguous(positions.narrow(1, new))
+        ids = ops.clone_contiguous(ids)
+        out: CausalOutput = model(ids, None, cache, keep, self.attention_mask, positions)
+        return out
+
+    def extend(self) -> None:
+        """Mask and positions of one more token (`_update_model_kwargs_for_generation`)."""
+        batch = self.positions.shape[0]
+        following = ops.arange(1).view(1, 1) + self.positions.narrow(1, 1)
+        following = following + 1
+        self.positions = ops.cat([self.positions, following], -1)
+        self.attention_mask = ops.cat([self.attention_mask, ops.ones((batch, 1), INT64)], -1)
+
+
 def _greedy(model: CausalModel, recipe: Generation, ledger: Ledger, input_ids: Tensor) -> Any:
-    """`_sample` without sampling: the mask and the ids grow, the last logits are copied to fp32."""
+    """`_sample` without sampling: the last logits are copied to fp32, the best token is appended."""
     ledger.mark(PREFILL, 0)
-    if recipe.returned > 1:
-        input_ids = ops.repeat_interleave(input_ids, recipe.returned)
-    batch = input_ids.shape[0]
-    attention_mask = ops.ones(input_ids.shape, INT64)
-    unfinished = ops.ones((batch,), INT64)
+    inputs = _Inputs(input_ids, recipe.returned)
+    unfinished = ops.ones((inputs.input_ids.shape[0],), INT64)
     cache = _new_cache(recipe)
-    outputs = model(ops.clone_contiguous(input_ids), None, cache, recipe.logits_to_keep, attention_mask)
-    input_ids, attention_mask = _take_token(outputs, input_ids, attention_mask)
-    del outputs
-    for number in _steps(cache, recipe.prompt, recipe.new_tokens - 1):
-        ledger.mark(DECODE, number)
-        token = ops.clone_contiguous(input_ids.narrow(1, 1))
-        outputs = model(token, None, cache, recipe.logits_to_keep, attention_mask)
-        input_ids, attention_mask = _take_token(outputs, input_ids, attention_mask)
-        del outputs, token
-    return cache, input_ids, attention_mask, unfinished
-
-
-def _take_token(outputs: Any, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    attention_mask = ops.cat([attention_mask, ops.ones((attention_mask.shape[0], 1), INT64)], -1)
-    next_token_logits = ops.copy_to(ops.select(outputs.logits, 1), FLOAT32)
-    next_tokens = ops.argmax(next_token_logits)
-    return ops.cat([input_ids, next_tokens.unsqueeze(1)], -1), attention_mask
+    outputs = inputs.call(model, cache, recipe.logits_to_keep)
+    for number in [-1, *_steps(cache, recipe.prompt, recipe.new_tokens - 1)]:
+        if number >= 0:
+            ledger.mark(DECODE, number)
+            outputs = inputs.call(model, cache, recipe.logits_to_keep, 1)
+        inputs.extend()
+        next_token_logits = ops.copy_to(ops.select(outputs.logits, 1), FLOAT32)
+        next_tokens = ops.argmax(next_token_logits)
+        inputs.input_ids = ops.cat([inputs.input_ids, next_tokens.unsqueeze(1)], -1)
+        del outputs
+    return cache, inputs, unfinished
 
 
 def _beam_search(model: CausalModel, recipe: Generation, ledger: Ledger, input_ids: Tensor) -> Any:
@@ -212,22 +236,19 @@ def _beam_search(model: CausalModel, recipe: Generation, ledger: Ledger, input_i
     ledger.mark(PREFILL, 0)
     batch, beams = recipe.batch, recipe.beams
     kept = 2 * beams
-    input_ids = ops.repeat_interleave(input_ids, beams)
-    attention_mask = ops.ones(input_ids.shape, INT64)
+    inputs = _Inputs(input_ids, beams)
     length = recipe.prompt + recipe.new_tokens
     running_sequences = ops.full((batch, beams, length), INT64)
     sequences = ops.clone(running_sequences)
     running_scores = ops.zeros((batch, beams), FLOAT32)
     running_indices = ops.full((batch, beams, recipe.new_tokens), INT32)
     cache = _new_cache(recipe)
-    outputs = model(ops.clone_contiguous(input_ids), None, cache, recipe.logits_to_keep, attention_mask)
+    outputs = inputs.call(model, cache, recipe.logits_to_keep)
     for number in _steps(cache, recipe.prompt, recipe.new_tokens):
         if number:
             ledger.mark(DECODE, number - 1)
-            token = ops.clone_contiguous(input_ids.narrow(1, 1))
-            outputs = model(token, None, cache, recipe.logits_to_keep, attention_mask)
-            del token
-        attention_mask = ops.cat([attention_mask, ops.ones((attention_mask.shape[0], 1), INT64)], -1)
+            outputs = inputs.call(model, cache, recipe.logits_to_keep, 1)
+        inputs.extend()
         logits = ops.copy_to(ops.select(outputs.logits, 1), FLOAT32)
         log_probs = ops.log_softmax(logits)
         del outputs
@@ -244,7 +265,7 @@ def _beam_search(model: CausalModel, recipe: Generation, ledger: Ledger, input_i
         del merged
         beam_idx = ops.select(running_indices, -1).reshape(-1)
         cache.rewrite(lambda x, index=beam_idx: ops.index_select(x, index))  # type: ignore[misc]
-    return cache, running_sequences, sequences, attention_mask
+    return cache, inputs, running_sequences, sequences
 
 
 def _assisted(model: CausalModel, draft: CausalModel, recipe: Generation, ledger: Ledger, input_ids: Tensor) -> Any:
@@ -276,6 +297,7 @@ def _draft_and_check(
     length: Size,
 ) -> None:
     attention_mask = ops.ones((1, length), INT64)
+    positions = ops.ones((1, length + drafted), INT64)
     token = input_ids if not cache.layers else input_ids.narrow(1, 2)
     scores: list[Tensor] = []
     for _ in range(drafted):
@@ -283,14 +305,16 @@ def _draft_and_check(
         scores.append(ops.copy_to(ops.select(out.logits, 1), FLOAT32))
         del out
         token = ops.argmax(scores[-1]).unsqueeze(1)
-    kept = [ops.stack(scores)] if scores else []
+    candidate_logits = ops.stack(scores) if scores else None
+    scores.clear()
     candidates = ops.full((1, length + drafted), INT64)
     checked = candidates.narrow(1, drafted + 1) if cache.layers else candidates
-    outputs = model(ops.clone_contiguous(checked), None, cache, drafted + 1)
+    checked = ops.clone_contiguous(checked)
+    outputs = model(checked, None, cache, drafted + 1, None, positions.narrow(1, checked.shape[1]))
     new_logits = ops.copy_to(outputs.logits, FLOAT32)
     next_token_logits = ops.clone(new_logits)
     ops.argmax(new_logits)
-    del kept, next_token_logits
+    del candidate_logits, next_token_logits
 
 
 def kv_cache_bytes(run: GenerationRun) -> Size:

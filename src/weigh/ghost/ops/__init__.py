@@ -35,6 +35,7 @@ from weigh.ghost.ops.network import (
 )
 from weigh.ghost.ops.pointwise import (
     add,
+    add_,
     clamp,
     copy_to,
     cos,
@@ -59,7 +60,7 @@ from weigh.ghost.ops.pointwise import (
     to,
     tril,
 )
-from weigh.ghost.ops.reduction import mean, sum, sum_to_size, vector_norm
+from weigh.ghost.ops.reduction import cumsum, mean, sum, sum_to_size, vector_norm
 from weigh.ghost.ops.table import TABLE, Op, apply
 from weigh.ghost.ops.views import (
     cat,
@@ -84,6 +85,7 @@ __all__ = [
     "Op",
     "TABLE",
     "add",
+    "add_",
     "addmm",
     "apply",
     "arange",
@@ -101,6 +103,7 @@ __all__ = [
     "cross_entropy",
     "cudnn_attention",
     "div",
+    "cumsum",
     "dropout",
     "efficient_attention",
     "embedding",

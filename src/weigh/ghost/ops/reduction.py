@@ -65,6 +65,22 @@ class VectorNorm(Op):
         return 2 * tensors[0].numel  # type: ignore[no-any-return]
 
 
+class Cumsum(Op):
+    """`x.cumsum(-1)` of whole numbers, outside autograd."""
+
+    name = "aten::cumsum"
+    differentiable = 0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return empty(x.shape, x.dtype, "aten::cumsum")
+
+
+def cumsum(x: Tensor) -> Tensor:
+    """`x.cumsum(-1)`."""
+    return apply(Cumsum, x.alias())  # type: ignore[no-any-return]
+
+
 def vector_norm(x: Tensor) -> Tensor:
     """`torch.linalg.vector_norm(x)`, shape ()."""
     return apply(VectorNorm, x.alias())  # type: ignore[no-any-return]

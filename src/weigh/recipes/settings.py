@@ -1,0 +1,206 @@
+"""From words to a recipe: what the command line, keyword arguments and JSON share.
+
+A recipe's fields are its settings. What may be written for each follows from its type; names are checked here, so that a
+misspelt one is an error with a suggestion and never another run than was meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from importlib import import_module
+from typing import Any, TypeVar
+
+from weigh import dtypes
+from weigh.errors import UnknownNameError, UsageError, suggest
+from weigh.units import parse_tokens
+
+R = TypeVar("R")
+
+COMPUTE_DTYPES = ("fp32", "bf16", "fp16", "fp64")
+"""Those that PyTorch trains and generates in without further help."""
+
+RENAMED = {"device": "kernels"}
+"""Fields that people know under another word: a device is a GPU by its name, and kernels are CUDA's or the CPU's."""
+
+AT_LEAST_ZERO = ("logits_to_keep",)
+
+NOTHING = ("none", "off")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Setting:
+    """One field of a recipe, as people write it."""
+
+    field: str
+    """The field's name."""
+    type: str
+    """The field's type, as it is spelled in the code."""
+    default: Any
+    """What it is where nobody says."""
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return RENAMED.get(self.field, self.field)
+
+    @property
+    def choices(self) -> tuple[str, ...] | None:
+        """The words that it may be; None where it is no word."""
+        if self.type.startswith("DType"):
+            return COMPUTE_DTYPES
+        return _choices(self.field)
+
+    @property
+    def optional(self) -> bool:
+        """Whether it may be "none"."""
+        return self.type.endswith("| None")
+
+    def read(self, value: Any, where: str | None = None) -> Any:
+        """The field's value, from a word or from a value that is one already.
+
+        Raises:
+            UsageError: it cannot be that.
+        """
+        where = where or self.name
+        if value is None or (isinstance(value, str) and value.lower() in NOTHING and self.optional):
+            return self._nothing(value, where)
+        kind = self.type.removesuffix(" | None")
+        reader = _READERS.get(kind)
+        if reader is not None:
+            return reader(value, where, self)
+        return _word(value, where, self)
+
+    def _nothing(self, value: Any, where: str) -> None:
+        if not self.optional:
+            raise UsageError(f"{value!r} is no {self.name}", where=where, hint="Leave it out, or give a value.")
+
+
+def settings(recipe: type) -> list[Setting]:
+    """The settings of a recipe, in its order."""
+    return [Setting(f.name, str(f.type), None if f.default is MISSING else f.default) for f in fields(recipe)]
+
+
+def make(recipe: Callable[..., R], words: Mapping[str, Any]) -> R:
+    """A recipe from its settings by name.
+
+    >>> from weigh.recipes.training import Training
+    >>> made = make(Training, {"batch": "8", "sequence": "2k", "dtype": "bf16", "kernels": "cpu"})
+    >>> made.batch, made.sequence, made.dtype, made.device
+    (8, 2048, <DType bf16>, 'cpu')
+
+    Raises:
+        UsageError: there is no such setting, or it cannot have that value.
+    """
+    known = {s.name: s for s in settings(recipe)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for name, value in words.items():
+        setting = known.get(name.replace("-", "_"))
+        if setting is None:
+            raise UsageError(f"there is no setting {name!r}", hint=did_you_mean(name, known))
+        values[setting.field] = setting.read(value)
+    return recipe(**values)
+
+
+def did_you_mean(name: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
+    """A sentence that helps on from a misspelt name."""
+    found = suggest(name, known)
+    return f"Did you mean {' or '.join(found)}?" if found else f"Known: {', '.join(known)}."
+
+
+def _whole(value: Any, where: str, setting: Setting) -> Any:
+    if not isinstance(value, int | str) or isinstance(value, bool):
+        return value  # an array's dimension
+    number = parse_tokens(value, where)
+    least = 0 if setting.field in AT_LEAST_ZERO else 1
+    if not least <= number < 2**40:
+        raise UsageError(f"is {value}", where=where, hint=f"It must be at least {least}, and below 2^40.")
+    return number
+
+
+def _real(value: Any, where: str, setting: Setting) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise UsageError(f"{value!r} is no number", where=where, hint="Give a number such as 0.01.") from None
+    if not 0 <= number < 1:
+        raise UsageError(f"is {value}", where=where, hint="It must be at least 0 and below 1.")
+    return number
+
+
+def _flag(value: Any, where: str, setting: Setting) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise UsageError(f"{value!r} is neither true nor false", where=where, hint="Give True or False.")
+
+
+def _word(value: Any, where: str, setting: Setting) -> str:
+    known = setting.choices
+    word = str(value).lower().replace("-", "_")
+    if known is not None and word not in known:
+        raise UsageError(f"there is no {setting.name.replace('_', ' ')} {value!r}", where=where, hint=did_you_mean(word, known))
+    return word
+
+
+def _dtype(value: Any, where: str, setting: Setting) -> dtypes.DType:
+    if isinstance(value, dtypes.DType):
+        found = value
+    else:
+        try:
+            found = dtypes.get(str(value))
+        except UnknownNameError as error:
+            raise UsageError(error.what, where=where, hint=did_you_mean(str(value), COMPUTE_DTYPES)) from None
+    if found.name not in COMPUTE_DTYPES:
+        raise UsageError(
+            f"PyTorch does not compute in {found.name} by itself", where=where, hint=f"Use {', '.join(COMPUTE_DTYPES)}."
+        )
+    return found
+
+
+def _lora(value: Any, where: str, setting: Setting) -> Any:
+    """A `Lora`, a mapping of its fields, or "RANK" or "RANK:LAYER,LAYER"."""
+    from weigh.techniques.lora import Lora
+
+    if isinstance(value, Lora):
+        return value
+    if isinstance(value, Mapping):
+        return make(Lora, value)
+    rank, _, targets = str(value).partition(":")
+    number = _whole(rank, where, setting)
+    return Lora(number, tuple(targets.split(","))) if targets else Lora(number)
+
+
+def _names(value: Any, where: str, setting: Setting) -> tuple[str, ...]:
+    return tuple(value.split(",")) if isinstance(value, str) else tuple(value)
+
+
+_READERS: dict[str, Callable[[Any, str, Setting], Any]] = {
+    "Size": _whole,
+    "int": _whole,
+    "float": _real,
+    "bool": _flag,
+    "DType": _dtype,
+    "Lora": _lora,
+    "tuple[str, ...]": _names,
+}
+
+_CHOICES: dict[str, tuple[str, ...] | str] = {
+    "attention": ("sdpa", "eager"),
+    "attention_kernel": "weigh.kernels.cuda:ATTENTION_KERNELS",
+    "cache": "weigh.recipes.generation:CACHES",
+    "checkpointing": "weigh.techniques.checkpointing:MODES",
+    "device": ("cuda", "cpu"),
+    "freeze": "weigh.techniques.freezing:PARTS",
+    "implementation": "weigh.optimizers:IMPLEMENTATIONS",
+    "optimizer": "weigh.optimizers:OPTIMIZERS",
+}
+"""The words that a field takes, or where they are listed; loaded when one is checked."""
+
+
+def _choices(field: str) -> tuple[str, ...] | None:
+    found = _CHOICES.get(field)
+    if isinstance(found, str):
+        module, _, name = found.partition(":")
+        listed: tuple[str, ...] = getattr(import_module(module), name)
+        return listed
+    return found

@@ -1,0 +1,88 @@
+"""`weigh`'s generation against transformers' own `generate`, run for real on the CPU with every storage counted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from weigh import dtypes
+from weigh.recipes.generation import Generation, run
+from weigh.trace.peak import phase_peaks
+
+SCRIPT = Path(__file__).parent / "support" / "real_generation.py"
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 3000,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 2048,
+}
+GPT2 = {"model_type": "gpt2", "vocab_size": 3000, "n_embd": 128, "n_layer": 5, "n_head": 4, "n_positions": 1024}
+DRAFT = LLAMA | {"num_hidden_layers": 2, "hidden_size": 128}
+
+PAD_TOKEN = 8
+"""`generate` keeps the id of the pad token as a tensor."""
+
+
+def job(config: dict[str, Any], batch: int, prompt: int, new: int, dtype: str, **more: Any) -> dict[str, Any]:
+    return {"config": config, "batch": batch, "prompt": prompt, "new_tokens": new, "dtype": dtype} | more
+
+
+CASES = {
+    "greedy": (job(LLAMA, 2, 300, 6, "bf16"), {}, PAD_TOKEN),
+    "greedy-fp32": (job(LLAMA, 2, 300, 6, "fp32"), {}, PAD_TOKEN),
+    "greedy-gpt2": (job(GPT2, 3, 200, 7, "fp32"), {}, PAD_TOKEN),
+    "eager": (job(LLAMA, 2, 300, 6, "bf16", attention="eager"), {"attention": "eager"}, PAD_TOKEN),
+    "beams": (job(LLAMA, 2, 300, 6, "bf16", options={"num_beams": 4}), {"beams": 4}, 20_000),
+    "returned": (
+        job(LLAMA, 2, 300, 6, "bf16", options={"num_beams": 4, "num_return_sequences": 2}),
+        {"beams": 4, "returned": 2},
+        20_000,
+    ),
+    "static": (
+        job(LLAMA, 2, 300, 6, "bf16", options={"cache_implementation": "static", "disable_compile": True}),
+        {"cache": "static"},
+        8_000,
+    ),
+    "assisted": (
+        job(LLAMA, 1, 300, 12, "bf16", assistant=DRAFT, draft_tokens=5),
+        {"draft_tokens": 5},
+        8_000,
+    ),
+}
+"""A job, the same as a recipe, and how many bytes of small integer tensors the two may differ by."""
+
+
+@pytest.fixture(scope="module")
+def recorded() -> dict[str, int]:
+    """The real peaks, all jobs in one process of their own."""
+    jobs = json.dumps([real for real, _, _ in CASES.values()])
+    done = subprocess.run([sys.executable, str(SCRIPT), jobs], capture_output=True, text=True, check=True)
+    return dict(zip(CASES, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", CASES)
+def test_peak(name: str, recorded: dict[str, int]) -> None:
+    real, settings, small = CASES[name]
+    recipe = Generation(
+        batch=real["batch"],
+        prompt=real["prompt"],
+        new_tokens=real["new_tokens"],
+        dtype=dtypes.get(real["dtype"]),
+        device="cpu",
+        traced=True,
+        **settings,
+    )
+    trace = run(real["config"], recipe, assistant=real.get("assistant")).trace
+    predicted = max(p.peak for p in phase_peaks(trace))
+    assert abs(predicted - recorded[name]) <= small
