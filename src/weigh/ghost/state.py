@@ -9,16 +9,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from weigh.errors import UnknownNameError
 from weigh.ghost.ledger import Ledger
 
 if TYPE_CHECKING:
     from weigh.ghost.autocast import Autocast
 
 
+ATTENTION = ("sdpa", "eager")
+
+
 class State:
     """The mutable surroundings of a run. Use the context managers below; they restore what they change."""
 
     __slots__ = (
+        "attention",
         "autocast",
         "cpu",
         "grad_enabled",
@@ -33,6 +38,8 @@ class State:
     def __init__(self) -> None:
         self.ledger = Ledger()
         self.grad_enabled = True
+        self.attention = "sdpa"
+        """transformers' attention implementation: "sdpa" or "eager"."""
         self.autocast: Autocast | None = None
         self.pack_hook: Callable[[Any], Any] | None = None
         self.overrides: dict[str, Any] = {}
@@ -50,13 +57,21 @@ state = State()
 
 
 @contextmanager
-def recording(kernels: dict[str, Any] | None = None, *, traced: bool = False, cpu: bool = False) -> Iterator[Ledger]:
-    """Run the body on a fresh ledger, with `kernels` in place of their rows of the op table."""
+def recording(
+    kernels: dict[str, Any] | None = None, *, traced: bool = False, cpu: bool = False, attention: str = "sdpa"
+) -> Iterator[Ledger]:
+    """Run the body on a fresh ledger, with `kernels` in place of their rows of the op table.
+
+    Raises `UnknownNameError` for an attention implementation that is neither "sdpa" nor "eager".
+    """
+    if attention not in ATTENTION:
+        raise UnknownNameError("attention implementation", attention, ATTENTION)
     saved = {name: getattr(state, name) for name in State.__slots__}
     state.__init__()  # type: ignore[misc]
     state.overrides = dict(kernels or {})
     state.traced = traced
     state.cpu = cpu
+    state.attention = attention
     state.unrolled = saved["unrolled"]
     try:
         yield state.ledger

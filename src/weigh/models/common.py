@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from weigh.dims import Size
-from weigh.dtypes import BOOL, FLOAT32, INT64, DType
+from weigh.dtypes import BOOL, FLOAT32, INT64
 from weigh.ghost import ops
 from weigh.ghost.nn import Module
 from weigh.ghost.state import inside_unit, state
@@ -28,9 +28,8 @@ class CausalOutput:
 
 
 class CausalModel(Module):
-    """A language model with a head. `attention` is the attention implementation: "sdpa" or "eager"."""
+    """A language model with a head."""
 
-    attention = "sdpa"
     cache_layers: int
     """How many layers keep keys and values."""
 
@@ -154,7 +153,7 @@ def position_ids(length: Size, cache: Cache | None) -> Tensor:
 
 
 def create_causal_mask(
-    attention: str, embeddings: Tensor, cache: Cache | None, positions: Tensor, attention_mask: Tensor | None = None
+    embeddings: Tensor, cache: Cache | None, positions: Tensor, attention_mask: Tensor | None = None
 ) -> Tensor | None:
     """`create_causal_mask`, for a padding mask (batch, seen) of ones or none.
 
@@ -169,7 +168,7 @@ def create_causal_mask(
     offset: Tensor | int = 0
     if isinstance(cache, StaticCache) and cache.lengths:
         offset = next(iter(cache.lengths.values()))
-    if attention != "eager":
+    if state.attention != "eager":
         must_have = cache is not None and cache.compileable and length == 1
         if not must_have and (length == 1 or visible is length or visible == length or (cache and cache.length == 0)):
             return None
@@ -217,15 +216,9 @@ def repeat_kv(hidden_states: Tensor, groups: int) -> Tensor:
 
 
 def eager_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    dropout: float,
-    groups: int,
-    softmax_dtype: DType | None = FLOAT32,
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, groups: int
 ) -> tuple[Tensor, Tensor]:
-    """`eager_attention_forward`: scores, mask, softmax (in fp32, unless the family says otherwise), dropout, product.
+    """`eager_attention_forward` of Llama and most others: scores, mask, softmax in fp32, dropout, product.
 
     Also returns the weights, as upstream does: the caller's variable keeps them alive until the block is done.
     """
@@ -234,15 +227,24 @@ def eager_attention(
     attn_weights = query.matmul(key_states.transpose(2, 3)) * 0.125
     if mask is not None:
         attn_weights = attn_weights + mask
-    attn_weights = ops.softmax(attn_weights, dtype=softmax_dtype).to(query.dtype if softmax_dtype else value.dtype)
+    attn_weights = ops.softmax(attn_weights, dtype=FLOAT32).to(query.dtype)
     attn_weights = ops.dropout(attn_weights, dropout, True)
     attn_output = attn_weights.matmul(value_states)
-    return attn_output.transpose(1, 2), attn_weights
+    attn_output = attn_output.transpose(1, 2).contiguous()
+    return attn_output, attn_weights
+
+
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, float, int], tuple[Tensor, Tensor | None]]
+
+
+def attention_interface(eager: Attention = eager_attention) -> Attention:
+    """`ALL_ATTENTION_FUNCTIONS.get_interface`: the run's attention implementation, `eager` being the family's own."""
+    return eager if state.attention == "eager" else sdpa_attention
 
 
 def sdpa_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, groups: int, causal: bool = True
-) -> Tensor:
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, groups: int
+) -> tuple[Tensor, None]:
     """`sdpa_attention_forward`: (batch, heads, length, width) -> (batch, length, heads, width), contiguous."""
     length = query.shape[2]
     grouped = False
@@ -257,13 +259,13 @@ def sdpa_attention(
             key = repeat_kv(key, groups)
             value = repeat_kv(value, groups)
     visible = key.shape[2]
-    causal = causal and mask is None and length != 1
+    causal = mask is None and length != 1
     if causal and visible is not length and visible > length:
         key = key.narrow(2, length)
         value = value.narrow(2, length)
     out = ops.scaled_dot_product_attention(query, key, value, mask, dropout, causal, grouped)
     out = out.reshape(out.shape[0], -1, length, value.shape[-1])
-    return out.transpose(1, 2).contiguous()
+    return out.transpose(1, 2).contiguous(), None
 
 
 def _pack(x: Tensor, groups: int) -> Tensor:

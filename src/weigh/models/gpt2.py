@@ -14,17 +14,17 @@ from typing import Any
 
 from weigh.dtypes import DType
 from weigh.errors import NotModelledError
-from weigh.ghost import nn
+from weigh.ghost import nn, ops
+from weigh.ghost.state import state
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import (
     Cache,
     CausalModel,
     CausalOutput,
+    attention_interface,
     causal_lm_loss,
     create_causal_mask,
-    eager_attention,
     position_ids,
-    sdpa_attention,
     slice_logits_to_keep,
 )
 from weigh.models.config import Keys
@@ -80,6 +80,20 @@ class GPT2Config:
         )
 
 
+def eager_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, _groups: int
+) -> tuple[Tensor, Tensor]:
+    """GPT-2's `eager_attention_forward`: the softmax stays in the scores' dtype, the output is not made contiguous."""
+    attn_weights = query.matmul(key.transpose(-1, -2)) * 0.125
+    if mask is not None:
+        attn_weights = attn_weights + mask
+    attn_weights = ops.softmax(attn_weights).to(value.dtype)
+    attn_weights = ops.dropout(attn_weights, dropout, True)
+    attn_output = attn_weights.matmul(value)
+    attn_output = attn_output.transpose(1, 2)
+    return attn_output, attn_weights
+
+
 class GPT2Attention(nn.Module):
     role = nn.ATTENTION
 
@@ -94,9 +108,7 @@ class GPT2Attention(nn.Module):
         self.attn_pdrop = config.attn_pdrop
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(
-        self, hidden_states: Tensor, mask: Tensor | None, cache: Cache | None, attention: str
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, hidden_states: Tensor, mask: Tensor | None, cache: Cache | None) -> tuple[Tensor, Tensor | None]:
         query_states, key_states, value_states = self.c_attn(hidden_states).split(self.split_size, dim=2)
         shape = (*query_states.shape[:-1], self.num_heads, self.head_dim)
         key_states = key_states.view(*shape).transpose(1, 2)
@@ -105,15 +117,10 @@ class GPT2Attention(nn.Module):
         if cache is not None:
             key_states, value_states = cache.update(key_states, value_states, self.path)
         dropout = self.attn_pdrop if self.training else 0.0
-        if attention == "eager" and self.upcast:
+        if self.upcast and state.attention == "eager":
             raise NotModelledError("eager attention with reorder_and_upcast_attn", hint="Use sdpa, which ignores it.")
-        if attention == "eager":
-            attn_output, attn_weights = eager_attention(
-                query_states, key_states, value_states, mask, dropout, 1, softmax_dtype=None
-            )
-        else:
-            attn_weights = None
-            attn_output = sdpa_attention(query_states, key_states, value_states, mask, dropout, 1)
+        attention = attention_interface(eager_attention)
+        attn_output, attn_weights = attention(query_states, key_states, value_states, mask, dropout, 1)
         attn_output = attn_output.reshape(*attn_output.shape[:-2], self.split_size).contiguous()
         attn_output = self.c_proj(attn_output)
         attn_output = self.resid_dropout(attn_output)
@@ -149,10 +156,10 @@ class GPT2Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, dtype)
         self.mlp = GPT2MLP(config, dtype)
 
-    def forward(self, hidden_states: Tensor, mask: Tensor | None, cache: Cache | None, attention: str) -> Tensor:
+    def forward(self, hidden_states: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         residual = hidden_states
         hidden_states = self.ln_1(hidden_states)
-        attn_output, _ = self.attn(hidden_states, mask, cache, attention)
+        attn_output, _ = self.attn(hidden_states, mask, cache)
         hidden_states = attn_output + residual
         residual = hidden_states
         hidden_states = self.ln_2(hidden_states)
@@ -176,17 +183,16 @@ class GPT2Model(nn.Module):
         cache: Cache | None,
         attention_mask: Tensor | None,
         positions: Tensor | None,
-        attention: str,
     ) -> Tensor:
         inputs_embeds = self.wte(input_ids)
         if positions is None:
             positions = position_ids(input_ids.shape[1], cache)
         position_embeds = self.wpe(positions)
         hidden_states = inputs_embeds + position_embeds
-        causal_mask = create_causal_mask(attention, inputs_embeds, cache, positions, attention_mask)
+        causal_mask = create_causal_mask(inputs_embeds, cache, positions, attention_mask)
         hidden_states = self.drop(hidden_states)
         for block in self.h:
-            hidden_states = block(hidden_states, causal_mask, cache, attention)
+            hidden_states = block(hidden_states, causal_mask, cache)
         if cache is not None:
             cache.advance(input_ids.shape[1])
         hidden_states = self.ln_f(hidden_states)
@@ -212,7 +218,7 @@ class GPT2LMHeadModel(CausalModel):
         attention_mask: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> CausalOutput:
-        hidden_states = self.transformer(input_ids, cache, attention_mask, positions, self.attention)
+        hidden_states = self.transformer(input_ids, cache, attention_mask, positions)
         hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
         logits = self.lm_head(hidden_states)
         loss = None

@@ -17,11 +17,10 @@ from weigh.models.common import (
     Cache,
     CausalModel,
     CausalOutput,
+    attention_interface,
     causal_lm_loss,
     create_causal_mask,
-    eager_attention,
     position_ids,
-    sdpa_attention,
     slice_logits_to_keep,
 )
 from weigh.models.config import Keys
@@ -149,7 +148,6 @@ class LlamaAttention(nn.Module):
         position_embeddings: tuple[Tensor, Tensor],
         mask: Tensor | None,
         cache: Cache | None,
-        attention: str,
     ) -> tuple[Tensor, Tensor | None]:
         batch, length = hidden_states.shape[:-1]
         query_states = self.q_proj(hidden_states).view(batch, length, self.num_heads, self.head_dim).transpose(1, 2)
@@ -160,16 +158,9 @@ class LlamaAttention(nn.Module):
         if cache is not None:
             key_states, value_states = cache.update(key_states, value_states, self.path)
         dropout = self.attention_dropout if self.training else 0.0
-        if attention == "eager":
-            attn_output, attn_weights = eager_attention(
-                query_states, key_states, value_states, mask, dropout, self.num_key_value_groups
-            )
-            attn_output = attn_output.contiguous()
-        else:
-            attn_weights = None
-            attn_output = sdpa_attention(
-                query_states, key_states, value_states, mask, dropout, self.num_key_value_groups
-            )
+        attention = attention_interface()
+        groups = self.num_key_value_groups
+        attn_output, attn_weights = attention(query_states, key_states, value_states, mask, dropout, groups)
         attn_output = attn_output.reshape(batch, length, self.num_heads * self.head_dim).contiguous()
         attn_output = self.o_proj(attn_output)
         return attn_output, attn_weights
@@ -192,11 +183,10 @@ class LlamaDecoderLayer(nn.Module):
         mask: Tensor | None,
         positions: Tensor,
         cache: Cache | None,
-        attention: str,
     ) -> Tensor:
         residual = hidden_states
         hidden_states = self.input_layernorm(hidden_states)
-        hidden_states, _ = self.self_attn(hidden_states, position_embeddings, mask, cache, attention)
+        hidden_states, _ = self.self_attn(hidden_states, position_embeddings, mask, cache)
         hidden_states = residual + hidden_states
         residual = hidden_states
         hidden_states = self.post_attention_layernorm(hidden_states)
@@ -219,16 +209,15 @@ class LlamaModel(nn.Module):
         cache: Cache | None,
         attention_mask: Tensor | None,
         positions: Tensor | None,
-        attention: str,
     ) -> Tensor:
         inputs_embeds = self.embed_tokens(input_ids)
         if positions is None:
             positions = position_ids(input_ids.shape[1], cache)
-        causal_mask = create_causal_mask(attention, inputs_embeds, cache, positions, attention_mask)
+        causal_mask = create_causal_mask(inputs_embeds, cache, positions, attention_mask)
         hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, positions)
         for decoder_layer in self.layers:
-            hidden_states = decoder_layer(hidden_states, position_embeddings, causal_mask, positions, cache, attention)
+            hidden_states = decoder_layer(hidden_states, position_embeddings, causal_mask, positions, cache)
         if cache is not None:
             cache.advance(input_ids.shape[1])
         hidden_states = self.norm(hidden_states)
@@ -257,7 +246,7 @@ class LlamaForCausalLM(CausalModel):
         attention_mask: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> CausalOutput:
-        hidden_states = self.model(input_ids, cache, attention_mask, positions, self.attention)
+        hidden_states = self.model(input_ids, cache, attention_mask, positions)
         hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
         logits = self.lm_head(hidden_states)
         loss = None

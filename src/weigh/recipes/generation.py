@@ -114,13 +114,14 @@ def _run(
     config: Mapping[str, Any], recipe: Generation, where: str, assistant: Mapping[str, Any] | None
 ) -> GenerationRun:
     chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced)
-    with recording(chosen, traced=recipe.traced, cpu=recipe.device == "cpu") as ledger, no_grad():
+    with (
+        recording(chosen, traced=recipe.traced, cpu=recipe.device == "cpu", attention=recipe.attention) as ledger,
+        no_grad(),
+    ):
         model = models.build(config, recipe.dtype, where)
-        model.attention = recipe.attention
         model.train(False)
         draft = models.build(assistant, recipe.dtype, "assistant") if assistant is not None else None
         if draft is not None:
-            draft.attention = recipe.attention
             draft.train(False)
         input_ids = ops.input_tensor((recipe.batch, recipe.prompt), INT64)
         if recipe.bare:

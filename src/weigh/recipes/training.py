@@ -106,9 +106,8 @@ def run(config: Mapping[str, Any], recipe: Training, where: str = "config", unro
 
 def _run(config: Mapping[str, Any], recipe: Training, where: str) -> TrainingRun:
     chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced)
-    with recording(chosen, traced=recipe.traced, cpu=recipe.device == "cpu") as ledger:
+    with recording(chosen, traced=recipe.traced, cpu=recipe.device == "cpu", attention=recipe.attention) as ledger:
         model = models.build(config, recipe.dtype, where)
-        model.attention = recipe.attention
         if recipe.freeze is not None:
             Freezing(recipe.freeze).apply(model)
         if recipe.lora is not None:
