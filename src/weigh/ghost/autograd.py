@@ -160,7 +160,7 @@ class _Task:
             if results[index] is None or expected is None:
                 continue
             shape, dtype = expected
-            if results[index].shape != shape:
+            if len(results[index].shape) != len(shape) or results[index].shape != shape:
                 results[index] = ops.sum_to_size(results[index], shape)
             if results[index].dtype is not dtype:
                 results[index] = ops.to(results[index], dtype)
