@@ -38,11 +38,9 @@ class Storage:
         self.ledger: Ledger = state.ledger
         self.handles = 0
         """How many of the autograd engine's input buffers hold a tensor on this storage."""
-        self.number = (
-            0
-            if num_bytes.__class__ is int and not num_bytes
-            else self.ledger.allocate(num_bytes, op, shape, dtype.name, purpose, unit)
-        )
+        self.number = 0  # what costs nothing has no number; nor has, yet, what the ledger refuses
+        if num_bytes.__class__ is not int or num_bytes:
+            self.number = self.ledger.allocate(num_bytes, op, shape, dtype.name, purpose, unit)
 
     def __del__(self) -> None:
         if self.number:
