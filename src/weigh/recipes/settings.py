@@ -1,15 +1,15 @@
 """From words to a recipe: what the command line, keyword arguments and JSON share.
 
-A recipe's fields are its settings. What may be written for each follows from its type; names are checked here, so that a
-misspelt one is an error with a suggestion and never another run than was meant.
+A recipe's fields are its settings. What may be written for each follows from its type; names are checked here, so that
+a misspelt one is an error with a suggestion and never another run than was meant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from weigh import dtypes
 from weigh.errors import UnknownNameError, UsageError, suggest
@@ -28,8 +28,7 @@ AT_LEAST_ZERO = ("logits_to_keep",)
 NOTHING = ("none", "off")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Setting:
+class Setting(NamedTuple):
     """One field of a recipe, as people write it."""
 
     field: str
@@ -118,7 +117,7 @@ def _whole(value: Any, where: str, setting: Setting) -> Any:
     return number
 
 
-def _real(value: Any, where: str, setting: Setting) -> float:
+def _real(value: Any, where: str, _: Setting) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -128,7 +127,7 @@ def _real(value: Any, where: str, setting: Setting) -> float:
     return number
 
 
-def _flag(value: Any, where: str, setting: Setting) -> bool:
+def _flag(value: Any, where: str, _: Setting) -> bool:
     if isinstance(value, bool):
         return value
     raise UsageError(f"{value!r} is neither true nor false", where=where, hint="Give True or False.")
@@ -138,11 +137,13 @@ def _word(value: Any, where: str, setting: Setting) -> str:
     known = setting.choices
     word = str(value).lower().replace("-", "_")
     if known is not None and word not in known:
-        raise UsageError(f"there is no {setting.name.replace('_', ' ')} {value!r}", where=where, hint=did_you_mean(word, known))
+        raise UsageError(
+            f"there is no {setting.name.replace('_', ' ')} {value!r}", where=where, hint=did_you_mean(word, known)
+        )
     return word
 
 
-def _dtype(value: Any, where: str, setting: Setting) -> dtypes.DType:
+def _dtype(value: Any, where: str, _: Setting) -> dtypes.DType:
     if isinstance(value, dtypes.DType):
         found = value
     else:
@@ -170,7 +171,7 @@ def _lora(value: Any, where: str, setting: Setting) -> Any:
     return Lora(number, tuple(targets.split(","))) if targets else Lora(number)
 
 
-def _names(value: Any, where: str, setting: Setting) -> tuple[str, ...]:
+def _names(value: Any, _: str, __: Setting) -> tuple[str, ...]:
     return tuple(value.split(",")) if isinstance(value, str) else tuple(value)
 
 

@@ -1,0 +1,7 @@
+from weigh import dtypes as dtypes
+from weigh.api import generate as generate
+from weigh.api import model as model
+from weigh.api import params as params
+from weigh.api import train as train
+
+__version__: str

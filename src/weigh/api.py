@@ -1,0 +1,199 @@
+"""The whole story: name a model, say what to do with it, and read what it takes.
+
+>>> import weigh
+>>> weigh.params("llama-3-8b").total
+8030261248
+>>> weigh.train("gpt2", batch=2, dtype="bf16").peak < weigh.train("gpt2", batch=2, dtype="fp32").peak
+True
+
+Every function takes the model in any of the forms that `model` accepts, and returns a report that prints well, has
+`as_dict()` for JSON, and says what it assumed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from weigh import dtypes, models
+from weigh.errors import InputError, UnknownNameError, UsageError
+from weigh.sources.source import Source
+
+if TYPE_CHECKING:
+    from weigh.dtypes import DType
+    from weigh.ghost.nn import Module
+    from weigh.hardware import Device
+    from weigh.report.assumption import Assumption
+    from weigh.report.generation import GenerationReport
+    from weigh.report.parameters import ParametersReport
+    from weigh.report.parts import Parts
+    from weigh.report.training import TrainingReport
+
+    R = TypeVar("R")
+
+
+def model(source: Any) -> Source:
+    """What is known of a model: its config, where that was read, and its revision.
+
+    `source` is a bundled name or one of its aliases, the path of a `config.json` or of a folder with one, such a file's
+    dict, a dict as the literature prints it (also as text), a transformers config, or a `torch.nn.Module` that has one.
+
+    >>> model("meta-llama/Llama-3.2-1B")
+    <llama-3.2-1b: llama, sha256:3f219e19ad935d2a>
+
+    Raises:
+        InputError: it is none of these, or cannot be read.
+    """
+    if isinstance(source, Source):
+        return source
+    if isinstance(source, Mapping):
+        from weigh.sources.literature import translate
+
+        return Source("config", translate(dict(source)), "a dict")
+    if isinstance(source, str) and source.lstrip()[:1] == "{":
+        from weigh.sources.files import parse_config
+
+        return parse_config(source, "the given text", "config")
+    if isinstance(source, str | os.PathLike):
+        return _named(os.fspath(source))
+    from weigh.sources.live import read_live
+
+    return read_live(source)
+
+
+def _named(name: str) -> Source:
+    """A bundled model, or else a file."""
+    from weigh.sources import catalogue
+
+    try:
+        return catalogue.find(name)
+    except UnknownNameError as unknown:
+        is_path = name == "-" or name.startswith((".", "/", "~", os.sep)) or name.endswith((".json", ".py", ".txt"))
+        if not is_path and not os.path.exists(name):  # noqa: PTH110  pathlib costs more to import than all of this
+            unknown.hint = f"{unknown.hint} The path of a config.json works too."
+            raise
+    from weigh.sources.files import read_config
+
+    return read_config(os.path.expanduser(name))  # noqa: PTH111
+
+
+def params(source: Any, dtype: str | DType | None = None) -> ParametersReport:
+    """How many parameters a model has, by component, layer and tensor, and what they weigh in `dtype` (else its own).
+
+    Raises:
+        InputError: the model cannot be read, or a live module's tensors are not those of its config.
+    """
+    from weigh.report.defaults import own_dtype, quantized
+    from weigh.report.parameters import ParametersReport
+
+    found = model(source)
+    chosen, assumptions = own_dtype(found) if dtype is None else (_dtype(dtype), [])
+    report = ParametersReport.of(found, _ghost(found), chosen, (*assumptions, *quantized(found)))
+    if found.shapes is not None:
+        _compare(found.shapes, report.tensors(), found.where)
+    return report
+
+
+def train(source: Any, device: str | Device | None = None, **settings: Any) -> TrainingReport:
+    """What training a model takes; the settings are those of `weigh.recipes.training.Training`, as people write them.
+
+    >>> train("gpt2", sequence="1k", autocast="bf16", device="rtx-4090").fit.verdict
+    'yes'
+
+    Raises:
+        InputError: the model cannot be read.
+        UsageError: there is no such setting, or it cannot have that value.
+    """
+    from weigh.recipes.training import Training, run
+    from weigh.report.training import TrainingReport
+
+    found = model(source)
+    recipe, assumptions = _recipe(Training, found, settings, "sequence")
+    made = run(found.config, recipe, found.where)
+    return TrainingReport(found, made, _parts(found), device=_device(device, recipe), assumptions=assumptions)
+
+
+def generate(
+    source: Any, device: str | Device | None = None, assistant: Any = None, **settings: Any
+) -> GenerationReport:
+    """What generating with a model takes; the settings are those of `weigh.recipes.generation.Generation`.
+
+    `assistant` is a draft model, in any of the forms that `model` accepts.
+
+    >>> generate("llama-3-8b", prompt="8k", batch=4).kv_cache_per_token
+    131072
+
+    Raises:
+        InputError: a model cannot be read.
+        UsageError: there is no such setting, or it cannot have that value.
+    """
+    from weigh.recipes.generation import Generation, run
+    from weigh.report.generation import GenerationReport
+
+    found = model(source)
+    draft = None if assistant is None else model(assistant)
+    recipe, assumptions = _recipe(Generation, found, settings, "prompt")
+    made = run(found.config, recipe, found.where, None if draft is None else draft.config)
+    return GenerationReport(found, made, _parts(found), device=_device(device, recipe), assumptions=assumptions)
+
+
+def _recipe(kind: type[R], source: Source, words: Mapping[str, Any], length: str) -> tuple[R, tuple[Assumption, ...]]:
+    """The recipe in these words, and what was assumed to complete it."""
+    from weigh.recipes.settings import make
+    from weigh.report.defaults import complete, surroundings
+
+    completed, assumptions = complete(source, words, length)
+    recipe = make(kind, completed)
+    return recipe, (*assumptions, *surroundings(getattr(recipe, "device", "cuda")))
+
+
+def _device(device: str | Device | None, recipe: Any) -> Device | None:
+    if device is None or not isinstance(device, str):
+        return device
+    from weigh.hardware import get_device
+
+    if recipe.device == "cpu":
+        raise UsageError("the CPU's kernels run on no GPU", where="device", hint="Leave out the device or the kernels.")
+    try:
+        return get_device(device)
+    except UnknownNameError as error:
+        raise UsageError(error.what, where="device", hint=error.hint) from None
+
+
+def _dtype(dtype: str | DType) -> DType:
+    if not isinstance(dtype, str):
+        return dtype
+    try:
+        return dtypes.get(dtype)
+    except UnknownNameError as error:
+        raise UsageError(error.what, where="dtype", hint=error.hint) from None
+
+
+def _ghost(source: Source) -> Module:
+    """The model of a source, on ghost tensors."""
+    from weigh.ghost.state import recording
+
+    with recording():
+        return models.build(source.config, dtypes.FLOAT32, source.where)
+
+
+def _parts(source: Source) -> Parts:
+    from weigh.report.parts import Parts
+
+    return Parts(_ghost(source))
+
+
+def _compare(live: Mapping[str, tuple[int, ...]], ghost: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """A live module is what its config says, name by name and shape by shape."""
+    for name in (*live, *ghost):
+        if live.get(name) != ghost.get(name):
+            raise InputError(
+                f"the module's {name} is {_shape(live.get(name))}, but its config makes {_shape(ghost.get(name))}",
+                where=where,
+                hint="Give the module as transformers makes it, without adapters and with its head.",
+            )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else f"{list(shape)}"

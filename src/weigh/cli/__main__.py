@@ -1,0 +1,7 @@
+"""`python -m weigh.cli` is `weigh`."""
+
+import sys
+
+from weigh.cli import main
+
+sys.exit(main())

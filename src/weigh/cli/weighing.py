@@ -1,0 +1,109 @@
+"""`weigh params`, `weigh train` and `weigh generate`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from weigh import api
+from weigh.cli import COMMANDS
+from weigh.cli.options import Parser, add_settings, explain_settings, read_settings
+from weigh.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from weigh.report.text import Style
+
+_MODEL = "a name that `weigh models` lists, a config.json or its folder, - for standard input, or a dict as text"
+
+
+def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
+    """The answer of one command, and its exit code."""
+    parser = Parser(command, f"{COMMANDS[command][1].capitalize()}.")
+    parser.add_argument("model", metavar="MODEL", help=_MODEL)
+    parser.add_argument("--explain", action="store_true", help="the working: rules, sources, assumptions")
+    return _params(parser, words) if command == "params" else _run(command, parser, words)
+
+
+def _params(parser: Parser, words: Sequence[str]) -> tuple[str, int]:
+    ways = ("component", "layer", "tensor")
+    parser.add_argument("--by", default="component", metavar="|".join(ways), help="how to divide them")
+    parser.add_argument("--dtype", help="weigh them in this number format instead of the model's own")
+    found = parser.read(words)
+    if found is None:
+        return parser.format_help(), 0
+    _check_way(found.by, ways)
+    report = api.params(found.model, found.dtype)
+    return (_json(report.as_dict()) if found.json else report.text(_style(), found.by, found.explain)), 0
+
+
+def _run(command: str, parser: Parser, words: Sequence[str]) -> tuple[str, int]:
+    from weigh.recipes.settings import settings
+
+    if command == "train":
+        from weigh.recipes.training import Training as Recipe
+    else:
+        from weigh.recipes.generation import Generation as Recipe  # type: ignore[assignment]
+    ways = ("purpose", "component", "layer", "owner")
+    parser.add_argument("--by", default="purpose", metavar="|".join(ways), help="how else to divide the peak")
+    parser.add_argument(
+        "--device", metavar="NAME", help="say whether it fits (`weigh devices` lists names); exit 1 if not"
+    )
+    parser.add_argument("--svg", metavar="FILE", help="draw the memory over time into a file")
+    if command == "generate":
+        parser.add_argument("--assistant", metavar="MODEL", help="a draft model for assisted decoding")
+    listed = settings(Recipe)
+    add_settings(parser, listed)
+    found = parser.read(words)
+    if found is None:
+        explain_settings(parser, listed, Recipe)
+        return parser.format_help(), 0
+    _check_way(found.by, ways)
+    words_given: dict[str, Any] = read_settings(found, listed)
+    if command == "train":
+        report: Any = api.train(found.model, found.device, **words_given)
+    else:
+        report = api.generate(found.model, found.device, found.assistant, **words_given)
+    if found.svg is not None:
+        _save(found.svg, report.svg())
+    code = 1 if report.fit is not None and report.fit.verdict == "no" else 0
+    if found.json:
+        return _json(report.as_dict(found.by)), code
+    return report.text(_style(), found.by, found.explain), code
+
+
+def _check_way(way: str, ways: tuple[str, ...]) -> None:
+    if way not in ways:
+        from weigh.recipes.settings import did_you_mean
+
+        raise UsageError(f"cannot divide by {way!r}", where="--by", hint=did_you_mean(way, ways))
+
+
+def _json(answer: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(answer, indent=2, ensure_ascii=False)
+
+
+def _style() -> Style:
+    """Colour and width of the terminal; plain where there is none, or where NO_COLOR asks for it (https://no-color.org)."""
+    from weigh.report.text import PLAIN, Style
+
+    if not sys.stdout.isatty():
+        return PLAIN
+    colour = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    try:
+        width = os.get_terminal_size(sys.stdout.fileno()).columns
+    except OSError:
+        width = 88
+    return Style(colour, min(max(width, 60), 120))
+
+
+def _save(path: str, text: str) -> None:
+    try:
+        with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123  pathlib is slow to import
+            file.write(text)
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", where=path, hint="Name another file.") from None

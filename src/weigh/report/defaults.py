@@ -1,0 +1,103 @@
+"""What is assumed where the user did not say: the value, why it is that one, and what another would do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from weigh import dtypes
+from weigh.errors import InputError, UnknownNameError
+from weigh.report.assumption import Assumption
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from weigh.dtypes import DType
+    from weigh.sources.source import Source
+
+SEQUENCE = 1024
+_CONTEXT = ("n_positions", "n_ctx", "max_position_embeddings")
+
+CUDA = (
+    Assumption(
+        "eager PyTorch 2.13 and transformers 5.23 on compute capability 9.0",
+        "their sources decide what is allocated, saved and freed, and which attention kernel runs",
+        "other versions and older devices choose other kernels; compiled code allocates less",
+    ),
+    Assumption(
+        "no padding, so no attention mask",
+        "sequences of full length are the most that a batch can need",
+        "a mask costs its own bytes and rules out the flash kernel",
+    ),
+    Assumption(
+        "scratch memory inside of kernels is not counted",
+        "no source states it for every kernel: the fp32 accumulator of flash attention's backward, sorting in the "
+        "embedding's, split matrix products",
+        "a real peak can be higher by what one kernel takes while it runs",
+    ),
+)
+CPU = (
+    Assumption(
+        "eager PyTorch 2.13 and transformers 5.23 with the CPU's kernels",
+        "their sources decide what is allocated, saved and freed",
+        "other versions choose other kernels",
+    ),
+)
+
+
+def own_dtype(source: Source) -> tuple[DType, list[Assumption]]:
+    """The dtype of a model where nobody asks for another one.
+
+    Raises:
+        InputError: the config names a dtype that does not exist.
+    """
+    spelled = source.dtype
+    if spelled is None or spelled == "auto":
+        why = "neither the config nor the command names one, and PyTorch makes parameters in fp32"
+        return dtypes.FLOAT32, [Assumption("parameters in fp32", why, "bf16 takes half of it")]
+    try:
+        found = dtypes.get(spelled)
+    except UnknownNameError as error:
+        raise InputError(error.what, where=f"{source.where}: dtype", hint=error.hint) from None
+    if source.stored_dtype is not None:
+        return found, []
+    return found, [
+        Assumption(
+            f"parameters in {found.name}",
+            "the config says so, and transformers 5 loads a model in the dtype of its checkpoint",
+            "memory for weights, gradients and optimizer state follows it",
+        )
+    ]
+
+
+def quantized(source: Source) -> list[Assumption]:
+    """A warning for configs of quantized checkpoints."""
+    if not source.config.get("quantization_config"):
+        return []
+    return [
+        Assumption(
+            "the weights as if they were not quantized",
+            "the config has a quantization_config, and quantized layers are not modelled yet",
+            "a quantized checkpoint has smaller weights than these",
+        )
+    ]
+
+
+def complete(source: Source, words: Mapping[str, Any], length: str) -> tuple[dict[str, Any], list[Assumption]]:
+    """The settings with what is missing: the model's dtype, and under the name `length` how many tokens go in."""
+    found = {name.replace("-", "_"): value for name, value in words.items() if value is not None}
+    assumptions = quantized(source)
+    if "dtype" not in found:
+        found["dtype"], taken = own_dtype(source)
+        assumptions += taken
+    context = next((source.config[key] for key in _CONTEXT if isinstance(source.config.get(key), int)), None)
+    if length not in found:
+        found[length] = min(SEQUENCE, context or SEQUENCE)
+        assumptions.append(
+            Assumption(f"{found[length]} tokens", f"no {length} was given", "memory grows with the length")
+        )
+    return found, assumptions
+
+
+def surroundings(kernels: str) -> tuple[Assumption, ...]:
+    """What is taken for granted about the software and the device."""
+    return CPU if kernels == "cpu" else CUDA

@@ -1,0 +1,89 @@
+"""The working behind a report: which tensors make each figure, by which rule, and where the rule is written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from weigh.ghost import nn
+from weigh.report.parts import pattern
+from weigh.report.text import Style, table, wrap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from weigh.report.assumption import Assumption
+    from weigh.report.parameters import ParametersReport
+
+_ROWS = ("vocab_size", "n_positions", "max_position_embeddings")
+_WIDTHS = ("n_embd", "hidden_size", "n_inner", "intermediate_size", "vocab_size")
+
+
+def explain_parameters(report: ParametersReport, style: Style) -> list[str]:
+    """Every tensor as rows times columns, in the names of the config and in numbers."""
+    config = report.source.config
+    lines = [
+        style.bold("How the number comes about"),
+        *wrap(
+            f"Every tensor of the {config.get('model_type')} code of transformers, named as in its checkpoints; "
+            f"sizes from {report.source.origin}, {report.source.revision}.",
+            style.width,
+        ),
+    ]
+    rows: list[tuple[str, ...]] = []
+    for component, total in report.by_component().items():
+        rows.append((component, "", "", "", f"{total:,}"))
+        for row in report.rows:
+            if row.component == component:
+                count = len(row.names)
+                numbers = " x ".join(map(str, row.shape))
+                rows.append(
+                    (
+                        f"  {pattern(row.names[0])}",
+                        " x ".join(
+                            _named(s, config, component == nn.EMBEDDING and not i) for i, s in enumerate(row.shape)
+                        ),
+                        numbers,
+                        f"{count} of {row.each:,}" if count > 1 else "",
+                        f"{row.total:,}",
+                    )
+                )
+    rows.append(("together", "", "", "", f"{report.total:,}"))
+    lines += table(rows, "<<<>>")
+    lines += [f"  not counted again: {name}" for name in report.tied]
+    lines += [
+        "",
+        *wrap(
+            f"Articles often leave out positions, biases and an output layer of its own: that tally is "
+            f"{report.literature_tally:,}. Scaling laws leave out all embeddings: {report.without_embeddings:,}.",
+            style.width,
+        ),
+    ]
+    return [*lines, *explain_assumptions(report.assumptions, style)]
+
+
+def _named(size: int, config: Mapping[str, Any], first_of_embedding: bool) -> str:
+    """A dimension in the words of the config: a key, a product of heads and their width, or a multiple of the width."""
+    for key in (*_ROWS, *_WIDTHS) if first_of_embedding else _WIDTHS:
+        if config.get(key) == size:
+            return key
+    head_dim = config.get("head_dim")
+    for key in ("num_attention_heads", "num_key_value_heads"):
+        heads = config.get(key)
+        if isinstance(heads, int) and isinstance(head_dim, int) and heads * head_dim == size:
+            return f"{key} * head_dim"
+    width = config.get("n_embd") or config.get("hidden_size")
+    if isinstance(width, int) and width and size % width == 0:
+        return f"{size // width} {'n_embd' if config.get('n_embd') else 'hidden_size'}"
+    return str(size)
+
+
+def explain_assumptions(assumptions: Iterable[Assumption], style: Style) -> list[str]:
+    """What was taken for granted, why, and what it does."""
+    lines: list[str] = []
+    for assumption in assumptions:
+        if not lines:
+            lines += ["", style.bold("Assumed")]
+        lines += wrap(assumption.what, style.width, "  ")
+        lines += wrap(f"why: {assumption.why}", style.width, "      ")
+        lines += wrap(f"effect: {assumption.effect}", style.width, "      ")
+    return lines

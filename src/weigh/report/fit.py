@@ -1,0 +1,103 @@
+"""Does it fit? The peak beside what a device has, and what else wants room there.
+
+A run's peak is what the framework allocates. Outside of it are the driver's context with the kernels' code, the
+workspaces of the matrix library, and the gaps that the allocator leaves; their ranges are stated with their sources,
+and where the answer depends on them, it is "close".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from weigh.report.assumption import ASSUMED, MODELLED, Assumption
+from weigh.report.text import Style
+from weigh.units import format_bytes
+
+if TYPE_CHECKING:
+    from weigh.hardware import Device
+
+_MIB = 1 << 20
+CONTEXT = (300 * _MIB, 1000 * _MIB)
+WORKSPACE = (8_519_680, 64 * _MIB)
+FRAGMENTATION_PERCENT = 20
+
+OUTSIDE = (
+    Assumption(
+        "the CUDA context takes 300 to 1000 MiB",
+        "PyTorch's maintainers give about 300 MB since kernels are loaded lazily (CUDA 11.7) and over 1000 MB before "
+        "(https://github.com/pytorch/pytorch/issues/107667)",
+        "part of the room that must be left on a device, not of the peak",
+    ),
+    Assumption(
+        "cuBLAS workspaces take 8.1 to 64 MiB",
+        "8,519,680 bytes for a handle and stream before Hopper, 32 MiB since, and as much again for cublasLt "
+        "(aten/src/ATen/cuda/CublasHandlePool.cpp; https://github.com/pytorch/pytorch/pull/120925)",
+        "part of the room that must be left, though PyTorch's own counter includes it after the first matrix product",
+    ),
+    Assumption(
+        f"gaps in the allocator take 0 to {FRAGMENTATION_PERCENT} % of the peak",
+        "PyTorch's caching allocator reserved up to 18 % more than was allocated in 9 of 10 recorded training steps "
+        "above 4 GiB when their events were replayed (40 % at worst); expandable segments leave less",
+        "part of the room that must be left",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fit:
+    """A peak on a device."""
+
+    device: Device
+    """Which device."""
+    peak: int
+    """Bytes that the run allocates at most."""
+
+    @property
+    def capacity(self) -> int:
+        """The bytes that programs can have."""
+        return self.device.memory_bytes - (self.device.reserved_bytes or 0)
+
+    @property
+    def outside(self) -> tuple[int, int]:
+        """The least and the most that is needed beside the peak."""
+        gaps = self.peak * FRAGMENTATION_PERCENT // 100
+        return CONTEXT[0] + WORKSPACE[0], CONTEXT[1] + WORKSPACE[1] + gaps
+
+    @property
+    def verdict(self) -> str:
+        """One of "yes", "no", and "close" where it depends on what is outside of the peak."""
+        least, most = self.outside
+        if self.peak + most <= self.capacity:
+            return "yes"
+        return "close" if self.peak + least <= self.capacity else "no"
+
+    @property
+    def spare(self) -> int:
+        """Bytes left beside the peak; negative where they lack."""
+        return self.capacity - self.peak
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        least, most = self.outside
+        return {
+            "name": self.device.name,
+            "marketing_name": self.device.marketing_name,
+            "memory_bytes": self.device.memory_bytes,
+            "usable_bytes": self.capacity,
+            "verdict": self.verdict,
+            "spare_bytes": self.spare,
+            "outside_bytes": {"least": least, "most": most, "basis": ASSUMED},
+            "basis": MODELLED,
+        }
+
+    def text(self, style: Style) -> str:
+        """One line: whether, and by how much."""
+        least, most = self.outside
+        answer = {"yes": "Fits", "close": "May fit", "no": "Does not fit"}[self.verdict]
+        painted = style.good(answer, {"yes": True, "close": None, "no": False}[self.verdict])
+        room = f"{format_bytes(self.spare)} to spare" if self.spare >= 0 else f"{format_bytes(-self.spare)} too much"
+        return (
+            f"{painted} on {self.device.marketing_name}: {room} of {format_bytes(self.capacity)}; "
+            f"context, workspaces and gaps want {format_bytes(least)} to {format_bytes(most)} beside it"
+        )

@@ -1,0 +1,89 @@
+"""What generating takes: the peaks of reading the prompt and of writing, and the keys and values at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from weigh.report.assumption import EXACT
+from weigh.report.run import RunReport
+from weigh.report.text import exactly
+from weigh.report.work import flops_by_phase, format_flops
+from weigh.trace.events import DECODE, KV_CACHE, PREFILL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from weigh.recipes.generation import Generation, GenerationRun
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GenerationReport(RunReport):
+    """A generation, weighed."""
+
+    kind: ClassVar[str] = "generate"
+    doing: ClassVar[str] = "Generating with"
+    run: GenerationRun
+
+    @property
+    def recipe(self) -> Generation:
+        """How it generates."""
+        return self.run.recipe
+
+    @property
+    def kv_cache(self) -> int:
+        """Bytes of keys and values at the end."""
+        return sum(count * size for count, size, _ in self._keys_and_values())
+
+    @property
+    def kv_cache_per_token(self) -> int:
+        """Bytes of keys and values of one token of one sequence, in all layers."""
+        return sum(count * size // tokens for count, size, tokens in self._keys_and_values())
+
+    def _keys_and_values(self) -> Iterator[tuple[int, int, int]]:
+        """The storages of the cache at the end: how many are alike, the bytes of one, the tokens in it."""
+        for allocation, count in self.memory.live_at_end():
+            if allocation.purpose == KV_CACHE and len(allocation.shape) == 4:
+                batch, _, length, _ = allocation.shape
+                yield count, int(allocation.num_bytes), int(batch * length)  # type: ignore[arg-type]
+
+    def _peak_of(self, phase: str) -> int:
+        return self.memory.peak_of(lambda p: p.mark.phase == phase)
+
+    def figures(self) -> dict[str, Any]:
+        return {
+            "prefill": {"peak_bytes": self._peak_of(PREFILL)},
+            "decode": {"peak_bytes": self._peak_of(DECODE)},
+            "kv_cache": {"bytes": self.kv_cache, "bytes_per_token": self.kv_cache_per_token, "basis": EXACT},
+            "prefill_flops": {"total": flops_by_phase(self.run.trace).get(PREFILL, 0), "basis": EXACT},
+        }
+
+    def summary(self) -> str:
+        r = self.recipe
+        said = [
+            self.parameters_note(),
+            r.dtype.name,
+            f"batch {r.batch} x {r.prompt} tokens of prompt",
+            f"{r.new_tokens} new tokens",
+            f"{r.cache} cache",
+            f"{r.attention} attention" + (f" ({r.attention_kernel})" if r.attention_kernel else ""),
+        ]
+        if r.beams > 1:
+            said.append(f"{r.beams} beams")
+        if r.returned > 1:
+            said.append(f"{r.returned} sequences returned")
+        if r.device != "cuda":
+            said.append(f"on the {r.device.upper()}")
+        return " · ".join(said)
+
+    def chart_title(self) -> str:
+        return f"Memory while generating: the peak is {self.where()}"
+
+    def notes(self) -> list[str]:
+        prefill = flops_by_phase(self.run.trace).get(PREFILL, 0)
+        return [
+            f"  prefill    {exactly(self._peak_of(PREFILL))}",
+            f"  decode     {exactly(self._peak_of(DECODE))}",
+            f"  KV cache   {exactly(self.kv_cache)}, {self.kv_cache_per_token:,} bytes a token and sequence",
+            f"  arithmetic {format_flops(prefill)} to read the prompt",
+        ]

@@ -1,0 +1,106 @@
+"""What training takes: the peak of a step, the first and the steady one, and its arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from weigh.report.assumption import EXACT
+from weigh.report.run import RunReport
+from weigh.report.text import exactly, table
+from weigh.report.work import flops_by_phase, format_flops
+from weigh.units import format_bytes
+
+if TYPE_CHECKING:
+    from weigh.recipes.training import Training, TrainingRun
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainingReport(RunReport):
+    """A training, weighed."""
+
+    kind: ClassVar[str] = "train"
+    doing: ClassVar[str] = "Training"
+    run: TrainingRun
+
+    @property
+    def recipe(self) -> Training:
+        """How it is trained."""
+        return self.run.recipe
+
+    @property
+    def first_step(self) -> int:
+        """The peak until the end of the first step, in which the optimizer makes its state."""
+        return self.memory.peak_of(lambda p: p.mark.round == 0)
+
+    @property
+    def steady_state(self) -> int:
+        """The peak of the last step that was run."""
+        return self.memory.peak_of(lambda p: p.mark.round == self.recipe.steps - 1)
+
+    def shown_round(self) -> int:
+        return self.memory.highest.mark.round
+
+    def flops(self) -> dict[str, int]:
+        """Floating-point operations of a step by phase."""
+        return flops_by_phase(self.run.trace, self.recipe.steps - 1)
+
+    def figures(self) -> dict[str, Any]:
+        flops = self.flops()
+        return {
+            "first_step": {"peak_bytes": self.first_step},
+            "steady_state": {"peak_bytes": self.steady_state},
+            "flops_per_step": {"total": sum(flops.values()), **flops, "basis": EXACT},
+        }
+
+    def summary(self) -> str:
+        r = self.recipe
+        said = [
+            self.parameters_note(),
+            r.dtype.name + (f" under {r.autocast.name} autocast" if r.autocast else ""),
+            f"batch {r.batch} x {r.sequence} tokens"
+            + (f", {r.accumulation} times a step" if r.accumulation > 1 else ""),
+            _optimizer(r),
+            f"{r.attention} attention" + (f" ({r.attention_kernel})" if r.attention_kernel else ""),
+        ]
+        if r.checkpointing:
+            said.append("checkpointing" if r.checkpointing == "full" else f"{r.checkpointing} checkpointing")
+        if r.freeze:
+            said.append(f"{r.freeze.replace('_', ' ')} frozen")
+        if r.lora:
+            said.append(f"LoRA of rank {r.lora.rank}")
+        if r.clip:
+            said.append("gradients clipped")
+        if r.device != "cuda":
+            said.append(f"on the {r.device.upper()}")
+        return " · ".join(said)
+
+    def chart_title(self) -> str:
+        number = self.shown_round()
+        which = "the first step" if number == 0 else f"step {number + 1}, the steady state"
+        return f"Memory over {which}: the peak is {self.where()}"
+
+    def notes(self) -> list[str]:
+        rows: list[tuple[str, ...]] = [("step", "phase", "at its start", "peak", "at its end")]
+        for p in self.memory.phases:
+            if p.mark.phase != "load":
+                amounts = (format_bytes(int(size)) for size in (p.before, p.peak, p.after))  # type: ignore[arg-type]
+                rows.append((str(p.mark.round + 1), p.mark.phase, *amounts))
+        flops = self.flops()
+        parts = ", ".join(f"{phase} {format_flops(count)}" for phase, count in flops.items())
+        unrounded = "" if not self.memory.rounded else f"; {self.memory.unrounded_peak:,} bytes before rounding to 512"
+        return [
+            *table(rows, "<<>>>"),
+            "",
+            f"  first step {exactly(self.first_step)}",
+            f"  steady     {exactly(self.steady_state)}{unrounded}",
+            f"  arithmetic {format_flops(sum(flops.values()))} a step: {parts}",
+        ]
+
+
+def _optimizer(recipe: Training) -> str:
+    if recipe.optimizer is None:
+        return "no optimizer"
+    implementation = recipe.implementation or ("foreach" if recipe.device == "cuda" else "forloop")
+    momentum = f", momentum {recipe.momentum}" if recipe.momentum else ""
+    return f"{recipe.optimizer} ({implementation}{momentum})"
