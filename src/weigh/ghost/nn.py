@@ -248,10 +248,10 @@ class LayerNorm(Module):
 
     role = NORM
 
-    def __init__(self, width: Size, dtype: DType, bias: bool = True) -> None:
+    def __init__(self, width: Size, dtype: DType, bias: bool = True, elementwise_affine: bool = True) -> None:
         super().__init__()
-        self.weight = parameter((width,), dtype)
-        self.bias = parameter((width,), dtype) if bias else None
+        self.weight = parameter((width,), dtype) if elementwise_affine else None
+        self.bias = parameter((width,), dtype) if elementwise_affine and bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width)."""

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from weigh.dims import Size
 from weigh.dtypes import BOOL, FLOAT32, INT64
-from weigh.ghost import ops
+from weigh.ghost import nn, ops
 from weigh.ghost.nn import Module
-from weigh.ghost.state import inside_unit, state
+from weigh.ghost.state import inside_unit, no_grad, state
 from weigh.ghost.tensor import Tensor
 from weigh.trace.events import KV_CACHE
 
@@ -153,14 +153,19 @@ def position_ids(length: Size, cache: Cache | None) -> Tensor:
 
 
 def create_causal_mask(
-    embeddings: Tensor, cache: Cache | None, positions: Tensor, attention_mask: Tensor | None = None
+    embeddings: Tensor,
+    cache: Cache | None,
+    positions: Tensor | None,
+    attention_mask: Tensor | None = None,
+    allow_is_causal_skip: bool = True,
+    attention: str | None = None,
 ) -> Tensor | None:
     """`create_causal_mask`, for a padding mask (batch, seen) of ones or none.
 
-    None where sdpa can be told `is_causal`.
+    None where sdpa can be told `is_causal`. `attention` is the family's own implementation, where it has no choice.
     """
     batch, length = embeddings.shape[0], embeddings.shape[1]
-    if cache is None and attention_mask is None and not state.traced:
+    if cache is None and attention_mask is None and positions is not None and not state.traced:
         _look_for_packed_sequences(positions, batch)
     if attention_mask is not None:
         attention_mask = ops.to(attention_mask, BOOL)
@@ -168,8 +173,8 @@ def create_causal_mask(
     offset: Tensor | int = 0
     if isinstance(cache, StaticCache) and cache.lengths:
         offset = next(iter(cache.lengths.values()))
-    if state.attention != "eager":
-        must_have = cache is not None and cache.compileable and length == 1
+    if (attention or state.attention) != "eager":
+        must_have = not allow_is_causal_skip or (cache is not None and cache.compileable and length == 1)
         if not must_have and (length == 1 or visible is length or visible == length or (cache and cache.length == 0)):
             return None
         return _boolean_mask(batch, length, visible, offset, attention_mask)
@@ -203,6 +208,45 @@ def _look_for_packed_sequences(positions: Tensor, batch: Size) -> None:
     del joined
     changed = ops.to(difference, BOOL)
     ops.to(changed, INT64)
+
+
+# -- rotary position embedding ---------------------------------------------------------------------
+class RotaryEmbedding(Module):
+    """`LlamaRotaryEmbedding` and its copies: the frequencies of `width` dimensions, and a copy of them."""
+
+    role = nn.ROTARY
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inv_freq = nn.buffer(((width + 1) // 2,), FLOAT32)
+        self.original_inv_freq = nn.buffer(((width + 1) // 2,), FLOAT32)
+
+    def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (1, length, width), in the dtype of `x`."""
+        with no_grad():
+            freqs = positions.unsqueeze(-1).float() * self.inv_freq
+            emb = ops.cat([freqs, freqs], -1)
+            cos = ops.cos(emb) * 1.0
+            sin = ops.sin(emb) * 1.0
+            return cos.to(x.dtype), sin.to(x.dtype)
+
+
+def rotate_half(x: Tensor) -> Tensor:
+    """The second half of the width, negated, before the first."""
+    width = x.shape[-1]
+    half = width // 2
+    x1 = x.narrow(-1, half)
+    x2 = x.narrow(-1, width - half, half)
+    return ops.cat([-x2, x1], -1)
+
+
+def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotary position embedding of queries and keys."""
+    cos = cos.unsqueeze(1)
+    sin = sin.unsqueeze(1)
+    q_embed = (q * cos) + (rotate_half(q) * sin)
+    k_embed = (k * cos) + (rotate_half(k) * sin)
+    return q_embed, k_embed
 
 
 # -- attention -------------------------------------------------------------------------------------

@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from weigh.dtypes import FLOAT32, DType
-from weigh.ghost import nn, ops
-from weigh.ghost.state import no_grad
+from weigh.dtypes import DType
+from weigh.ghost import nn
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import (
     Cache,
     CausalModel,
     CausalOutput,
+    RotaryEmbedding,
+    apply_rotary_pos_emb,
     attention_interface,
     causal_lm_loss,
     create_causal_mask,
@@ -71,41 +72,6 @@ class LlamaConfig:
             mlp_bias=keys.flag("mlp_bias", default=False),
             attention_dropout=keys.fraction("attention_dropout", default=0.0),
         )
-
-
-class LlamaRotaryEmbedding(nn.Module):
-    role = nn.ROTARY
-
-    def __init__(self, config: LlamaConfig) -> None:
-        super().__init__()
-        self.inv_freq = nn.buffer(((config.head_dim + 1) // 2,), FLOAT32)
-        self.original_inv_freq = nn.buffer(((config.head_dim + 1) // 2,), FLOAT32)
-
-    def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        with no_grad():
-            freqs = positions.unsqueeze(-1).float() * self.inv_freq
-            emb = ops.cat([freqs, freqs], -1)
-            cos = ops.cos(emb) * 1.0
-            sin = ops.sin(emb) * 1.0
-            return cos.to(x.dtype), sin.to(x.dtype)
-
-
-def rotate_half(x: Tensor) -> Tensor:
-    """The second half of the width, negated, before the first."""
-    width = x.shape[-1]
-    half = width // 2
-    x1 = x.narrow(-1, half)
-    x2 = x.narrow(-1, width - half, half)
-    return ops.cat([-x2, x1], -1)
-
-
-def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotary position embedding of queries and keys."""
-    cos = cos.unsqueeze(1)
-    sin = sin.unsqueeze(1)
-    q_embed = (q * cos) + (rotate_half(q) * sin)
-    k_embed = (k * cos) + (rotate_half(k) * sin)
-    return q_embed, k_embed
 
 
 class LlamaMLP(nn.Module):
@@ -201,7 +167,7 @@ class LlamaModel(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, dtype)
         self.layers = nn.Stack("model.layers", config.num_hidden_layers, lambda _: LlamaDecoderLayer(config, dtype))
         self.norm = nn.RMSNorm(config.hidden_size, dtype)
-        self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.rotary_emb = RotaryEmbedding(config.head_dim)
 
     def forward(
         self,
