@@ -150,7 +150,7 @@ class Trace:
         """The phases in order, each with the numbers of its spans (none crosses a phase)."""
         bounds = [*(m.event for m in self.marks[1:]), len(self.events)]
         number = 0
-        for mark, stop in zip(self.marks, bounds, strict=True):
+        for mark, stop in zip(self.marks, bounds, strict=False):
             first = number
             while number < len(self.spans) and self.spans[number].stop <= stop:
                 number += 1

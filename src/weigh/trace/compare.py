@@ -1,0 +1,136 @@
+"""Two traces side by side: peaks, what they are made of, and where the two part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from weigh.trace.events import PURPOSES, Allocation, Trace
+from weigh.trace.expand import expand
+from weigh.trace.peak import PhasePeak, breakdown, phase_peaks
+from weigh.trace.text import allocation_text
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A figure of both; None where one of them has no such thing."""
+
+    name: str
+    left: int | None
+    right: int | None
+
+    @property
+    def difference(self) -> int:
+        """Right minus left, nothing counted as zero."""
+        return (self.right or 0) - (self.left or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Parting:
+    """The first event at which the two do not do the same."""
+
+    event: int
+    """Its number, from 0, with repeats written out."""
+    phase: str
+    """The phase and round of the left one, there."""
+    left: str
+    right: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What `compare` found."""
+
+    left: str
+    right: str
+    peak: Pair
+    purposes: tuple[Pair, ...]
+    """The bytes of every purpose, at each one's own peak."""
+    phases: tuple[Pair, ...]
+    """The peak of every phase."""
+    parting: Parting | None
+    """None where the two do the same from the first event to the last."""
+
+    def text(self) -> str:
+        """Three small tables."""
+        width = max(len(p.name) for p in (self.peak, *self.purposes, *self.phases)) + 2
+        lines = [f"{'':{width}}{self.left:>20}{self.right:>20}{'difference':>20}", _row(self.peak, width)]
+        for title, pairs in (("at the peak:", self.purposes), ("by phase:", self.phases)):
+            lines += ["", title, *(_row(pair, width) for pair in pairs)]
+        if self.parting is None:
+            return "\n".join([*lines, "", "The two do the same, event by event."])
+        p = self.parting
+        lines += ["", f"They part at event {p.event:,}, in {p.phase}:", f"  {self.left}: {p.left}"]
+        return "\n".join([*lines, f"  {self.right}: {p.right}"])
+
+
+def _row(pair: Pair, width: int) -> str:
+    cells = ["-" if n is None else f"{n:,}" for n in (pair.left, pair.right)]
+    return f"{pair.name:{width}}{cells[0]:>20}{cells[1]:>20}{pair.difference:>+20,}"
+
+
+def compare(a: Trace, b: Trace, names: tuple[str, str] = ("left", "right")) -> Comparison:
+    """Lay two traces beside each other. Plain sizes only.
+
+    Events are alike where the change in bytes is the same, and the module's path too where both have one: a snapshot
+    of a real run knows no modules.
+    """
+    a, b = expand(a), expand(b)
+    peaks = phase_peaks(a), phase_peaks(b)
+    highest = [max(p, key=lambda one: _plain(one.peak)) for p in peaks]
+    made_of = [
+        breakdown(trace, top.moment, lambda one: one.purpose) if top.moment else {}
+        for trace, top in zip((a, b), highest, strict=True)
+    ]
+    present = [p for p in PURPOSES if any(p in parts for parts in made_of)]
+    return Comparison(
+        *names,
+        Pair("peak", _plain(highest[0].peak), _plain(highest[1].peak)),
+        tuple(Pair(p, *(_plain(parts.get(p, 0)) for parts in made_of)) for p in present),
+        tuple(_phases(*peaks)),
+        _parting(a, b),
+    )
+
+
+def _plain(size: object) -> int:
+    if not isinstance(size, int):
+        raise TypeError("sweeps cannot be compared: run a single setting")
+    return size
+
+
+def _phases(left: list[PhasePeak], right: list[PhasePeak]) -> list[Pair]:
+    """In order of the left; a phase that comes several times in a round (micro-batches) is numbered."""
+    keyed = [_keyed(left), _keyed(right)]
+    return [Pair(name, keyed[0].get(name), keyed[1].get(name)) for name in dict.fromkeys([*keyed[0], *keyed[1]])]
+
+
+def _keyed(peaks: list[PhasePeak]) -> dict[str, int]:
+    result: dict[str, int] = {}
+    for peak in peaks:
+        name = f"{peak.mark.phase} {peak.mark.round}"
+        number = 2
+        while name in result:
+            name = f"{peak.mark.phase} {peak.mark.round} ({number})"
+            number += 1
+        result[name] = _plain(peak.peak)
+    return result
+
+
+def _parting(a: Trace, b: Trace) -> Parting | None:
+    for number, (x, y) in enumerate(zip_longest(a.events, b.events, fillvalue=0)):
+        left, right = _happening(a, x), _happening(b, y)
+        if left[0] != right[0] or (left[1] and right[1] and left[1] != right[1]):
+            phase = [m for m in a.marks if m.event <= number][-1] if a.marks else None
+            where = f"{phase.phase} {phase.round}" if phase else "no phase"
+            return Parting(number, where, left[2], right[2])
+    return None
+
+
+def _happening(trace: Trace, event: int) -> tuple[int, str, str]:
+    """The change in bytes, the path, and both as text."""
+    if not event:
+        return 0, "", "has ended"
+    allocation: Allocation = trace.allocations[abs(event) - 1]
+    num_bytes = _plain(allocation.num_bytes)
+    change = num_bytes if event > 0 else -num_bytes
+    return change, allocation.path, f"{change:+,} {allocation_text(allocation)}"
