@@ -16,7 +16,12 @@ from weigh.errors import InputError, UnknownNameError
 if TYPE_CHECKING:
     from weigh.models.common import CausalModel
 
-FAMILIES = {"gpt2": "weigh.models.gpt2", "llama": "weigh.models.llama"}
+FAMILIES = {
+    "gpt2": "weigh.models.gpt2",
+    "gpt_neox": "weigh.models.gpt_neox",
+    "llama": "weigh.models.llama",
+    "opt": "weigh.models.opt",
+}
 """`model_type` -> the module that describes it."""
 
 

@@ -6,10 +6,22 @@ impossible value is an error that names the key, and never a silent default wher
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-from weigh.errors import InputError
+from weigh.errors import InputError, NotModelledError
+
+Settings = TypeVar("Settings")
+
+Probability = float
+"""A field's type: a number from 0 up to (not including) 1, as a dropout probability is."""
+
+DERIVED: Any = None
+"""A field's default: upstream works the value out from other settings."""
+
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+"""Rotary embeddings whose frequencies are worked out once, and so weigh the same (modeling_rope_utils.py)."""
 
 
 class Keys:
@@ -88,6 +100,95 @@ class Keys:
             )
         return value
 
+    def number(self, *names: str) -> float:
+        """Any number."""
+        value = self._find(names, None)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(
+                f"is {value!r}, not a number", where=f"{self.where}: {self._named(names)}", hint="Give a number."
+            )
+        return float(value)
+
+    def words(self, *names: str) -> tuple[str, ...]:
+        """A list of strings."""
+        value = self._find(names, None)
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+            raise InputError(
+                f"is {value!r}, not a list of names",
+                where=f"{self.where}: {self._named(names)}",
+                hint="Write a list of strings.",
+            )
+        return tuple(value)
+
+    def fields(self, cls: type[Any]) -> dict[str, Any]:
+        """A value for every field of a dataclass, read by the field's type; its default where the key is absent.
+
+        None where the config says null, and where the default is `DERIVED`.
+        """
+        found: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            if field.name not in self.config:
+                found[field.name] = self.assumed[field.name] = field.default
+            elif self.config[field.name] is None:
+                found[field.name] = None
+            else:
+                found[field.name] = _READERS[str(field.type).removesuffix(" | None")](self, field.name)
+        return found
+
+    def make(self, cls: type[Settings], found: Mapping[str, Any]) -> Settings:
+        """The dataclass of what `fields` found. Raises `InputError` for null where there must be a value."""
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            if found[field.name] is None and not str(field.type).endswith("| None"):
+                raise InputError("is null", where=f"{self.where}: {field.name}", hint="Give a value, or leave it out.")
+        return cls(**found)
+
+    def refuse(self, name: str, what: str) -> None:
+        """Raises `NotModelledError` where a setting that changes what runs is switched on."""
+        if self.config.get(name):
+            raise NotModelledError(what, where=f"{self.where}: {name}")
+
+    def rope_type(self, layer_type: str | None = None) -> str:
+        """The kind of rotary embedding, of one type of layer where they differ (`rope_parameters`, `rope_scaling`).
+
+        Raises:
+            NotModelledError: frequencies that change while the model runs, or that turn a part of the width.
+        """
+        for name in ("rope_scaling", "rope_parameters"):
+            found = self.config.get(name)
+            if layer_type is not None and isinstance(found, Mapping) and "full_attention" in found:
+                found = found.get(layer_type)
+            if isinstance(found, Mapping):
+                kind = found.get("rope_type", found.get("type", "default"))
+                if kind not in ROPE_TYPES:
+                    raise NotModelledError(f"the rotary embedding {kind!r}", where=f"{self.where}: {name}")
+                if kind != "default" and found.get("partial_rotary_factor", 1.0) != 1.0:
+                    raise NotModelledError(f"{kind!r} for a part of the width", where=f"{self.where}: {name}")
+                return str(kind)
+        return "default"
+
+    def rotary_width(self, head_dim: int, *legacy: str, default: float = 1.0) -> int:
+        """How many dimensions of a head are rotated: `rope_parameters` and its older spellings.
+
+        `legacy` are older keys of `partial_rotary_factor`. Raises `NotModelledError` where the frequencies change during
+        a run.
+        """
+        found = self.config.get("rope_scaling") or self.config.get("rope_parameters") or {}
+        if not isinstance(found, Mapping):
+            raise InputError(f"is {found!r}, no object", where=f"{self.where}: rope_parameters", hint="Give an object.")
+        kind = found.get("rope_type") or found.get("type") or "default"
+        if kind not in ROPE_TYPES:
+            raise NotModelledError(f"a rotary embedding of type {kind!r}", where=f"{self.where}: rope_parameters")
+        factor = found.get("partial_rotary_factor")
+        if factor is None:
+            factor = self._find((*legacy, "partial_rotary_factor"), default)
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= 1:
+            raise InputError(
+                f"is {factor!r}, no share of a head",
+                where=f"{self.where}: partial_rotary_factor",
+                hint="Give more than 0, up to 1.",
+            )
+        return int(head_dim * factor)
+
     def divides(self, part: str, count: int, whole: str, size: int) -> int:
         """`size // count`. Raises `InputError` where `count` does not divide it."""
         if size % count:
@@ -100,3 +201,14 @@ class Keys:
 
     def _named(self, names: tuple[str, ...]) -> str:
         return next((n for n in names if self.config.get(n) is not None), names[0])
+
+
+_READERS: dict[str, Callable[[Keys, str], Any]] = {
+    "Probability": lambda keys, name: keys.fraction(name, default=0.0),
+    "bool": lambda keys, name: keys.flag(name, default=False),
+    "float": Keys.number,
+    "int": Keys.size,
+    "str": lambda keys, name: keys.word(name, default=""),
+    "tuple[str, ...]": Keys.words,
+}
+"""How a field of each type is read."""
