@@ -200,17 +200,19 @@ class Linear(Module):
 
 
 class Head(Linear):
-    """The output layer: a bias-free linear whose weight may be the embedding's."""
+    """The output layer: a linear whose weight may be the embedding's."""
 
     role = HEAD
 
-    def __init__(self, tied_to: Embedding | None, width: Size, vocabulary: Size, dtype: DType) -> None:
+    def __init__(
+        self, tied_to: Embedding | None, width: Size, vocabulary: Size, dtype: DType, bias: bool = False
+    ) -> None:
         if tied_to is None:
-            super().__init__(width, vocabulary, dtype)
+            super().__init__(width, vocabulary, dtype, bias)
             return
         Module.__init__(self)
         self.weight = tied_to.weight
-        self.bias = None
+        self.bias = parameter((vocabulary,), dtype) if bias else None
 
 
 class Conv1D(Module):

@@ -21,6 +21,7 @@ FAMILIES = {
     "gpt_neox": "weigh.models.gpt_neox",
     "llama": "weigh.models.llama",
     "opt": "weigh.models.opt",
+    "phi": "weigh.models.phi",
 }
 """`model_type` -> the module that describes it."""
 

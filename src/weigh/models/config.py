@@ -169,8 +169,10 @@ class Keys:
     def rotary_width(self, head_dim: int, *legacy: str, default: float = 1.0) -> int:
         """How many dimensions of a head are rotated: `rope_parameters` and its older spellings.
 
-        `legacy` are older keys of `partial_rotary_factor`. Raises `NotModelledError` where the frequencies change during
-        a run.
+        `legacy` are older keys of `partial_rotary_factor`.
+
+        Raises:
+            NotModelledError: frequencies that change while the model runs.
         """
         found = self.config.get("rope_scaling") or self.config.get("rope_parameters") or {}
         if not isinstance(found, Mapping):
