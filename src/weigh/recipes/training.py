@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weigh import models
 from weigh.dims import Size
@@ -21,10 +21,11 @@ from weigh.kernels import kernels
 from weigh.models.common import CausalModel
 from weigh.optimizers import Optimizer, optimizer
 from weigh.optimizers.base import clip_grad_norm
-from weigh.techniques.checkpointing import Checkpointing
-from weigh.techniques.freezing import Freezing
-from weigh.techniques.lora import Lora
 from weigh.trace.events import BACKWARD, CLIP, FORWARD, GRADIENT, STEP, Trace
+
+if TYPE_CHECKING:
+    from weigh.techniques import Technique
+    from weigh.techniques.lora import Lora
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,7 @@ def run(config: Mapping[str, Any], recipe: Training, where: str = "config", unro
         InputError: the config cannot be read.
         UnknownNameError: an unknown optimizer, kernel, ...
     """
-    freezing = Freezing(recipe.freeze) if recipe.freeze is not None else None
-    if unroll or (freezing is not None and freezing.uneven):
+    if unroll or any(technique.uneven for technique in techniques(recipe)):
         with unrolled():
             return _run(config, recipe, where)
     try:
@@ -104,16 +104,26 @@ def run(config: Mapping[str, Any], recipe: Training, where: str = "config", unro
             return _run(config, recipe, where)
 
 
+def techniques(recipe: Training) -> Iterator[Technique]:
+    """The techniques of a recipe, in the order in which they are applied."""
+    if recipe.freeze is not None:
+        from weigh.techniques.freezing import Freezing
+
+        yield Freezing(recipe.freeze)
+    if recipe.lora is not None:
+        yield recipe.lora
+    if recipe.checkpointing is not None:
+        from weigh.techniques.checkpointing import Checkpointing
+
+        yield Checkpointing(recipe.checkpointing)
+
+
 def _run(config: Mapping[str, Any], recipe: Training, where: str) -> TrainingRun:
     chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced)
     with recording(chosen, traced=recipe.traced, cpu=recipe.device == "cpu", attention=recipe.attention) as ledger:
         model = models.build(config, recipe.dtype, where)
-        if recipe.freeze is not None:
-            Freezing(recipe.freeze).apply(model)
-        if recipe.lora is not None:
-            recipe.lora.apply(model)
-        if recipe.checkpointing is not None:
-            Checkpointing(recipe.checkpointing).apply(model)
+        for technique in techniques(recipe):
+            technique.apply(model)
         parameters = model.parameters()
         trainable = [p for p in parameters if p.tensor.requires_grad]
         input_ids = ops.input_tensor((recipe.batch, recipe.sequence), INT64)

@@ -1,1 +1,28 @@
-"""Techniques: what changes how a model runs, applied to it from outside. One file each."""
+"""Techniques: what changes how a model runs, applied to it from outside. One file each.
+
+A technique is a frozen dataclass of settings with one method, `apply`. A recipe lists its techniques in the order in which
+they are applied.
+"""
+
+from __future__ import annotations
+
+from weigh.ghost.nn import Module
+
+
+class Technique:
+    """What every technique can do."""
+
+    __slots__ = ()
+
+    @property
+    def uneven(self) -> bool:
+        """Blocks of a stack differ afterwards, so that all of them have to be run."""
+        return False
+
+    def apply(self, model: Module) -> None:
+        """Change the model.
+
+        Raises:
+            WeighError: there is nothing to change; it says what was looked for.
+        """
+        raise NotImplementedError

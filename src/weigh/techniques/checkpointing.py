@@ -19,12 +19,13 @@ from weigh.ghost.nn import Module
 from weigh.ghost.ops.table import Op, apply
 from weigh.ghost.state import enable_grad, no_grad, recomputing, saved_tensors_hooks, state
 from weigh.ghost.tensor import Tensor
+from weigh.techniques import Technique
 
 MODES = ("full", "reentrant")
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpointing:
+class Checkpointing(Technique):
     """Checkpoint every block of the model."""
 
     mode: str = "full"

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from weigh.errors import UnknownNameError, WeighError
 from weigh.ghost import nn
 from weigh.ghost.nn import Module, Stack
+from weigh.techniques import Technique
 
 PARTS = ("embeddings", "all_but_last_layer", "all_but_head", "layers_first_half")
 
 
 @dataclass(frozen=True, slots=True)
-class Freezing:
+class Freezing(Technique):
     """Freeze a part of the model."""
 
     part: str

@@ -16,10 +16,11 @@ from weigh.ghost import nn, ops
 from weigh.ghost.nn import Module, name_modules
 from weigh.ghost.state import inside_unit
 from weigh.ghost.tensor import Tensor
+from weigh.techniques import Technique
 
 
 @dataclass(frozen=True, slots=True)
-class Lora:
+class Lora(Technique):
     """Adapt linear layers by name; everything else is frozen."""
 
     rank: int = 8
