@@ -1,7 +1,7 @@
 """Techniques: what changes how a model runs, applied to it from outside. One file each.
 
-A technique is a frozen dataclass of settings with one method, `apply`. A recipe lists its techniques in the order in which
-they are applied.
+A technique is a frozen dataclass of settings with one method, `apply`. A recipe lists its techniques in the order in
+which they are applied.
 """
 
 from __future__ import annotations
