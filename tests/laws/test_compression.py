@@ -7,8 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weigh.dtypes import BFLOAT16, FLOAT16, FLOAT32
+from weigh.ghost import nn, ops
+from weigh.ghost.repeat import unrolled
+from weigh.ghost.state import recording
+from weigh.ghost.tensor import Tensor
+from weigh.kernels import kernels
 from weigh.recipes.training import Training, run
-from weigh.trace.events import Call, Trace
+from weigh.trace.events import BACKWARD, FORWARD, Call, Trace
 from weigh.trace.expand import expand
 from weigh.trace.peak import breakdown, phase_peaks
 
@@ -141,3 +146,53 @@ def test_copies_carry_the_paths_of_their_blocks() -> None:
     weights = [a.path for a in trace.allocations if a.path.endswith("c_fc.weight") and a.phase == "load"]
     assert weights == [f"transformer.h.{n}.mlp.c_fc.weight" for n in range(6)]
     assert {c.path.split(".")[2] for c in trace.calls if c.path.startswith("transformer.h.")} == set("012345")
+
+
+class Wide(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(8, width, FLOAT32, bias=True)
+        self.down = nn.Linear(width, 8, FLOAT32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(ops.gelu(self.up(x)))
+
+
+class Striped(nn.Module):
+    def __init__(self, length: int, period: int) -> None:
+        super().__init__()
+        self.first = nn.Stack("first", length, lambda n: Wide(16 + 8 * (n % period)), period)
+        self.second = nn.Stack("second", length + 1, lambda n: Wide(32 + 8 * (n % period)), period)
+        self.norm = nn.LayerNorm(8, FLOAT32)  # a gradient that is a tensor, not the view that a sum's is
+
+    def forward(self, x: Tensor) -> Tensor:
+        for stack in (self.first, self.second):
+            for block in stack:
+                x = block(x)
+        return self.norm(x)
+
+
+def striped(length: int, period: int) -> Trace:
+    with recording(kernels("cuda")) as ledger:
+        model = Striped(length, period)
+        nn.name_modules(model)
+        ledger.mark(FORWARD, 0)
+        out = ops.sum(model(ops.zeros((3, 8), FLOAT32)), (0, 1))
+        ledger.mark(BACKWARD, 0)
+        out.backward()
+        del out
+        return ledger.trace()
+
+
+@pytest.mark.parametrize("period", [1, 2, 3])
+@pytest.mark.parametrize("length", [7, 8, 12, 15])
+def test_stacks_whose_pattern_repeats_every_few_blocks(length: int, period: int) -> None:
+    short = striped(length, period)
+    with unrolled():
+        long = striped(length, period)
+    assert len(short.repeats) == 2 - (length // period <= 3) - ((length + 1) // period <= 3)
+    assert [(p.before, p.peak, p.after) for p in phase_peaks(short)] == [
+        (p.before, p.peak, p.after) for p in phase_peaks(long)
+    ]
+    assert happenings(expand(short)) == happenings(long)
+    assert [facts(c) for c in expand(short).calls] == [facts(c) for c in long.calls]
