@@ -1,6 +1,6 @@
-"""What every causal language model of transformers shares: masks, caches, attention interfaces, the loss.
+"""What every causal language model of transformers shares: masks, attention interfaces, the loss.
 
-Mirrors transformers 5.23: `masking_utils.py`, `cache_utils.py`, `integrations/sdpa_attention.py`, `loss/loss_utils.py`.
+Mirrors transformers 5.23: `masking_utils.py`, `integrations/sdpa_attention.py`, `loss/loss_utils.py`.
 The local variables are upstream's, since each keeps its tensor alive until the function returns.
 """
 
@@ -13,9 +13,10 @@ from weigh.dims import Size
 from weigh.dtypes import BOOL, FLOAT32, INT64
 from weigh.ghost import nn, ops
 from weigh.ghost.nn import Module
-from weigh.ghost.state import inside_unit, no_grad, state
+from weigh.ghost.state import no_grad, state
 from weigh.ghost.tensor import Tensor
-from weigh.trace.events import KV_CACHE
+from weigh.models.cache import Cache as Cache
+from weigh.models.cache import StaticCache as StaticCache
 
 
 @dataclass(slots=True)
@@ -46,108 +47,16 @@ class CausalModel(Module):
         raise NotImplementedError
 
 
-# -- caches ----------------------------------------------------------------------------------------
-class CacheLayer:
-    """The keys and values of one layer (or of all the layers it stands for)."""
-
-    __slots__ = ("keys", "unit", "values")
-
-    def __init__(self) -> None:
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-        self.unit: int | None = None
-
-
-class Cache:
-    """`DynamicCache`: grows by concatenation, a new tensor for every step."""
-
-    compileable = False
-
-    def __init__(self) -> None:
-        self.layers: dict[str, CacheLayer] = {}
-        self.length: Size = 0
-
-    def layer(self, path: str) -> CacheLayer:
-        """The cache of the attention at `path`."""
-        if path not in self.layers:
-            self.layers[path] = CacheLayer()
-            self.layers[path].unit = state.ledger.unit
-        return self.layers[path]
-
-    def update(self, keys: Tensor, values: Tensor, path: str) -> tuple[Tensor, Tensor]:
-        """Append new keys and values (batch, heads, new, width); returns all of them."""
-        layer = self.layer(path)
-        layer.keys = _label(ops.cat([layer.keys, keys], -2) if layer.keys is not None else _first(keys))
-        layer.values = _label(ops.cat([layer.values, values], -2) if layer.values is not None else _first(values))
-        return layer.keys, layer.values
-
-    def advance(self, length: Size) -> None:
-        """`length` more positions are in the cache."""
-        self.length = self.length + length
-
-    def mask_length(self, query_length: Size) -> Size:
-        """How many keys a query sees."""
-        return self.length + query_length
-
-    def crop(self, length: Size) -> None:
-        """Forget what is beyond `length`: views of the same storages."""
-        if self.length == length:
-            return
-        self.length = length
-        self.rewrite(lambda x: x.narrow(-2, length))
-
-    def rewrite(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Replace the keys and values of every layer, one after the other (reorder, repeat, crop)."""
-        for layer in self.layers.values():
-            with inside_unit(layer.unit):
-                if layer.keys is not None and layer.values is not None:
-                    layer.keys = _label(change(layer.keys))
-                    layer.values = _label(change(layer.values))
-
-
-class StaticCache(Cache):
-    """`StaticCache`: full length from the start, written in place."""
-
-    compileable = True
-
-    def __init__(self, max_length: Size) -> None:
-        super().__init__()
-        self.max_length = max_length
-        self.lengths: dict[str, Tensor] = {}
-
-    def update(self, keys: Tensor, values: Tensor, path: str) -> tuple[Tensor, Tensor]:
-        """Write new keys and values at their positions; returns the whole buffers."""
-        layer = self.layer(path)
-        if layer.keys is None or layer.values is None:
-            batch, heads, _, width = keys.shape
-            layer.keys = _label(ops.zeros((batch, heads, self.max_length, width), keys.dtype))
-            layer.values = _label(ops.zeros((batch, heads, self.max_length, values.shape[-1]), values.dtype))
-            self.lengths[path] = _label(ops.scalar_tensor(INT64))
-        position = ops.arange(keys.shape[-2])
-        position = position + self.lengths[path]
-        return ops.index_copy_(layer.keys, position, keys), ops.index_copy_(layer.values, position, values)
-
-    def mask_length(self, query_length: Size) -> Size:
-        """How many keys a query sees."""
-        return self.max_length
-
-
-def _first(x: Tensor) -> Tensor:
-    """`torch.cat` of an empty tensor and `x`: a contiguous copy."""
-    return ops.cat([x], -2)
-
-
-def _label(x: Tensor) -> Tensor:
-    x.storage.relabel(KV_CACHE)
-    return x
-
-
 # -- masks -----------------------------------------------------------------------------------------
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""The types of layers, as configs write them."""
+
+
 def position_ids(length: Size, cache: Cache | None) -> Tensor:
     """The positions of the new tokens, (1, length)."""
     past: Tensor | int = 0
-    if isinstance(cache, StaticCache) and cache.lengths:
-        past = next(iter(cache.lengths.values()))
+    if cache is not None and cache.layers:
+        past = cache.offset(next(iter(cache.layers.values())).window)
     positions = ops.arange(length) + past
     return positions.unsqueeze(0)
 
@@ -159,44 +68,118 @@ def create_causal_mask(
     attention_mask: Tensor | None = None,
     allow_is_causal_skip: bool = True,
     attention: str | None = None,
+    cache_window: int | None = None,
 ) -> Tensor | None:
     """`create_causal_mask`, for a padding mask (batch, seen) of ones or none.
 
-    None where sdpa can be told `is_causal`. `attention` is the family's own implementation, where it has no choice.
+    None where sdpa can be told `is_causal`. `attention` is the family's own implementation, where it has no choice;
+    `cache_window` is the sliding window of the cache's layers, where none of them is full.
     """
+    sizes = _preprocess_mask_arguments(embeddings, cache, positions, attention_mask, cache_window)
+    return _create_mask(embeddings, cache, sizes, None, allow_is_causal_skip, attention)
+
+
+def create_sliding_window_causal_mask(
+    embeddings: Tensor,
+    cache: Cache | None,
+    positions: Tensor | None,
+    attention_mask: Tensor | None,
+    sliding_window: int,
+    cache_window: int | None,
+) -> Tensor | None:
+    """`create_sliding_window_causal_mask`: as above, and nobody sees further back than the window.
+
+    `cache_window` is `sliding_window`, or None where the cache has no sliding layer.
+    """
+    sizes = _preprocess_mask_arguments(embeddings, cache, positions, attention_mask, cache_window)
+    return _create_mask(embeddings, cache, sizes, sliding_window, True, None)
+
+
+@dataclass(slots=True)
+class _MaskSizes:
+    visible: Size
+    """How many keys a query sees."""
+    offset: Tensor | int
+    padding: Tensor | None
+
+
+def _preprocess_mask_arguments(
+    embeddings: Tensor,
+    cache: Cache | None,
+    positions: Tensor | None,
+    attention_mask: Tensor | None,
+    cache_window: int | None,
+) -> _MaskSizes:
     batch, length = embeddings.shape[0], embeddings.shape[1]
     if cache is None and attention_mask is None and positions is not None and not state.traced:
         _look_for_packed_sequences(positions, batch)
     if attention_mask is not None:
         attention_mask = ops.to(attention_mask, BOOL)
-    visible = cache.mask_length(length) if cache is not None else length
-    offset: Tensor | int = 0
-    if isinstance(cache, StaticCache) and cache.lengths:
-        offset = next(iter(cache.lengths.values()))
+    if cache is None:
+        return _MaskSizes(length, 0, attention_mask)
+    return _MaskSizes(cache.mask_length(length, cache_window), cache.offset(cache_window), attention_mask)
+
+
+def _create_mask(
+    embeddings: Tensor,
+    cache: Cache | None,
+    sizes: _MaskSizes,
+    local_size: int | None,
+    allow_is_causal_skip: bool,
+    attention: str | None,
+) -> Tensor | None:
+    """`sdpa_mask` and `eager_mask`."""
+    batch, length = embeddings.shape[0], embeddings.shape[1]
     if (attention or state.attention) != "eager":
         must_have = not allow_is_causal_skip or (cache is not None and cache.compileable and length == 1)
-        if not must_have and (length == 1 or visible is length or visible == length or (cache and cache.length == 0)):
+        if not must_have and _ignore_causal_mask_sdpa(length, sizes.visible, local_size, cache):
             return None
-        return _boolean_mask(batch, length, visible, offset, attention_mask)
-    allowed = _boolean_mask(batch, length, visible, offset, attention_mask)
+        return _boolean_mask(batch, length, sizes, local_size)
+    allowed = _boolean_mask(batch, length, sizes, local_size)
     dtype = embeddings.dtype
     return ops.where(allowed, ops.zeros((), dtype), ops.scalar_tensor(dtype))
 
 
-def _boolean_mask(batch: Size, length: Size, visible: Size, offset: Tensor | int, padding: Tensor | None) -> Tensor:
+def _ignore_causal_mask_sdpa(length: Size, visible: Size, local_size: int | None, cache: Cache | None) -> bool:
+    if local_size is not None and visible >= local_size:
+        return False
+    return length == 1 or visible is length or visible == length or (cache is not None and cache.length == 0)
+
+
+def _boolean_mask(batch: Size, length: Size, sizes: _MaskSizes, local_size: int | None) -> Tensor:
     """Query position by key position: (batch, 1, length, visible), expanded from (1, 1, length, visible)."""
-    if padding is not None and padding.shape[-1] is not visible and padding.shape[-1] != visible:
+    visible, padding = sizes.visible, sizes.padding
+    if padding is not None and padding.shape[-1] is not visible and padding.shape[-1] < visible:
         padding = ops.pad(padding, visible - padding.shape[-1])
     batch_arange = ops.arange(batch)
     head_arange = ops.arange(1)
-    q_arange = ops.arange(length) + offset
+    q_arange = ops.arange(length) + sizes.offset
     kv_arange = ops.arange(visible) + 0
-    allowed = ops.less_equal(kv_arange.view(1, 1, 1, visible), q_arange.view(1, 1, length, 1))
-    if padding is not None:
-        allowed = ops.logical_and(ops.ones((), BOOL), allowed)
-        allowed = ops.logical_and(allowed, ops.clone_contiguous(padding).view(batch, 1, 1, visible))
+    q_idx, kv_idx = q_arange.view(1, 1, length, 1), kv_arange.view(1, 1, 1, visible)
+
+    def causal() -> Tensor:
+        return ops.less_equal(kv_idx, q_idx)
+
+    def inside_window() -> Tensor:
+        return ops.greater(kv_idx, q_idx - (local_size or 0))
+
+    def seen() -> Tensor:
+        assert padding is not None
+        return ops.clone_contiguous(padding.narrow(-1, visible)).view(batch, 1, 1, visible)
+
+    def mask_function() -> Tensor:
+        return causal() if local_size is None else _and_masks(inside_window, causal)
+
+    allowed = mask_function() if padding is None else _and_masks(mask_function, seen)
     del batch_arange, head_arange
     return allowed.expand(batch, 1, length, visible)
+
+
+def _and_masks(*masks: Callable[[], Tensor]) -> Tensor:
+    result = ops.ones((), BOOL)
+    for mask in masks:
+        result = ops.logical_and(result, mask())
+    return result
 
 
 def _look_for_packed_sequences(positions: Tensor, batch: Size) -> None:

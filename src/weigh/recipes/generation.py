@@ -147,16 +147,9 @@ def _steps(cache: Cache, prompt: Size, count: int) -> Iterator[int]:
     """The numbers of the decoding steps that are run: all of a few, else the first two and the last two."""
     for number in range(count):
         if count > 6 and number == 2:
-            _fill(cache, prompt + (count - 2))
+            cache.fill(prompt + (count - 2))
         if count <= 6 or number < 2 or number >= count - 2:
             yield number
-
-
-def _fill(cache: Cache, length: Size) -> None:
-    """Set a growing cache to the length it has before the last steps."""
-    cache.length = length
-    if not isinstance(cache, StaticCache):
-        cache.rewrite(lambda x: ops.new_with_length(x, length))
 
 
 def _bare(model: CausalModel, recipe: Generation, ledger: Ledger, input_ids: Tensor) -> Any:
@@ -275,14 +268,14 @@ def _assisted(model: CausalModel, draft: CausalModel, recipe: Generation, ledger
     The draft's logits are kept in fp32 until the model has checked them.
     """
     ledger.mark(PREFILL, 0)
-    cache, draft_cache = Cache(), Cache()
+    cache, draft_cache = Cache(rollback=True), Cache(rollback=True)
     each = recipe.draft_tokens + 1
     rounds = -(-recipe.new_tokens // each)
     for number in sorted({0, rounds - 1}):
         if number:
             ledger.mark(DECODE, number - 1)
-            _fill(cache, recipe.prompt + (number * each - 1))
-            _fill(draft_cache, recipe.prompt + (number * each - 2))
+            cache.fill(recipe.prompt + (number * each - 1))
+            draft_cache.fill(recipe.prompt + (number * each - 2))
         drafted = min(recipe.draft_tokens, recipe.new_tokens - number * each)
         _draft_and_check(model, draft, cache, draft_cache, input_ids, drafted, recipe.prompt + number * each)
     return cache, draft_cache

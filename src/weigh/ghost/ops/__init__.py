@@ -80,6 +80,7 @@ from weigh.ghost.ops.views import (
     unsqueeze,
     view,
 )
+from weigh.ghost.ops.windows import greater, roll
 
 __all__ = [
     "Op",
@@ -116,6 +117,7 @@ __all__ = [
     "full",
     "gather",
     "gelu",
+    "greater",
     "in_place",
     "index_copy_",
     "index_select",
@@ -145,6 +147,7 @@ __all__ = [
     "relu",
     "repeat_interleave",
     "reshape",
+    "roll",
     "rsqrt",
     "safe_softmax",
     "scalar_state",
