@@ -7,13 +7,13 @@ whoever uses them: an activation is cast anew for every op that reads it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from weigh.dtypes import FLOAT32, FLOAT64, DType
 from weigh.ghost import ops
-from weigh.ghost.ops.table import FP32
-from weigh.ghost.state import by_owner, state
+from weigh.ghost.ops.table import CUDA_FP32, FP32, LOWER
+from weigh.ghost.state import by_owner, enable_grad, state
 from weigh.ghost.tensor import Tensor
 
 
@@ -25,13 +25,21 @@ class Autocast:
         self.cache: dict[int, tuple[Tensor, Tensor]] = {}
 
     def cast(self, policy: str, tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-        """The inputs of an op under the policy of its list (`LOWER`: to this region's dtype; `FP32`: to fp32).
+        """The inputs of an op under the policy of its list (see `weigh.ghost.ops.table`).
 
-        The last is cast first: the casts are the arguments of one C++ call, which compilers evaluate from the right.
+        The last is cast first: the casts are the arguments of one C++ call, which GCC evaluates from the right.
         """
-        dtype = FLOAT32 if policy == FP32 else self.dtype
-        cast = [self._cast(t, dtype) for t in reversed(tensors)]  # GCC evaluates the arguments of a call from the last
+        if policy == CUDA_FP32 and state.overrides.get("device") == "cpu":
+            return tensors
+        dtype = self.dtype if policy == LOWER else FLOAT32
+        cast = [self._cast(t, dtype) for t in reversed(tensors)]
         return tuple(reversed(cast))
+
+    def widest(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The inputs of an op that wants them all in the widest of their dtypes (`promote_type`)."""
+        if any(t.dtype is FLOAT32 for t in tensors):
+            return self.cast(FP32, tuple(tensors))  # type: ignore[return-value]
+        return tuple(tensors)
 
     def _cast(self, tensor: Tensor | None, dtype: DType) -> Tensor | None:
         if tensor is None or tensor.dtype is dtype or tensor.dtype.kind != "float" or tensor.dtype is FLOAT64:
@@ -45,7 +53,8 @@ class Autocast:
             return ops.to(tensor, dtype)
         found = self.cache.get(id(tensor))
         if found is None:
-            found = self.cache[id(tensor)] = (tensor, ops.to(tensor, dtype))
+            with enable_grad():  # a region without gradients may be the first to want the weight, not the last
+                found = self.cache[id(tensor)] = (tensor, ops.to(tensor, dtype))
         return found[1]
 
 

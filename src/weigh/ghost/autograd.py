@@ -92,7 +92,7 @@ def backward(roots: list[Tensor], gradients: list[Tensor | None]) -> None:
     """Run the tape from `roots` back, freeing what its nodes saved.
 
     A missing gradient is one (`ones_like`). As in PyTorch the caller's frame keeps the gradients to start from to the
-    end.
+    end, so that none of them is stolen or written into.
     """
     ledger = state.ledger
     before = state.grad_enabled, ledger.path, ledger.unit
@@ -102,11 +102,14 @@ def backward(roots: list[Tensor], gradients: list[Tensor | None]) -> None:
         task.count_leaves(roots)
         seeds = [g if g is not None else ops.ones_like(r) for r, g in zip(roots, gradients, strict=True)]
         for root, seed in zip(roots, seeds, strict=True):
-            seed.handles += 1
-            seed.storage.handles += 1
+            seed.handles += 2
+            seed.storage.handles += 2
             assert root.node is not None, "backward() of a tensor that nothing differentiable made"
             task.deliver(root.node, root.output_nr, seed)
         task.run()
+        for seed in seeds:
+            seed.handles -= 1
+            seed.storage.handles -= 1
     finally:
         state.grad_enabled, ledger.path, ledger.unit = before
 
@@ -123,7 +126,7 @@ class _Task:
 
     def count_leaves(self, roots: list[Tensor]) -> None:
         """How many gradients will come to each leaf; for nodes the order of their numbers says when all have come."""
-        stack = [r.node for r in roots if r.node is not None]
+        stack = list({r.node.sequence: r.node for r in roots if r.node is not None}.values())
         seen = {n.sequence for n in stack}
         leaves = self.leaves
         while stack:
@@ -173,11 +176,10 @@ class _Task:
             elif results[index] is not None:
                 results[index].handles += 1
                 results[index].storage.handles += 1
+        # What is summed into another tensor lives until all are handed on (engine.cpp: `outputs` owns them).
         for index, edge in enumerate(edges):
             if edge is not None:
-                result, results[index] = results[index], None
-                self.deliver(edge[0], edge[1], result)
-                del result
+                self.deliver(edge[0], edge[1], results[index])
 
     def deliver(self, target: Node | Tensor, slot: int, gradient: Tensor | None) -> None:
         """Put a gradient (None: undefined) into an input buffer; its `handles` already count this slot."""

@@ -1,7 +1,7 @@
 """Kernels: which implementation of an op runs. A set is a dict of op-table rows and choices that replace the defaults.
 
-The default rows are those of eager PyTorch on CUDA; a set adds the choice of the attention kernel, and for other surroundings
-(the CPU, a run seen through fake tensors) the rows that differ there.
+The default rows are those of eager PyTorch on CUDA; a set adds the choice of the attention kernel, and for other
+surroundings (the CPU, a run seen through fake tensors) the rows that differ there.
 """
 
 from __future__ import annotations

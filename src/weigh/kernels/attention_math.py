@@ -16,23 +16,26 @@ def math_attention(
 ) -> Tensor:
     """(batch, heads, length, width). Half precision is computed in fp32; grouped heads are copied out."""
     origin = query.dtype
+    if mask is not None and mask.dtype is BOOL:
+        mask = _float_mask(mask, query)
+    query_acc, key_acc, value_acc = query, key, value
     if origin is FLOAT16 or origin is BFLOAT16:
-        query, key, value = query.float(), key.float(), value.float()
-    scaled = query * 0.5
+        query_acc, key_acc, value_acc = query.float(), key.float(), value.float()
+    scaled = query_acc * 0.5
     if causal:
         mask = _causal_mask(scaled, key)
-    elif mask is not None and mask.dtype is BOOL:
-        mask = _float_mask(mask, scaled)
+    key_expanded, value_expanded = key_acc, value_acc
     if grouped:
         groups = _ratio(query, key)
-        key, value = _repeat(key, groups), _repeat(value, groups)
-    attn = scaled.matmul(key.transpose(-2, -1) * 0.5)
+        key_expanded, value_expanded = _repeat(key_acc, groups), _repeat(value_acc, groups)
+    attn = scaled.matmul(key_expanded.transpose(-2, -1) * 0.5)
     if mask is not None and state.traced:
         attn = attn + mask
     attn = ops.safe_softmax(attn)
     attn = ops.dropout(attn, dropout, True)
-    out = attn.matmul(value).to(origin)
-    attn = attn.to(origin)
+    kept = attn.to(origin)  # `make_tuple(matmul(attn, value).to(origin), attn.to(origin))`, from the right
+    out = attn.matmul(value_expanded).to(origin)
+    del kept
     return out
 
 

@@ -16,7 +16,7 @@ from weigh.kernels.attention_math import math_attention
 def cpu_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, causal: bool, grouped: bool
 ) -> Tensor:
-    """The fused CPU kernel, unless there is dropout, grouped heads or a boolean mask (sdp_utils_cpp.cpp, `use_flash_attention_cpp`)."""
+    """The fused CPU kernel, unless there is dropout (sdp_utils_cpp.cpp, `use_flash_attention_cpp`)."""
     if state.autocast is not None:
         query, key, value = state.autocast.cast(LOWER, (query, key, value))  # type: ignore[assignment]
     fits = not dropout and query.shape[-1] == value.shape[-1]
@@ -45,6 +45,7 @@ class CpuLayerNorm(NativeLayerNorm):
 
 
 CPU: dict[str, Any] = {
+    "device": "cpu",
     "scaled_dot_product_attention": cpu_attention,
     "dropout": ops.cpu_dropout,
     "aten::native_layer_norm": CpuLayerNorm,

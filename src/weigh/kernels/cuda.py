@@ -1,9 +1,9 @@
 """CUDA: which attention kernel `scaled_dot_product_attention` takes.
 
 Mirrors the choice for compute capability 8.0 and above (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp):
-FlashAttention where it can, else the memory-efficient kernel, else single ops. PyTorch built with a recent cuDNN prefers cuDNN's
-kernel on capability 9 and 10; it saves what FlashAttention saves but for eight bytes of random state, so that the
-choice between the two does not show in the memory. Force it with `attention_kernel="cudnn"`.
+FlashAttention where it can, else the memory-efficient kernel, else single ops. PyTorch built with a recent cuDNN
+prefers cuDNN's kernel on capability 9 and 10; it saves what FlashAttention saves but for eight bytes of random state,
+so that the choice between the two does not show in what is saved. Force it with `attention_kernel="cudnn"`.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def attention_choice(forced: str | None = None) -> Attention:
         if kernel == "cudnn":
             return ops.cudnn_attention(query, key, value)
         if kernel == "efficient":
-            return ops.efficient_attention(query, key, value, _efficient_mask(query, key, mask), causal)
+            return ops.efficient_attention(query, key, value, _efficient_mask(query, mask), causal)
         return math_attention(query, key, value, mask, dropout, causal, grouped)
 
     return attention
 
 
 def choose(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, grouped: bool) -> str:
-    """ "flash", "efficient" or "math" (`select_sdp_backend`)."""
+    """The kernel's name: "flash", "efficient" or "math" (`select_sdp_backend`)."""
     width = query.shape[-1]
     half = query.dtype is BFLOAT16 or query.dtype is FLOAT16
     same_width = width == key.shape[-1] and width == value.shape[-1]
@@ -79,8 +79,8 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
     return ops.flash_attention(query, key, value, causal).narrow(-1, width)
 
 
-def _efficient_mask(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor | None:
-    """The memory-efficient kernel wants a float mask, its rows aligned to 16 elements, for every head (`preprocess_mask`)."""
+def _efficient_mask(query: Tensor, mask: Tensor | None) -> Tensor | None:
+    """The memory-efficient kernel wants a float mask for every head, its rows aligned to 16 (`preprocess_mask`)."""
     if mask is None:
         return None
     if mask.dtype is BOOL:

@@ -1,9 +1,9 @@
 """A run seen through fake tensors: the rows that differ from a real CUDA run.
 
-Recorded witnesses are real PyTorch steps run on fake CUDA tensors under a dispatch mode. Fake tensors take the composite
-formula of some kernels, whose temporaries a GPU never allocates, and every tensor counts as a subclass there, so that
-nothing is summed in place (`state.traced`; see `weigh.ghost.autograd`). Predictions for a GPU do not use this set; comparisons
-with a witness do.
+Recorded witnesses are real PyTorch steps run on fake CUDA tensors under a dispatch mode. Fake tensors take the
+composite formula of some kernels, whose temporaries a GPU never allocates, and every tensor counts as a subclass
+there, so that nothing is summed in place (`state.traced`; see `weigh.ghost.autograd`). Predictions for a GPU do not use
+this set; comparisons with a witness do.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class FlashAttention(Op):
 
     @staticmethod
     def flops(out: Tensor, *tensors: Any) -> Size:
-        return attention_flops(*tensors[:3], causal=True)
+        return attention_flops(tensors[0], tensors[1], tensors[2], causal=True)
 
 
 class FlashAttentionBackward(Op):
@@ -81,11 +81,11 @@ class FlashAttentionBackward(Op):
 
     @staticmethod
     def flops(out: Tensor, *tensors: Any) -> Size:
-        return attention_flops(*tensors[1:4], causal=True) * 5 // 2
+        return attention_flops(tensors[1], tensors[2], tensors[3], causal=True) * 5 // 2
 
 
 class EfficientAttention(Op):
-    """The memory-efficient kernel (cutlass). Its log-sum-exp is padded to 32 rows; the bias is saved if there is one."""
+    """The memory-efficient kernel (cutlass). Its log-sum-exp is padded to 32 rows; a bias is saved."""
 
     name = "aten::_scaled_dot_product_efficient_attention"
     source = "derivatives.yaml: _scaled_dot_product_efficient_attention; cuda/attention.cu, kAlignLSE = 32"
@@ -113,7 +113,7 @@ class EfficientAttention(Op):
 
     @staticmethod
     def flops(out: Tensor, *tensors: Any) -> Size:
-        return attention_flops(*tensors[:3], causal=True)
+        return attention_flops(tensors[0], tensors[1], tensors[2], causal=True)
 
 
 class EfficientAttentionBackward(Op):
@@ -127,7 +127,7 @@ class EfficientAttentionBackward(Op):
 
     @staticmethod
     def flops(out: Tensor, *tensors: Any) -> Size:
-        return attention_flops(*tensors[1:4], causal=True) * 5 // 2
+        return attention_flops(tensors[1], tensors[2], tensors[3], causal=True) * 5 // 2
 
 
 class CudnnAttention(Op):
@@ -157,7 +157,7 @@ class CudnnAttention(Op):
 
     @staticmethod
     def flops(out: Tensor, *tensors: Any) -> Size:
-        return attention_flops(*tensors[:3], causal=True)
+        return attention_flops(tensors[0], tensors[1], tensors[2], causal=True)
 
 
 class CudnnAttentionBackward(Op):
@@ -171,7 +171,7 @@ class CudnnAttentionBackward(Op):
 
     @staticmethod
     def flops(out: Tensor, *tensors: Any) -> Size:
-        return attention_flops(*tensors[1:4], causal=True) * 5 // 2
+        return attention_flops(tensors[1], tensors[2], tensors[3], causal=True) * 5 // 2
 
 
 class FlashAttentionCpu(Op):
@@ -185,7 +185,7 @@ class FlashAttentionCpu(Op):
     def forward(cls, ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> list[Tensor]:
         if ctx:
             ctx.save(query, key, value, bias)
-        out = _by_position(query, cls.name)
+        out = new_like(query.alias(), cls.name)
         batch, heads, length, _ = query.shape
         lse = empty((batch, heads, length), FLOAT32, cls.name, (length * heads, 1, heads))
         if ctx:
@@ -200,7 +200,7 @@ class FlashAttentionCpu(Op):
 
     @staticmethod
     def flops(out: Tensor, *tensors: Any) -> Size:
-        return attention_flops(*tensors[:3], causal=True)
+        return attention_flops(tensors[0], tensors[1], tensors[2], causal=True)
 
 
 class FlashAttentionCpuBackward(Op):
@@ -214,7 +214,7 @@ class FlashAttentionCpuBackward(Op):
 
     @staticmethod
     def flops(out: Tensor, *tensors: Any) -> Size:
-        return attention_flops(*tensors[1:4], causal=True) * 5 // 2
+        return attention_flops(tensors[1], tensors[2], tensors[3], causal=True) * 5 // 2
 
 
 class SafeSoftmax(Op):
@@ -255,7 +255,7 @@ def _wants_grad(*tensors: Tensor | None) -> bool:
 
 
 def cudnn_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """cuDNN's kernel."""
+    """The kernel of cuDNN."""
     return apply(CudnnAttention, query, key, value)[0]  # type: ignore[no-any-return]
 
 

@@ -27,16 +27,6 @@ class Foreach(Op):
         return new_like(x, op)
 
 
-class InPlace(Op):
-    """An op that writes into its first operand and makes nothing."""
-
-    name = "aten::_foreach_"
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x
-
-
 def foreach(op: str, tensors: Sequence[Tensor]) -> list[Tensor]:
     """A new tensor like each of `tensors`, as `torch._foreach_sqrt` makes them."""
     made: list[Tensor] = []

@@ -166,6 +166,6 @@ def new_with_length(x: Tensor, length: Size) -> Tensor:
     return empty((*x.shape[:2], length, x.shape[3]), x.dtype, "aten::cat")
 
 
-def index_copy_(x: Tensor, index: Tensor, source: Tensor) -> Tensor:
+def index_copy_(x: Tensor, index: Tensor, source: Tensor) -> Tensor:  # noqa: ARG001  PyTorch's signature
     """`x.index_copy_(dim, index, source)`: in place, nothing new."""
     return x

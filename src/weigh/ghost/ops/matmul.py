@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from weigh.dims import Shape, Size, product
+from weigh.ghost.ops.pointwise import add, add_
 from weigh.ghost.ops.table import LOWER, Op, apply
-from weigh.ghost.ops.views import reshape, unsafe_view, view
+from weigh.ghost.ops.views import contiguous, reshape, unsafe_view, view
 from weigh.ghost.state import state
 from weigh.ghost.tensor import ShapeError, Tensor, empty
 
@@ -52,7 +53,7 @@ class Mm(Op):
 
     @staticmethod
     def flops(out: Tensor, *tensors: Any) -> Size:
-        return out.numel * (2 * tensors[0].shape[-1])
+        return out.numel * (2 * tensors[0].shape[-1])  # type: ignore[no-any-return]
 
 
 class Addmm(Op):
@@ -78,7 +79,7 @@ class Addmm(Op):
 
     @staticmethod
     def flops(out: Tensor, *tensors: Any) -> Size:
-        return out.numel * (2 * tensors[1].shape[-1] + 1)
+        return out.numel * (2 * tensors[1].shape[-1] + 1)  # type: ignore[no-any-return]
 
 
 class Bmm(Op):
@@ -102,7 +103,7 @@ class Bmm(Op):
 
     @staticmethod
     def flops(out: Tensor, *tensors: Any) -> Size:
-        return out.numel * (2 * tensors[0].shape[-1])
+        return out.numel * (2 * tensors[0].shape[-1])  # type: ignore[no-any-return]
 
 
 def _check(left: Size, right: Size, what: str) -> None:
@@ -130,24 +131,52 @@ def bmm(a: Tensor, b: Tensor) -> Tensor:
 
 def _cast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """Autocast of a composite op: its inputs are cast once, before it splits into parts."""
-    return state.autocast.cast(LOWER, tensors) if state.autocast is not None else tensors
+    assert state.autocast is not None
+    return state.autocast.cast(LOWER, tensors)
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """`torch.matmul`: the last two dimensions multiplied, the others broadcast (LinearAlgebra.cpp, `_matmul_impl`)."""
-    a, b = _cast(a, b)
-    if len(a.shape) == 2 and len(b.shape) == 2:
+    """`torch.matmul`: the last two dimensions multiplied, the others broadcast (LinearAlgebra.cpp, `_matmul_impl`).
+
+    A matrix on either side is not expanded where the other can be folded into a matrix, or where the matrix wants a
+    gradient (`should_fold`); nor is a batch of one that wants a gradient, or any batch of one under a dispatch mode.
+    """
+    if state.autocast is not None:
+        return _matmul(*_cast(a, b))  # what is cast lives until the call returns, as does what it is cast from
+    return _matmul(a, b)
+
+
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    dims = len(a.shape), len(b.shape)
+    if dims == (2, 2):
         return mm(a, b)
-    if len(b.shape) == 2:
-        rows = product(a.shape[:-1])
-        flat = reshape(a, (rows, a.shape[-1]))
+    if dims[1] == 2 and (b.requires_grad or _rows_in_order(a)):
+        flat = reshape(a, (product(a.shape[:-1]), a.shape[-1]))
         return unsafe_view(mm(flat, b), (*a.shape[:-1], b.shape[-1]))
+    if dims[0] == 2 and a.requires_grad:
+        turned = b.transpose(-2, -1)
+        flat = reshape(turned, (product(turned.shape[:-1]), turned.shape[-1]))
+        out = unsafe_view(mm(flat, a.t()), (*turned.shape[:-1], a.shape[0]))
+        return contiguous(out.transpose(-2, -1))
+    if dims == (3, 3) and a.shape[0] is not b.shape[0] and a.shape[0] != b.shape[0]:
+        if a.shape[0] == 1 and (a.requires_grad or state.traced):
+            return _matmul(a.squeeze(0), b)
+        if b.shape[0] == 1 and (b.requires_grad or state.traced):
+            return _matmul(a, b.squeeze(0))
     batch = _broadcast_batch(a.shape[:-2], b.shape[:-2])
     count = product(batch)
     left = reshape(_expand(a, batch), (count, a.shape[-2], a.shape[-1]))
     right = reshape(_expand(b, batch), (count, b.shape[-2], b.shape[-1]))
     out = bmm(left, right)
     return unsafe_view(out, (*batch, a.shape[-2], b.shape[-1]))
+
+
+def _rows_in_order(x: Tensor) -> bool:
+    """All dimensions but the last can be seen as one, by strides alone: `should_fold` counts sizes of one too."""
+    strides = x.strides
+    if strides is None:
+        return True
+    return all(strides[i] == strides[i + 1] * x.shape[i + 1] for i in range(len(strides) - 2))
 
 
 def _expand(x: Tensor, batch: Shape) -> Tensor:
@@ -163,11 +192,24 @@ def _broadcast_batch(left: Shape, right: Shape) -> Shape:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear(x, weight, bias)` (Linear.cpp): one `addmm` over the flattened input, or `matmul` where there is no bias."""
-    x, weight, bias = _cast(x, weight, bias)
+    """`F.linear(x, weight, bias)` (Linear.cpp).
+
+    One `addmm` over the flattened input; `matmul` where there is no bias; and `matmul`, to which the bias is added (in
+    place, but for a dispatch mode), where the input is not contiguous.
+    """
+    if state.autocast is not None:
+        return _linear(*_cast(x, weight, bias))
+    return _linear(x, weight, bias)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    turned = weight.t()
+    turned.requires_grad = weight.requires_grad  # views of a leaf say so even under no_grad, and `should_fold` asks
     if bias is None:
-        return matmul(x, weight.t())
+        return _matmul(x, turned)
     if len(x.shape) == 2:
-        return addmm(bias, x, weight.t())
+        return addmm(bias, x, turned)
+    if x.strides is not None:
+        return (add if state.traced else add_)(_matmul(x, turned), bias)
     flat = reshape(x, (product(x.shape[:-1]), x.shape[-1]))
-    return view(addmm(bias, flat, weight.t()), (*x.shape[:-1], weight.shape[0]))
+    return view(addmm(bias, flat, turned), (*x.shape[:-1], weight.shape[0]))

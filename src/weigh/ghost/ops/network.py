@@ -7,7 +7,7 @@ from typing import Any
 from weigh.dims import Size
 from weigh.dtypes import BOOL, FLOAT16, FLOAT32, DType
 from weigh.ghost.ops.pointwise import like, mul, to
-from weigh.ghost.ops.table import FP32, Op, apply
+from weigh.ghost.ops.table import CUDA_FP32, FP32, Op, apply
 from weigh.ghost.state import state
 from weigh.ghost.tensor import Tensor, empty
 
@@ -49,7 +49,7 @@ class NativeLayerNorm(Op):
 
     name = "aten::native_layer_norm"
     source = "derivatives.yaml: native_layer_norm"
-    autocast = FP32
+    autocast = CUDA_FP32
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> list[Tensor]:
@@ -259,21 +259,25 @@ def cpu_dropout(x: Tensor) -> Tensor:
 
 
 def softmax(x: Tensor, dtype: DType | None = None) -> Tensor:
-    """`F.softmax(x, dim=-1, dtype=...)` (SoftMax.cpp: on CUDA fp16 goes to fp32 inside the kernel, bf16 by a copy)."""
-    if state.autocast is not None and dtype is None and x.dtype.kind == "float":
-        dtype = FLOAT32
-    if dtype is None or dtype is x.dtype:
-        return apply(Softmax, x, dtype=x.dtype)  # type: ignore[no-any-return]
-    if x.dtype is FLOAT16 and dtype is FLOAT32 and not state.cpu:
-        return apply(Softmax, x, dtype=dtype)  # type: ignore[no-any-return]
-    return apply(Softmax, to(x, dtype), dtype=dtype)  # type: ignore[no-any-return]
+    """`F.softmax(x, dim=-1, dtype=...)`."""
+    return _softmax(Softmax, x, dtype)
 
 
 def log_softmax(x: Tensor) -> Tensor:
     """`F.log_softmax(x, dim=-1)`."""
-    if state.autocast is not None and x.dtype is not FLOAT32:
-        x = to(x, FLOAT32)
-    return apply(LogSoftmax, x, dtype=x.dtype)  # type: ignore[no-any-return]
+    return _softmax(LogSoftmax, x, None)
+
+
+def _softmax(op: type[Op], x: Tensor, dtype: DType | None) -> Tensor:
+    """SoftMax.cpp: on CUDA fp16 goes to fp32 inside the kernel, bf16 by a copy; autocast there only sets the dtype."""
+    on_cuda = state.overrides.get("device") != "cpu"
+    if state.autocast is not None and dtype is None and x.dtype.kind == "float" and on_cuda:
+        dtype = FLOAT32
+    if dtype is None or dtype is x.dtype:
+        return apply(op, x, dtype=x.dtype)  # type: ignore[no-any-return]
+    if x.dtype is FLOAT16 and dtype is FLOAT32 and on_cuda:
+        return apply(op, x, dtype=dtype)  # type: ignore[no-any-return]
+    return apply(op, to(x, dtype), dtype=dtype)  # type: ignore[no-any-return]
 
 
 def nll_loss(x: Tensor, target: Tensor) -> Tensor:
@@ -282,5 +286,7 @@ def nll_loss(x: Tensor, target: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """`F.cross_entropy(logits, target)`: (n, classes), (n,) -> ()."""
+    """`F.cross_entropy(logits, target)`: (n, classes), (n,) -> (). Autocast on the CPU makes the logits fp32 first."""
+    if state.autocast is not None and state.overrides.get("device") == "cpu":
+        return nll_loss(log_softmax(to(logits, FLOAT32)), target)
     return nll_loss(log_softmax(logits), target)

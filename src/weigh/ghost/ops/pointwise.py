@@ -6,7 +6,7 @@ from typing import Any
 
 from weigh.dims import Shape, Size
 from weigh.dtypes import BOOL, FLOAT32, DType, promote
-from weigh.ghost.ops.table import FP32, Op, apply
+from weigh.ghost.ops.table import CUDA_FP32, Op, apply
 from weigh.ghost.tensor import ShapeError, Tensor, empty, normalise
 
 
@@ -38,21 +38,20 @@ def broadcast(left: Shape, right: Shape) -> Shape:
     return tuple(sizes)
 
 
+def _broadcast_strides(shape: Shape, operand: Tensor) -> list[Size]:
+    """The operand's strides in the broadcast shape: zero where it is repeated."""
+    lead = len(shape) - len(operand.shape)
+    strides: list[Size] = [0] * lead
+    for size, stride, wanted in zip(operand.shape, operand.stride(), shape[lead:], strict=True):
+        strides.append(stride if size is wanted or size == wanted else 0)
+    return strides
+
+
 def output_strides(shape: Shape, operands: tuple[Tensor, ...]) -> Shape | None:
-    """The strides of an elementwise output (TensorIterator.cpp, `reorder_dimensions`): dense, in the operands' order."""
+    """Strides of an elementwise output: dense, in the operands' order (TensorIterator.cpp, `reorder_dimensions`)."""
     if all(t.strides is None for t in operands):
         return None
-    rows: list[list[Size]] = []
-    for operand in operands:
-        lead = len(shape) - len(operand.shape)
-        strides = operand.stride()
-        rows.append(
-            [0] * lead
-            + [
-                0 if not (size is wanted or size == wanted) else stride
-                for size, stride, wanted in zip(operand.shape, strides, shape[lead:], strict=True)
-            ]
-        )
+    rows = [_broadcast_strides(shape, operand) for operand in operands]
 
     def compare(dim0: int, dim1: int) -> int:
         for row in rows:
@@ -122,6 +121,16 @@ class Add(Op):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> list[Any]:
         return [grad if need else None for need in ctx.needs]
+
+
+class AddInPlace(Add):
+    """`a.add_(b)`, where `a` is of the sum's shape and nobody else's: the same storage."""
+
+    name = "aten::add_"
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        return a.alias()
 
 
 class Sub(Op):
@@ -230,7 +239,7 @@ class PowScalar(Op):
 
     name = "aten::pow"
     source = "derivatives.yaml: pow.Tensor_Scalar; FunctionsManual.cpp, pow_backward"
-    autocast = FP32
+    autocast = CUDA_FP32
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *, exponent: float) -> Tensor:
@@ -277,7 +286,7 @@ class Rsqrt(_Unary):
 
     name = "aten::rsqrt"
     saves = "output"
-    autocast = FP32
+    autocast = CUDA_FP32
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> list[Any]:
@@ -305,7 +314,7 @@ class Reciprocal(_Unary):
 
     name = "aten::reciprocal"
     saves = "output"
-    autocast = FP32
+    autocast = CUDA_FP32
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> list[Any]:
@@ -328,7 +337,7 @@ class Exp(_Unary):
 
     name = "aten::exp"
     saves = "output"
-    autocast = FP32
+    autocast = CUDA_FP32
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> list[Any]:
@@ -428,9 +437,13 @@ class SigmoidBackward(_Backward):
 
 
 class ThresholdBackward(_Backward):
-    """`grad where result > 0`."""
+    """`grad where result > 0`. Its result is laid out as what was saved, before the gradient (Activation.cpp)."""
 
     name = "aten::threshold_backward"
+
+    @classmethod
+    def forward(cls, ctx: Any, grad: Tensor, saved: Tensor) -> Tensor:
+        return elementwise(cls.name, saved, grad)
 
 
 class SiluBackward(_Backward):
@@ -517,6 +530,11 @@ def add(a: Tensor, b: Tensor | float) -> Tensor:
     if b.__class__ is Tensor:
         return apply(Add, a, b)  # type: ignore[no-any-return]
     return apply(AddScalar, a, fraction=b.__class__ is float)  # type: ignore[no-any-return]
+
+
+def add_(a: Tensor, b: Tensor) -> Tensor:
+    """`a.add_(b)`: `a` must not be used again."""
+    return apply(AddInPlace, a, b)  # type: ignore[no-any-return]
 
 
 def sub(a: Tensor, b: Tensor | float) -> Tensor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from weigh.dims import Shape, Size
+from weigh.dtypes import FLOAT32, DType
 from weigh.ghost.ops.table import Op, apply
+from weigh.ghost.state import state
 from weigh.ghost.tensor import Tensor, empty
 
 
@@ -15,10 +17,10 @@ class Sum(Op):
     name = "aten::sum"
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *, dims: tuple[int, ...], keepdim: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, *, dims: tuple[int, ...], keepdim: bool, dtype: DType) -> Tensor:
         if ctx:
             ctx.meta = dims, keepdim
-        return empty(_reduced(x.shape, dims, keepdim), x.dtype, "aten::sum")
+        return empty(_reduced(x.shape, dims, keepdim), dtype, "aten::sum")
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> list[Any]:
@@ -100,8 +102,12 @@ def _expand_back(grad: Tensor, shape: Shape, dims: tuple[int, ...], keepdim: boo
 
 
 def sum(x: Tensor, dims: tuple[int, ...], keepdim: bool = False) -> Tensor:
-    """`x.sum(dims, keepdim)`."""
-    return apply(Sum, x, dims=tuple(d % len(x.shape) for d in dims), keepdim=keepdim)  # type: ignore[no-any-return]
+    """`x.sum(dims, keepdim)`. Under autocast on CUDA it sums into fp32 (autocast_mode.h, `fp32_set_opt_dtype`)."""
+    dtype = x.dtype
+    if state.autocast is not None and state.overrides.get("device") != "cpu":
+        dtype = FLOAT32
+    places = tuple(d % len(x.shape) for d in dims)
+    return apply(Sum, x, dims=places, keepdim=keepdim, dtype=dtype)  # type: ignore[no-any-return]
 
 
 def mean(x: Tensor, dim: int, keepdim: bool = False) -> Tensor:

@@ -1,7 +1,7 @@
 """The op table: one row per aten op, and the one way to run a row.
 
-A row is a class with `forward` and `backward`, in the manner of `torch.autograd.Function`: `forward` makes the output and
-says what it saves, `backward` makes the gradients by running other rows. The order of the lines in a `backward`
+A row is a class with `forward` and `backward`, in the manner of `torch.autograd.Function`: `forward` makes the output
+and says what it saves, `backward` makes the gradients by running other rows. The order of the lines in a `backward`
 is the order in which PyTorch allocates; local variables live as long as the C++ ones do.
 
 A set of kernels (see `weigh.kernels`) replaces rows by name for the time of a run.
@@ -16,7 +16,11 @@ from weigh.ghost.state import state
 from weigh.ghost.tensor import Tensor
 
 LOWER = "lower"
+"""autocast_mode.h: in the lower precision, on every device."""
 FP32 = "fp32"
+"""In fp32, on every device."""
+CUDA_FP32 = "fp32 on CUDA"
+"""In fp32 on CUDA; on the CPU the op takes what it is given."""
 
 TABLE: dict[str, type[Op]] = {}
 """Every row, by name."""
@@ -30,7 +34,7 @@ class Op:
     source: ClassVar[str] = ""
     """Where PyTorch states what is saved and how the gradient is made (`derivatives.yaml` unless it says otherwise)."""
     autocast: ClassVar[str | None] = None
-    """The list of autocast_mode.h that the op stands in: `LOWER`, `FP32` or None."""
+    """The list of autocast_mode.h that the op stands in: `LOWER`, `FP32`, `CUDA_FP32` or None."""
     view: ClassVar[bool] = False
     """The output shares the input's storage, and nothing is moved."""
     differentiable: ClassVar[int] = 1
@@ -86,11 +90,6 @@ def apply(op: type[Op], *tensors: Tensor | None, **attributes: Any) -> Any:
                 read = read + t.numel * t.dtype.itemsize
         state.ledger.call(op.name, op.flops(out, *tensors), read, out.numel * out.dtype.itemsize)
     return result
-
-
-def _first(results: list[Tensor | None]) -> Tensor:
-    """The first output that was made: a backward kernel may leave out those that are not wanted."""
-    return next(t for t in results if t is not None)
 
 
 from weigh.ghost.autograd import Node  # noqa: E402  the tape runs rows, and rows stand on the tape

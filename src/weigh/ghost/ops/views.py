@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from weigh.dims import Shape, Size, product
+from weigh.dtypes import promote
 from weigh.ghost.ops.table import Op, apply
+from weigh.ghost.state import state
 from weigh.ghost.tensor import ShapeError, Tensor, empty, is_dense, normalise
 
 
@@ -136,7 +138,7 @@ class Squeeze(Op):
 
 
 class Slice(Op):
-    """`x[..., start:stop]`. SliceBackward0: `slice_backward`, a zero tensor of the full size with the gradient copied in."""
+    """`x[..., start:stop]`. SliceBackward0: zeros of the full size with the gradient copied in."""
 
     name = "aten::slice"
     view = True
@@ -241,6 +243,8 @@ class Cat(Op):
         dtype = tensors[0].dtype
         for tensor in tensors:
             total = total + tensor.shape[dim]
+            if tensor.dtype is not dtype:
+                dtype = promote(dtype, tensor.dtype)
         shape[dim] = total
         return empty(tuple(shape), dtype, "aten::cat")
 
@@ -387,7 +391,7 @@ def squeeze(x: Tensor, dim: int) -> Tensor:
     return apply(Squeeze, x, dim=dim % len(x.shape))  # type: ignore[no-any-return]
 
 
-def narrow(x: Tensor, dim: int, length: Size, start: Size = 0) -> Tensor:
+def narrow(x: Tensor, dim: int, length: Size, start: Size = 0) -> Tensor:  # noqa: ARG001  no byte depends on it
     """`x.narrow(dim, start, length)`, or a slice: no op at all where it takes everything."""
     dim = dim % len(x.shape)
     return apply(Slice, x, dim=dim, length=length)  # type: ignore[no-any-return]
@@ -410,7 +414,9 @@ def split(x: Tensor, sizes: list[Size] | Size, dim: int = 0) -> list[Tensor]:
 
 
 def cat(tensors: Sequence[Tensor], dim: int) -> Tensor:
-    """`torch.cat(tensors, dim)`."""
+    """`torch.cat(tensors, dim)`. Under autocast on the CPU the lower ones of several dtypes are cast first."""
+    if state.autocast is not None and state.overrides.get("device") == "cpu":
+        tensors = state.autocast.widest(tensors)
     return apply(Cat, *tensors, dim=dim % len(tensors[0].shape))  # type: ignore[no-any-return]
 
 

@@ -1,0 +1,22 @@
+"""Makes `support` importable, in the tests and in the witness that they start."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+sys.path.insert(0, str(Path(__file__).parent))
+settings.register_profile("witness", derandomize=True, deadline=None, database=None)
+settings.load_profile("witness")
+
+from support.client import Witness  # noqa: E402  found through the path above
+
+
+@pytest.fixture(scope="session")
+def witness() -> Iterator[Witness]:
+    """Real PyTorch in a process of its own."""
+    running = Witness()
+    yield running
+    running.close()
