@@ -47,6 +47,15 @@ def model(source: Any) -> Source:
     """
     if isinstance(source, Source):
         return source
+    found = _found(source)
+    if found.bundled_revision is None:
+        from weigh.models.check import check
+
+        check(found.config, found.where)
+    return found
+
+
+def _found(source: Any) -> Source:
     if isinstance(source, Mapping):
         from weigh.sources.literature import translate
 

@@ -107,7 +107,8 @@ def _parse(text: str, where: str) -> Any:
             return found
         if not text.strip():
             raise InputError("is empty", where=where, hint="A config is a JSON object: {...}.") from None
-        raise InputError(f"is not JSON: {error}", where=where, hint="Check that line.") from None
+        what = "a number has too many digits" if "digits" in str(error) else str(error)
+        raise InputError(f"is not JSON: {what}", where=where, hint="Check that line.") from None
 
 
 class _Malformed(Exception):

@@ -1,0 +1,63 @@
+"""Every JSON answer is what its published schema says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+SCHEMAS = Path(__file__).parents[2] / "docs" / "schema"
+ROW = {
+    "id": "tiny",
+    "family": "gpt2",
+    "kind": "train",
+    "batch": 1,
+    "seq": 8,
+    "config": {"model_type": "gpt2", "vocab_size": 10, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2},
+    "settings": {"dtype": "fp32", "attn": "sdpa", "opt": "adamw"},
+    "bytes": {"peak": 1, "unheard_of": 2},
+}
+ANSWERS = {
+    "params gpt2": "params",
+    "params llama-3.1-405b --dtype nf4": "params",
+    "train gpt2": "train",
+    "train gpt2 --device h100 --by layer --clip --accumulation 2": "train",
+    "train llama-3.2-1b --lora 8 --checkpointing full --kernels cpu": "train",
+    "train gpt2 --optimizer none --freeze all-but-head": "train",
+    "generate gpt2": "generate",
+    "generate llama-3-8b --cache static --beams 4 --device a100-80gb": "generate",
+    "dtypes": "dtypes",
+    "models": "models",
+    "devices": "devices",
+}
+
+
+def schema(kind: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((SCHEMAS / f"{kind}.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(found)
+    return found
+
+
+@pytest.mark.parametrize("words", ANSWERS)
+def test_answers_follow_their_schema(weigh, words: str) -> None:  # type: ignore[no-untyped-def]
+    result = weigh(*words.split(), "--json")
+    assert result.returncode == 0, result.stderr
+    jsonschema.validate(json.loads(result.stdout), schema(ANSWERS[words]))
+
+
+def test_validation_follows_its_schema(weigh, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW) + "\n")
+    result = weigh("validate", tmp_path / "rows.jsonl", "--json")
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    jsonschema.validate(answer, schema("validate"))
+    assert [row["metric"] for row in answer["rows"]] == ["peak", "unheard_of"]
+    assert answer["rows"][1]["predicted"] is None
+
+
+def test_the_schema_would_notice() -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(
+            {"schema": "weigh/params/1", "version": "0", "parameters": {"total": 1.5}}, schema("params")
+        )
