@@ -13,12 +13,31 @@ from weigh.errors import InputError, UnknownNameError
 from weigh.models import FAMILIES
 from weigh.models.config import Keys
 
-_WIDTH, _LAYERS, _HEADS = ("n_embd", "hidden_size"), ("n_layer", "num_hidden_layers"), ("n_head", "num_attention_heads")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+COMMON: tuple[tuple[str, ...], ...] = (
+    ("hidden_size", "n_embd", "d_model"),
+    _LAYERS,
+    ("num_attention_heads", "n_head", "n_heads"),
+    ("vocab_size",),
+)
+"""The sizes that every config must give, each under one of the names in use."""
 SIZES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "gpt2": (_WIDTH, _LAYERS, _HEADS, ("vocab_size",), ("n_positions", "n_ctx", "max_position_embeddings")),
-    "llama": (_WIDTH[1:], _LAYERS[1:], _HEADS[1:], ("vocab_size",), ("intermediate_size",)),
+    "gpt2": (
+        ("n_embd", "hidden_size"),
+        ("n_layer", "num_hidden_layers"),
+        ("n_head", "num_attention_heads"),
+        ("vocab_size",),
+        ("n_positions", "n_ctx", "max_position_embeddings"),
+    ),
+    "llama": (
+        ("hidden_size",),
+        ("num_hidden_layers",),
+        ("num_attention_heads",),
+        ("vocab_size",),
+        ("intermediate_size",),
+    ),
 }
-"""By family: the sizes that a config must give, each under one of its names."""
+"""By family, where it is known more exactly which."""
 
 MOST_LAYERS = 10_000
 """Published models have at most some hundreds; beyond this, a number is a slip."""
@@ -37,8 +56,8 @@ def check(config: Mapping[str, Any], where: str = "config") -> None:
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UnknownNameError("model_type", str(model_type), FAMILIES, where=where)
     keys = Keys(config, where)
-    for names in SIZES.get(model_type, ()):
+    for names in SIZES.get(model_type, COMMON):
         size = keys.size(*names)
-        if names[-1] in _LAYERS and size > MOST_LAYERS:
+        if names[0] in _LAYERS and size > MOST_LAYERS:
             key = next(name for name in names if config.get(name) is not None)
             raise InputError(f"is {size}", where=f"{where}: {key}", hint=f"weigh takes up to {MOST_LAYERS} layers.")
