@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from weigh import models
 from weigh.dims import Size
 from weigh.dtypes import FLOAT32, INT64, DType
+from weigh.errors import UsageError
 from weigh.ghost import ops
 from weigh.ghost.autocast import autocast
 from weigh.ghost.ledger import Ledger, NotSteady
@@ -173,6 +174,11 @@ def _step(
         del out
         if recipe.accumulation > 1:
             loss = loss / recipe.accumulation
+        if loss.node is None:
+            raise UsageError(
+                "the loss depends on nothing that wants a gradient",
+                hint="A reentrant checkpoint needs inputs that do: use full checkpointing, or freeze less.",
+            )
         ledger.mark(BACKWARD, number)
         loss.backward()
         del loss
