@@ -46,6 +46,17 @@ def test_the_sequence_is_at_most_the_context() -> None:
     assert not any("tokens" in a.what for a in weigh.train(TINY, sequence=8).assumptions)
 
 
+def test_a_length_beyond_the_context_is_said() -> None:
+    assert any("context of 32" in a.what for a in weigh.train(TINY, sequence=64).assumptions)
+    assert any("context of 32" in a.what for a in weigh.generate(TINY, prompt=30, new_tokens=3).assumptions)
+    assert not any("context of" in a.what for a in weigh.train(TINY, sequence=32).assumptions)
+
+
+def test_a_report_is_of_one_setting() -> None:
+    with pytest.raises(UsageError, match="is no whole number"):
+        weigh.train(TINY, batch=[1, 2])
+
+
 def test_a_device_by_name_and_by_value() -> None:
     from weigh.hardware import get_device
 

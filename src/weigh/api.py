@@ -154,7 +154,7 @@ def _recipe(kind: type[R], source: Source, words: Mapping[str, Any], length: str
 
     completed, assumptions = complete(source, words, length)
     recipe = make(kind, completed)
-    return recipe, (*assumptions, *surroundings(getattr(recipe, "device", "cuda")))
+    return recipe, (*assumptions, *surroundings(source, recipe))
 
 
 def _device(device: str | Device | None, recipe: Any) -> Device | None:

@@ -37,6 +37,13 @@ def test_everything_lies_on_the_page() -> None:
             assert 0 <= float(y) <= 440
 
 
+def test_its_style_touches_nothing_else() -> None:
+    style = SVG[SVG.index("<style>") + 7 : SVG.index("</style>")]
+    rules = [line for line in style.splitlines() if "{" in line and not line.startswith("@media")]
+    assert len(rules) > 15
+    assert all(line.startswith(".weigh ") for line in rules)
+
+
 def test_names_are_escaped() -> None:
     from weigh.sources.source import Source
 

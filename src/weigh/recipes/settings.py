@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from importlib import import_module
+from operator import index
 from typing import Any, NamedTuple, TypeVar
 
 from weigh import dtypes
@@ -108,8 +109,11 @@ def did_you_mean(name: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
 
 
 def _whole(value: Any, where: str, setting: Setting) -> Any:
-    if not isinstance(value, int | str) or isinstance(value, bool):
-        return value  # an array's dimension
+    if not isinstance(value, str | bool):
+        try:
+            value = index(value)
+        except TypeError:
+            raise UsageError(f"{value!r} is no whole number", where=where, hint="Give one number.") from None
     number = parse_tokens(value, where)
     least = 0 if setting.field in AT_LEAST_ZERO else 1
     if not least <= number < 2**40:

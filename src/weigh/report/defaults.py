@@ -89,15 +89,28 @@ def complete(source: Source, words: Mapping[str, Any], length: str) -> tuple[dic
     if "dtype" not in found:
         found["dtype"], taken = own_dtype(source)
         assumptions += taken
-    context = next((source.config[key] for key in _CONTEXT if isinstance(source.config.get(key), int)), None)
     if length not in found:
-        found[length] = min(SEQUENCE, context or SEQUENCE)
+        found[length] = min(SEQUENCE, _context(source) or SEQUENCE)
         assumptions.append(
             Assumption(f"{found[length]} tokens", f"no {length} was given", "memory grows with the length")
         )
     return found, assumptions
 
 
-def surroundings(kernels: str) -> tuple[Assumption, ...]:
-    """What is taken for granted about the software and the device."""
-    return CPU if kernels == "cpu" else CUDA
+def surroundings(source: Source, recipe: Any) -> tuple[Assumption, ...]:
+    """What is taken for granted about the software and the device, and about lengths beyond the model's own."""
+    tokens = recipe.sequence if hasattr(recipe, "sequence") else recipe.prompt + recipe.new_tokens
+    context = _context(source)
+    taken = CPU if recipe.device == "cpu" else CUDA
+    if context is None or tokens <= context:
+        return taken
+    beyond = Assumption(
+        f"{tokens} tokens can be run in a context of {context}",
+        "the command says so",
+        "a model with learned positions fails there; one with rotary positions runs",
+    )
+    return (beyond, *taken)
+
+
+def _context(source: Source) -> int | None:
+    return next((source.config[key] for key in _CONTEXT if isinstance(source.config.get(key), int)), None)

@@ -42,18 +42,40 @@ COLOURS = {
 }
 """Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), told apart by the colour-blind."""
 
-_STYLE = """
-text { font-family: system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif; font-size: 12px; fill: #1f2328 }
-.page { fill: #ffffff } .band { fill: #f3f4f6 } .grid { stroke: #d7dbe0; stroke-width: 1 }
-.axis { stroke: #6e7781; stroke-width: 1 } .title { font-size: 16px; font-weight: 600 } .quiet { fill: #57606a }
-.peak { stroke: #1f2328; stroke-width: 1; stroke-dasharray: 3 3; fill: none } .dot { fill: #1f2328 }
-.limit { stroke: #cf222e; stroke-width: 1.5; stroke-dasharray: 6 4 } .end { text-anchor: end }
-.middle { text-anchor: middle } .strong { font-weight: 600 }
-@media (prefers-color-scheme: dark) {
-text { fill: #e6edf3 } .page { fill: #0d1117 } .band { fill: #161b22 } .grid { stroke: #30363d }
-.axis { stroke: #8b949e } .quiet { fill: #8b949e } .peak { stroke: #e6edf3 } .dot { fill: #e6edf3 }
-.limit { stroke: #ff7b72 }
-}"""
+_FONT = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
+_LIGHT = {
+    "text": f"font-family: {_FONT}; font-size: 12px; fill: #1f2328",
+    ".title": "font-size: 16px; font-weight: 600",
+    ".strong": "font-weight: 600",
+    ".quiet": "fill: #57606a",
+    ".end": "text-anchor: end",
+    ".middle": "text-anchor: middle",
+    ".page": "fill: #ffffff",
+    ".band": "fill: #f3f4f6",
+    ".grid": "stroke: #d7dbe0; stroke-width: 1",
+    ".axis": "stroke: #6e7781; stroke-width: 1",
+    ".peak": "stroke: #1f2328; stroke-width: 1; stroke-dasharray: 3 3; fill: none",
+    ".dot": "fill: #1f2328",
+    ".limit": "stroke: #cf222e; stroke-width: 1.5; stroke-dasharray: 6 4",
+}
+_DARK = {
+    "text": "fill: #e6edf3",
+    ".quiet": "fill: #8b949e",
+    ".page": "fill: #0d1117",
+    ".band": "fill: #161b22",
+    ".grid": "stroke: #30363d",
+    ".axis": "stroke: #8b949e",
+    ".peak": "stroke: #e6edf3",
+    ".dot": "fill: #e6edf3",
+    ".limit": "stroke: #ff7b72",
+}
+
+
+def _style() -> str:
+    """Every rule says `.weigh` first: in a notebook the picture shares its page with others."""
+    light, dark = ("\n".join(f".weigh {s} {{ {r} }}" for s, r in rules.items()) for rules in (_LIGHT, _DARK))
+    return f"<style>\n{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n</style>"
+
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 74, 24, 84, 84
 
@@ -67,7 +89,7 @@ def draw(report: RunReport, width: int = 900, height: int = 440) -> str:
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'role="img" aria-label="{escape(_title(report))}">\n<style>{_STYLE}\n</style>\n{body}\n</svg>\n'
+        f'class="weigh" role="img" aria-label="{escape(_title(report))}">\n{_style()}\n{body}\n</svg>\n'
     )
 
 
