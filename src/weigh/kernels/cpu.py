@@ -6,6 +6,7 @@ from typing import Any
 
 from weigh.dtypes import BOOL
 from weigh.ghost import ops
+from weigh.ghost.autocast import autocast
 from weigh.ghost.ops.network import NativeLayerNorm
 from weigh.ghost.ops.table import LOWER
 from weigh.ghost.state import state
@@ -18,7 +19,9 @@ def cpu_attention(
 ) -> Tensor:
     """The fused CPU kernel, unless there is dropout (sdp_utils_cpp.cpp, `use_flash_attention_cpp`)."""
     if state.autocast is not None:
-        query, key, value = state.autocast.cast(LOWER, (query, key, value))  # type: ignore[assignment]
+        cast: Any = state.autocast.cast(LOWER, (query, key, value, mask))
+        with autocast(None):
+            return cpu_attention(*cast, dropout, causal, grouped)
     fits = not dropout and query.shape[-1] == value.shape[-1]
     if not fits or (mask is not None and mask.dtype is BOOL and mask.requires_grad):
         return math_attention(query, key, value, mask, dropout, causal, grouped)

@@ -9,10 +9,12 @@ so that the choice between the two does not show in what is saved. Force it with
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from weigh.dtypes import BFLOAT16, BOOL, FLOAT16, FLOAT32
 from weigh.errors import UnknownNameError
 from weigh.ghost import ops
+from weigh.ghost.autocast import autocast
 from weigh.ghost.ops.table import LOWER
 from weigh.ghost.state import state
 from weigh.ghost.tensor import Tensor
@@ -36,7 +38,9 @@ def attention_choice(forced: str | None = None) -> Attention:
         query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, causal: bool, grouped: bool
     ) -> Tensor:
         if state.autocast is not None:
-            query, key, value = state.autocast.cast(LOWER, (query, key, value))  # type: ignore[assignment]
+            cast: Any = state.autocast.cast(LOWER, (query, key, value, mask))
+            with autocast(None):
+                return attention(*cast, dropout, causal, grouped)
         kernel = forced or choose(query, key, value, mask, causal, grouped)
         if kernel == "flash":
             return _flash(query, key, value, causal)

@@ -8,7 +8,7 @@ the fused kernel nothing. Adam with weight decay (not decoupled) also adds the d
 from __future__ import annotations
 
 from weigh.ghost import ops
-from weigh.ghost.state import by_owner, inside_unit
+from weigh.ghost.state import by_owner, inside_unit, state
 from weigh.ghost.tensor import Tensor
 from weigh.optimizers.base import Optimizer
 from weigh.trace.events import OPTIMIZER_STATE
@@ -23,8 +23,8 @@ class Adam(Optimizer):
         self.weight_decay = weight_decay
 
     def new_state(self, param: Tensor) -> list[Tensor]:
-        """`exp_avg` and `exp_avg_sq`; before them, fused, the step counter."""
-        kept = [ops.scalar_state(param, OPTIMIZER_STATE)] if self.implementation == "fused" else []
+        """`exp_avg` and `exp_avg_sq`; before them the step counter, where it stands on the device."""
+        kept = [ops.scalar_state(param, OPTIMIZER_STATE)] if self._counts_on_device() else []
         kept.append(ops.zeros_like(param, OPTIMIZER_STATE))
         kept.append(ops.zeros_like(param, OPTIMIZER_STATE))
         return kept
@@ -43,6 +43,10 @@ class Adam(Optimizer):
 
     def _squares(self, params: list[Tensor]) -> list[Tensor]:
         return [self.state[id(p)][-1] for p in params]
+
+    def _counts_on_device(self) -> bool:
+        """Step counters stand on the CPU, unless a fused kernel reads them; a run on the CPU sees them there."""
+        return self.implementation == "fused" or state.overrides.get("device") == "cpu"
 
     def _fused(self) -> None:
         for params in self.groups():

@@ -94,6 +94,16 @@ def _masked(grouped: bool) -> Any:
     return draw_four
 
 
+def _autocast_sdpa(ops: Any, *tensors: Any, dtype: str) -> Any:
+    with ops.autocast(ops.dtype(dtype)):
+        return sdpa(ops, *tensors)
+
+
+def _lower(draw: Draw) -> Drawn:
+    return _masked(grouped=True)(draw)[0], {"dtype": draw(st.sampled_from(HALVES))}
+
+
+program("sdpa, autocast", "", _lower, _autocast_sdpa)
 program("sdpa", "", qkv(FLOATS, (8, 64, 100), grouped=False), sdpa)
 program(
     "sdpa, causal", "", qkv(FLOATS, (8, 20), grouped=False, square=True), lambda ops, *t: sdpa(ops, *t, causal=True)

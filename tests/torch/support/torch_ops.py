@@ -153,7 +153,10 @@ def cuda_attention(
     """
     if torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        low_mask = mask.to(dtype) if mask is not None and mask.dtype.is_floating_point else mask
+        low_value, low_key, low_query = value.to(dtype), key.to(dtype), query.to(dtype)
+        with torch.autocast("cuda", enabled=False):
+            return cuda_attention(low_query, low_key, low_value, low_mask, dropout, causal, grouped)
     width, half = query.shape[-1], query.dtype in (torch.bfloat16, torch.float16)
     square = not causal or query.shape[-2] == key.shape[-2]
     if half and mask is None and width == key.shape[-1] == value.shape[-1] and width <= 256 and square:

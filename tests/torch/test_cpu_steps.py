@@ -1,0 +1,94 @@
+"""Whole training steps on the CPU: what PyTorch counts, fake and real, is what ghost tensors count, to the byte."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from weigh import dtypes
+from weigh.recipes.training import Training, run
+from weigh.trace.events import BACKWARD, FORWARD, STEP
+from weigh.trace.peak import phase_peaks
+
+pytestmark = pytest.mark.torch
+
+GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_embd": 48, "n_head": 4, "vocab_size": 99, "n_positions": 256}
+STILL = {**GPT2, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+LLAMA = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "intermediate_size": 172,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 131,
+    "tie_word_embeddings": False,
+}
+
+# Activations outweigh the weights many times over, so that the peaks are theirs.
+STEPS: dict[str, dict[str, Any]] = {
+    "gpt2, dropout": {"config": GPT2, "batch": 4, "sequence": 128, "dtype": "fp32", "attention": "sdpa"},
+    "gpt2": {"config": STILL, "batch": 3, "sequence": 120, "dtype": "fp32", "attention": "sdpa"},
+    "gpt2, batch 1": {"config": STILL, "batch": 1, "sequence": 256, "dtype": "bf16", "attention": "sdpa"},
+    "gpt2, autocast": {"config": GPT2, "batch": 4, "sequence": 96, "dtype": "fp32", "attention": "sdpa", "autocast": "bf16"},
+    "gpt2, eager": {"config": GPT2, "batch": 2, "sequence": 128, "dtype": "fp32", "attention": "eager"},
+    "llama": {"config": LLAMA, "batch": 4, "sequence": 128, "dtype": "fp32", "attention": "sdpa"},
+    "llama, bf16": {"config": LLAMA, "batch": 3, "sequence": 100, "dtype": "bf16", "attention": "sdpa"},
+    "llama, eager": {"config": LLAMA, "batch": 2, "sequence": 128, "dtype": "bf16", "attention": "eager"},
+    "llama, autocast": {"config": LLAMA, "batch": 2, "sequence": 64, "dtype": "fp32", "attention": "sdpa", "autocast": "bf16"},
+    "llama, checkpointing": {
+        "config": LLAMA, "batch": 4, "sequence": 128, "dtype": "bf16", "attention": "sdpa", "checkpointing": "full",
+    },
+    "llama, reentrant checkpointing": {
+        "config": LLAMA, "batch": 4, "sequence": 128, "dtype": "bf16", "attention": "sdpa", "checkpointing": "reentrant",
+    },
+}  # fmt: skip
+
+
+def ask(jobs: list[dict[str, Any]]) -> list[dict[str, int]]:
+    """What PyTorch counts for each job (see `support.real_training`)."""
+    command = [sys.executable, "-W", "ignore", "-m", "support.real_training", json.dumps(jobs)]
+    folder = Path(__file__).parent
+    answer = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(answer)  # type: ignore[no-any-return]
+
+
+def predict(job: dict[str, Any]) -> dict[str, int]:
+    """The same figures off ghost tensors."""
+    recipe = Training(
+        batch=job["batch"],
+        sequence=job["sequence"],
+        dtype=dtypes.get(job["dtype"]),
+        attention=job["attention"],
+        autocast=dtypes.get(job["autocast"]) if job.get("autocast") else None,
+        checkpointing=job.get("checkpointing"),
+        device="cpu",
+        labels_are_inputs=True,
+        traced=True,
+    )
+    peaks = {p.mark.phase: p for p in phase_peaks(run(job["config"], recipe).trace) if p.mark.round == 1}
+    figures = {
+        "peak_forward": peaks[FORWARD].peak,
+        "after_forward": peaks[FORWARD].after,
+        "peak_backward": peaks[BACKWARD].peak,
+        "peak_step": peaks[STEP].peak,
+    }
+    return {**figures, "peak": max(figures.values())}  # type: ignore[dict-item,type-var]
+
+
+@pytest.fixture(scope="module")
+def counted() -> dict[tuple[str, str], dict[str, int]]:
+    asked = [(name, how) for name in STEPS for how in ("real", "fake")]
+    answers = ask([{**STEPS[name], "counted": how} for name, how in asked])
+    return dict(zip(asked, answers, strict=True))
+
+
+@pytest.mark.parametrize("how", ["real", "fake"])
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_on_the_cpu(name: str, how: str, counted: dict[tuple[str, str], dict[str, int]]) -> None:
+    assert predict(STEPS[name]) == counted[name, how]
