@@ -95,8 +95,11 @@ def highest_levels_by_layer(trace: Trace, phase: str) -> dict[str, int]:
     return result
 
 
-OPAQUE = ("llama4l-t-b4s1024-bf16-ckptreentrant", "bwd")
-"""The recorder sees `silu_backward` of a nested backward as one op, elsewhere as the seven ops of its formula."""
+ROOT = ("", "(root)", "base_model.model")
+"""The model itself, or no module at all, as the recorder writes them (the last one where peft wraps the model)."""
+
+NAMELESS = ("llama4l-t-b4s1024-bf16-ckptreentrant", "bwd")
+"""The recorder names no module for the nodes that a reentrant checkpoint makes while the backward pass runs."""
 
 
 @pytest.mark.parametrize("row", [i for i, row in ROWS.items() if "module_levels" in row])
@@ -104,9 +107,9 @@ def test_every_layer_reaches_its_recorded_level(row: str) -> None:
     trace = expand(ghost(ROWS[row]))
     for short, levels in ROWS[row]["module_levels"].items():
         phase = {"fwd": FORWARD, "bwd": BACKWARD, "prefill": PREFILL}[short]
-        recorded = {path: level for path, level in levels if path not in ("", "(root)")}
+        recorded = {path: level for path, level in levels if path not in ROOT}
         ours = highest_levels_by_layer(trace, phase)
-        if (row, short) == OPAQUE:
+        if (row, short) == NAMELESS:
             ours = {k: v for k, v in ours.items() if ".layers." not in k}
             recorded = {k: v for k, v in recorded.items() if ".layers." not in k}
         assert ours == recorded
@@ -114,7 +117,7 @@ def test_every_layer_reaches_its_recorded_level(row: str) -> None:
 
 def test_every_recorded_run_is_compared() -> None:
     assert len(RECORDED) == 7
-    assert len(ROWS) == 67
+    assert len(ROWS) >= 75
 
 
 @pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"[]"), gzip.compress(b'{"strings": []}')])
