@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from weigh.models.common import CausalModel
 
 FAMILIES = {
+    "bloom": "weigh.models.bloom",
+    "falcon": "weigh.models.falcon",
     "gpt2": "weigh.models.gpt2",
     "gpt_neox": "weigh.models.gpt_neox",
     "llama": "weigh.models.llama",

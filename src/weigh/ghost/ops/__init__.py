@@ -10,6 +10,15 @@ from weigh.ghost.ops.attention import (
 )
 from weigh.ghost.ops.creation import arange, full, input_tensor, new_like, ones, ones_like, scalar_tensor, zeros
 from weigh.ghost.ops.foreach import foreach, foreach_norm, in_place, scalar_state, stack_scalars, zeros_like
+from weigh.ghost.ops.heads import (
+    baddbmm,
+    div_,
+    every_other,
+    index_list,
+    mul_,
+    one_minus,
+    stack_last,
+)
 from weigh.ghost.ops.indexing import (
     argmax,
     gather,
@@ -60,6 +69,20 @@ from weigh.ghost.ops.pointwise import (
     to,
     tril,
 )
+from weigh.ghost.ops.positions import (
+    absolute,
+    equal_to,
+    full_like,
+    greater_equal,
+    greater_than,
+    less_than,
+    log,
+    masked_fill,
+    minimum,
+    power,
+    repeat,
+    zeros_as,
+)
 from weigh.ghost.ops.reduction import cumsum, mean, sum, sum_to_size, vector_norm
 from weigh.ghost.ops.table import TABLE, Op, apply
 from weigh.ghost.ops.views import (
@@ -83,6 +106,25 @@ from weigh.ghost.ops.views import (
 from weigh.ghost.ops.windows import greater, roll
 
 __all__ = [
+    "baddbmm",
+    "div_",
+    "every_other",
+    "index_list",
+    "mul_",
+    "one_minus",
+    "stack_last",
+    "absolute",
+    "equal_to",
+    "full_like",
+    "greater_equal",
+    "greater_than",
+    "less_than",
+    "log",
+    "masked_fill",
+    "minimum",
+    "power",
+    "repeat",
+    "zeros_as",
     "Op",
     "TABLE",
     "add",

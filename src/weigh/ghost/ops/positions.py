@@ -1,0 +1,189 @@
+"""What position biases are made of: whole numbers compared, clipped and bucketed, powers, fills. Outside autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from weigh.dims import Shape, Size
+from weigh.dtypes import BOOL, FLOAT32
+from weigh.ghost.ops.pointwise import broadcast, elementwise, like
+from weigh.ghost.ops.table import Op, apply
+from weigh.ghost.tensor import Tensor, empty
+
+
+class _Compare(Op):
+    """A comparison: booleans."""
+
+    differentiable = 0
+
+    @classmethod
+    def forward(cls, ctx: Any, x: Tensor, *others: Tensor) -> Tensor:
+        op = cls.name.removesuffix(".Scalar")
+        return elementwise(op, x, others[0], BOOL) if others else like(op, x, BOOL)
+
+
+class LessScalar(_Compare):
+    """`x < 1`."""
+
+    name = "aten::lt.Scalar"
+
+
+class GreaterScalar(_Compare):
+    """`x > 1`."""
+
+    name = "aten::gt.Scalar"
+
+
+class EqualScalar(_Compare):
+    """`x == 1`."""
+
+    name = "aten::eq.Scalar"
+
+
+class GreaterEqual(_Compare):
+    """`a >= b`."""
+
+    name = "aten::ge"
+
+
+class _Plain(Op):
+    """One input, one output of its shape and dtype."""
+
+    differentiable = 0
+
+    @classmethod
+    def forward(cls, ctx: Any, x: Tensor) -> Tensor:
+        return like(cls.name, x)
+
+
+class Abs(_Plain):
+    """`torch.abs(x)`."""
+
+    name = "aten::abs"
+
+
+class Log(_Plain):
+    """`torch.log(x)`."""
+
+    name = "aten::log"
+
+
+class FullLike(_Plain):
+    """`torch.full_like(x, value)`."""
+
+    name = "aten::full_like"
+
+
+class ZerosLike(_Plain):
+    """`torch.zeros_like(x)`."""
+
+    name = "aten::zeros_like"
+
+
+class Minimum(Op):
+    """`torch.min(a, b)`."""
+
+    name = "aten::minimum"
+    differentiable = 0
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        return elementwise("aten::minimum", a, b)
+
+
+class Power(Op):
+    """`torch.pow(base, exponents)` of an fp32 number and whole numbers."""
+
+    name = "aten::pow.Tensor"
+    differentiable = 0
+
+    @staticmethod
+    def forward(ctx: Any, base: Tensor, exponents: Tensor) -> Tensor:
+        return elementwise("aten::pow", base, exponents, FLOAT32)
+
+
+class MaskedFill(Op):
+    """`x.masked_fill(mask, value)`: a contiguous copy, as large as both together."""
+
+    name = "aten::masked_fill"
+    differentiable = 0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:
+        return empty(broadcast(x.shape, mask.shape), x.dtype, "aten::masked_fill")
+
+
+class Repeat(Op):
+    """`x.repeat(sizes)`: a contiguous copy, even where every size is one."""
+
+    name = "aten::repeat"
+    differentiable = 0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *, sizes: Shape) -> Tensor:
+        whole = (*[1] * (len(sizes) - len(x.shape)), *x.shape)
+        return empty(tuple(a * b for a, b in zip(whole, sizes, strict=True)), x.dtype, "aten::repeat")
+
+    @staticmethod
+    def flops(out: Tensor, *tensors: Any) -> Size:
+        return 0
+
+
+def less_than(x: Tensor) -> Tensor:
+    """`x < 1`."""
+    return apply(LessScalar, x)  # type: ignore[no-any-return]
+
+
+def greater_than(x: Tensor) -> Tensor:
+    """`x > 1`."""
+    return apply(GreaterScalar, x)  # type: ignore[no-any-return]
+
+
+def equal_to(x: Tensor) -> Tensor:
+    """`x == 1`."""
+    return apply(EqualScalar, x)  # type: ignore[no-any-return]
+
+
+def greater_equal(a: Tensor, b: Tensor) -> Tensor:
+    """`a >= b`."""
+    return apply(GreaterEqual, a, b)  # type: ignore[no-any-return]
+
+
+def absolute(x: Tensor) -> Tensor:
+    """`torch.abs(x)`."""
+    return apply(Abs, x)  # type: ignore[no-any-return]
+
+
+def log(x: Tensor) -> Tensor:
+    """`torch.log(x)`."""
+    return apply(Log, x)  # type: ignore[no-any-return]
+
+
+def full_like(x: Tensor) -> Tensor:
+    """`torch.full_like(x, value)`."""
+    return apply(FullLike, x)  # type: ignore[no-any-return]
+
+
+def zeros_as(x: Tensor) -> Tensor:
+    """`torch.zeros_like(x)` of a tensor that is no parameter."""
+    return apply(ZerosLike, x)  # type: ignore[no-any-return]
+
+
+def minimum(a: Tensor, b: Tensor) -> Tensor:
+    """`torch.min(a, b)`."""
+    return apply(Minimum, a, b)  # type: ignore[no-any-return]
+
+
+def power(base: Tensor, exponents: Tensor) -> Tensor:
+    """`torch.pow(base, exponents)`."""
+    return apply(Power, base, exponents)  # type: ignore[no-any-return]
+
+
+def masked_fill(x: Tensor, mask: Tensor) -> Tensor:
+    """`x.masked_fill(mask, value)`."""
+    return apply(MaskedFill, x, mask)  # type: ignore[no-any-return]
+
+
+def repeat(x: Tensor, *sizes: Size) -> Tensor:
+    """`x.repeat(sizes)`."""
+    return apply(Repeat, x, sizes=sizes)  # type: ignore[no-any-return]
