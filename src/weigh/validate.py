@@ -55,12 +55,10 @@ class Line:
 
     @property
     def relative_error(self) -> float | None:
-        """(predicted - reference) / reference; None where either is missing."""
+        """(predicted - reference) / reference, against one byte where the reference is none; None without either."""
         if self.predicted is None or self.reference is None:
             return None
-        if not self.reference:
-            return 0.0 if not self.predicted else float("inf")
-        return (self.predicted - self.reference) / self.reference
+        return (self.predicted - self.reference) / max(abs(self.reference), 1)
 
 
 @dataclass(frozen=True, slots=True)

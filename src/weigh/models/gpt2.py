@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
-from weigh.errors import NotModelledError
+from weigh.errors import NotModelledError, UsageError
 from weigh.ghost import nn, ops
 from weigh.ghost.state import state
 from weigh.ghost.tensor import Tensor
@@ -184,6 +184,13 @@ class GPT2Model(nn.Module):
         attention_mask: Tensor | None,
         positions: Tensor | None,
     ) -> Tensor:
+        length = input_ids.shape[1] + (cache.length if cache is not None else 0)
+        if length > self.wpe.weight.shape[0]:
+            raise UsageError(
+                f"GPT-2 has {self.wpe.weight.shape[0]} learned positions, the sequence reaches {length}",
+                where="sequence",
+                hint="Use a shorter one, or a config with more n_positions.",
+            )
         inputs_embeds = self.wte(input_ids)
         if positions is None:
             positions = position_ids(input_ids.shape[1], cache)

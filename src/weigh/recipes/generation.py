@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from weigh import models
@@ -213,7 +214,7 @@ def _greedy(model: CausalModel, recipe: Generation, ledger: Ledger, input_ids: T
     unfinished = ops.ones((inputs.input_ids.shape[0],), INT64)
     cache = _new_cache(recipe)
     outputs = inputs.call(model, cache, recipe.logits_to_keep)
-    for number in [-1, *_steps(cache, recipe.prompt, recipe.new_tokens - 1)]:
+    for number in chain([-1], _steps(cache, recipe.prompt, recipe.new_tokens - 1)):
         if number >= 0:
             ledger.mark(DECODE, number)
             outputs = inputs.call(model, cache, recipe.logits_to_keep, 1)
