@@ -264,7 +264,7 @@ def _beam_search(model: CausalModel, recipe: Generation, ledger: Ledger, input_i
 
 
 def _assisted(model: CausalModel, draft: CausalModel, recipe: Generation, ledger: Ledger, input_ids: Tensor) -> Any:
-    """`_assisted_decoding`, every drafted token accepted; of the rounds of drafting and checking the first and the last.
+    """`_assisted_decoding`, every drafted token accepted; the first and the last round of drafting and checking.
 
     The draft's logits are kept in fp32 until the model has checked them.
     """
