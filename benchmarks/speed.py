@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from weigh import dtypes
 from weigh.recipes.training import Training, run
@@ -76,11 +77,13 @@ def sweep() -> object:
 
 def main() -> None:
     """Print every figure."""
-    weigh = shutil.which("weigh", path=str(__import__("pathlib").Path(sys.executable).parent)) or "weigh"
+    weigh = shutil.which("weigh", path=str(Path(sys.executable).parent)) or "weigh"
     bare, bare_mib = cpu_seconds([sys.executable, "-c", "pass"])
     cold, cold_mib = cpu_seconds([weigh, "train", "gpt2", "--json"])
     print(f"bare python            {bare * 1e3:8.1f} ms CPU   {bare_mib:6.1f} MiB")
-    print(f"weigh train gpt2 --json{cold * 1e3:8.1f} ms CPU   {cold_mib:6.1f} MiB   {cold / bare:.2f} x bare   (100 ms, 25 MB)")
+    print(
+        f"weigh train gpt2 --json{cold * 1e3:8.1f} ms CPU   {cold_mib:6.1f} MiB   {cold / bare:.2f} x bare (100 ms, 25 MB)"
+    )
     accelerate = shutil.which("accelerate")
     if accelerate:
         peer, peer_mib = cpu_seconds([accelerate, "estimate-memory", "gpt2"], times=3)
