@@ -1,4 +1,7 @@
-"""Every tensor of random GPT-2 and Llama configs: names, shapes, order and ties, against transformers on the meta device."""
+"""Every tensor of random configs of every family.
+
+Names, shapes, order and ties, against transformers on the meta device.
+"""
 
 from __future__ import annotations
 
@@ -31,30 +34,51 @@ def gpt2_configs(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+DECODERS: dict[str, tuple[str, ...]] = {
+    "gemma": ("attention_bias",),
+    "gemma2": ("attention_bias",),
+    "gemma3_text": ("attention_bias",),
+    "llama": ("attention_bias", "mlp_bias"),
+    "mistral": (),
+    "olmo2": ("attention_bias",),
+    "phi3": (),
+    "qwen2": (),
+    "qwen3": ("attention_bias",),
+    "starcoder2": ("use_bias",),
+}
+"""The relatives of Llama, and the flags that give them more tensors."""
+LAYER_TYPES = ("gemma2", "gemma3_text", "qwen2", "qwen3")
+
+
 @st.composite
-def llama_configs(draw: st.DrawFn) -> dict[str, Any]:
+def decoder_configs(draw: st.DrawFn) -> dict[str, Any]:
+    family = draw(st.sampled_from(sorted(DECODERS)))
     kv_heads = draw(st.integers(1, 3))
     heads = kv_heads * draw(st.integers(1, 4))
     head_dim = 2 * draw(st.integers(1, 12))
     explicit = draw(st.booleans())
-    config = {
-        "model_type": "llama",
+    layers = draw(st.integers(1, 9))
+    config: dict[str, Any] = {
+        "model_type": family,
         "vocab_size": draw(st.integers(2, 3000)),
         "hidden_size": heads * draw(st.integers(1, 40)) if explicit else heads * head_dim,
         "intermediate_size": draw(st.integers(1, 300)),
-        "num_hidden_layers": draw(st.integers(1, 9)),
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "tie_word_embeddings": draw(st.booleans()),
-        "attention_bias": draw(st.booleans()),
-        "mlp_bias": draw(st.booleans()),
     }
+    config |= {flag: draw(st.booleans()) for flag in DECODERS[family]}
+    if family in LAYER_TYPES and draw(st.booleans()):
+        types = st.sampled_from(["full_attention", "sliding_attention"])
+        config |= {"layer_types": draw(st.lists(types, min_size=layers, max_size=layers)), "use_sliding_window": True}
     return config | {"head_dim": head_dim} if explicit else config
 
 
 def upstream(config: dict[str, Any]) -> tuple[list[tuple[str, tuple[int, ...]]], int]:
     """Names and shapes of transformers' parameters (a tied one once), and the bytes of its buffers."""
-    settings_ = {k: v for k, v in config.items() if k != "model_type"} | {"bos_token_id": None, "eos_token_id": None}
+    settings_ = {k: v for k, v in config.items() if k != "model_type"}
+    settings_ |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(
             transformers.CONFIG_MAPPING[config["model_type"]](**settings_)
@@ -76,8 +100,8 @@ def ghost(config: dict[str, Any], unroll: bool) -> tuple[list[tuple[str, tuple[i
 
 
 @pytest.mark.torch
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(gpt2_configs() | llama_configs())
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(gpt2_configs() | decoder_configs())
 def test_every_tensor(config: dict[str, Any]) -> None:
     theirs, their_buffers = upstream(config)
     ours, our_buffers = ghost(config, unroll=True)
@@ -86,8 +110,8 @@ def test_every_tensor(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.torch
-@settings(max_examples=20, deadline=None, derandomize=True)
-@given(gpt2_configs() | llama_configs())
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(gpt2_configs() | decoder_configs())
 def test_compressed_stack_has_the_same_tensors(config: dict[str, Any]) -> None:
     theirs, _ = upstream(config)
     ours, _ = ghost(config, unroll=False)

@@ -18,12 +18,23 @@ if TYPE_CHECKING:
 
 FAMILIES = {
     "bloom": "weigh.models.bloom",
+    "codegen": "weigh.models.codegen",
     "falcon": "weigh.models.falcon",
+    "gemma": "weigh.models.gemma",
+    "gemma2": "weigh.models.gemma2",
+    "gemma3_text": "weigh.models.gemma3_text",
     "gpt2": "weigh.models.gpt2",
     "gpt_neox": "weigh.models.gpt_neox",
+    "gptj": "weigh.models.gptj",
     "llama": "weigh.models.llama",
+    "mistral": "weigh.models.mistral",
+    "olmo2": "weigh.models.olmo2",
     "opt": "weigh.models.opt",
     "phi": "weigh.models.phi",
+    "phi3": "weigh.models.phi3",
+    "qwen2": "weigh.models.qwen2",
+    "qwen3": "weigh.models.qwen3",
+    "starcoder2": "weigh.models.starcoder2",
 }
 """`model_type` -> the module that describes it."""
 

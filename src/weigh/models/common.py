@@ -6,7 +6,7 @@ The local variables are upstream's, since each keeps its tensor alive until the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from weigh.dims import Size
@@ -50,6 +50,16 @@ class CausalModel(Module):
 # -- masks -----------------------------------------------------------------------------------------
 FULL, SLIDING = "full_attention", "sliding_attention"
 """The types of layers, as configs write them."""
+
+
+def period_of(pattern: Sequence[object]) -> int:
+    """How many blocks it takes until a stack's pattern begins again; the last repetition may be cut short.
+
+    >>> period_of(["window", "window", "full", "window"])
+    3
+    """
+    count = len(pattern)
+    return next(p for p in range(1, count + 1) if all(pattern[i] == pattern[i % p] for i in range(count)))
 
 
 def position_ids(length: Size, cache: Cache | None) -> Tensor:

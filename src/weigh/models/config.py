@@ -17,6 +17,9 @@ Settings = TypeVar("Settings")
 Probability = float
 """A field's type: a number from 0 up to (not including) 1, as a dropout probability is."""
 
+Count = int
+"""A field's type: a whole number from 0 up."""
+
 DERIVED: Any = None
 """A field's default: upstream works the value out from other settings."""
 
@@ -62,7 +65,7 @@ class Keys:
         if value < 1:
             raise InputError(f"is {value}", where=f"{self.where}: {key}", hint="It must be at least 1.")
         if value >= 2**40:
-            raise InputError(f"is {value}", where=f"{self.where}: {key}", hint="No model has that many.")
+            raise InputError(f"is {value:.3g}", where=f"{self.where}: {key}", hint="No model has that many.")
         return value
 
     def optional_size(self, *names: str) -> int | None:
@@ -142,10 +145,27 @@ class Keys:
                 raise InputError("is null", where=f"{self.where}: {field.name}", hint="Give a value, or leave it out.")
         return cls(**found)
 
-    def refuse(self, name: str, what: str) -> None:
-        """Raises `NotModelledError` where a setting that changes what runs is switched on."""
-        if self.config.get(name):
+    def refuse(self, name: str, what: str, unless: object = False) -> None:
+        """Raises `NotModelledError` where a setting is given that makes the model run otherwise."""
+        if self.config.get(name) not in (None, unless):
             raise NotModelledError(what, where=f"{self.where}: {name}")
+
+    def check_layer_types(self, found: Mapping[str, Any]) -> None:
+        """A `layer_types` for every layer, of full attention or sliding windows, which then have a size.
+
+        Raises:
+            InputError: too few or too many types, or no size for the windows.
+            NotModelledError: another type.
+        """
+        types, count = found["layer_types"], found["num_hidden_layers"]
+        where = f"{self.where}: layer_types"
+        if len(types) != count:
+            raise InputError(f"has {len(types)} entries", where=where, hint=f"Give one for each of the {count} layers.")
+        for name in types:
+            if name not in ("full_attention", "sliding_attention"):
+                raise NotModelledError(f"layers of type {name!r}", where=where)
+        if "sliding_attention" in types and found["sliding_window"] is None:
+            raise InputError("is missing", where=f"{self.where}: sliding_window", hint="Give the window's size.")
 
     def rope_type(self, layer_type: str | None = None) -> str:
         """The kind of rotary embedding, of one type of layer where they differ (`rope_parameters`, `rope_scaling`).
@@ -206,6 +226,7 @@ class Keys:
 
 
 _READERS: dict[str, Callable[[Keys, str], Any]] = {
+    "Count": lambda keys, name: keys.size(name) if keys.config[name] else 0,
     "Probability": lambda keys, name: keys.fraction(name, default=0.0),
     "bool": lambda keys, name: keys.flag(name, default=False),
     "float": Keys.number,

@@ -1,18 +1,26 @@
 """Llama, as `transformers/models/llama/modeling_llama.py` (5.23) writes it.
 
 Shapes: B batch, T length, D hidden size, N heads, K key-value heads, H head width, V vocabulary.
+
+Many families are Llama with a difference or two. They inherit from these classes, as upstream's `modular_*.py` do:
+a class names its parts (`attention_class`, `norm_class`, ...), and a subclass names others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from weigh.dtypes import DType
+from weigh.errors import NotModelledError, UsageError
 from weigh.ghost import nn
+from weigh.ghost.state import state
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import (
+    FULL,
+    SLIDING,
+    Attention,
     Cache,
     CausalModel,
     CausalOutput,
@@ -21,63 +29,93 @@ from weigh.models.common import (
     attention_interface,
     causal_lm_loss,
     create_causal_mask,
+    create_sliding_window_causal_mask,
+    eager_attention,
+    period_of,
     position_ids,
     slice_logits_to_keep,
 )
-from weigh.models.config import Keys
+from weigh.models.config import DERIVED, Keys, Probability
 
 MODEL_TYPES = ("llama",)
 
 
-@dataclass(frozen=True, slots=True)
-class LlamaConfig:
-    """The settings of `LlamaConfig` that shape memory."""
+@dataclass(frozen=True)
+class DecoderConfig:
+    """What the configs of Llama and its relatives share; the defaults are upstream's `LlamaConfig`'s."""
 
     vocab_size: int = 32000
     hidden_size: int = 4096
     intermediate_size: int = 11008
     num_hidden_layers: int = 32
     num_attention_heads: int = 32
-    num_key_value_heads: int = 32
-    head_dim: int = 128
+    num_key_value_heads: int = DERIVED
+    head_dim: int = DERIVED
     hidden_act: str = "silu"
     tie_word_embeddings: bool = False
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    attention_dropout: float = 0.0
+    attention_dropout: Probability = 0.0
+
+    heads_divide_width: ClassVar[bool] = False
+    """Upstream asks that the heads divide the hidden size, even where `head_dim` is given."""
+
+    @property
+    def attention_bias(self) -> bool:
+        """The attention's projections have a bias."""
+        return False
+
+    @property
+    def mlp_bias(self) -> bool:
+        """The MLP's projections have a bias."""
+        return False
+
+    @property
+    def sliding_window(self) -> int | None:
+        """How many tokens, itself included, a token sees in a sliding layer."""
+        return None
+
+    @property
+    def layer_types(self) -> tuple[str, ...]:
+        """What each layer attends to: to the window, if there is one and the config does not say more."""
+        return (FULL if self.sliding_window is None else SLIDING,) * self.num_hidden_layers
 
     @classmethod
-    def read(cls, config: Mapping[str, Any], where: str = "config") -> LlamaConfig:
+    def read(cls, config: Mapping[str, Any], where: str = "config") -> Self:
         """From a `config.json`. Raises `InputError` for values that cannot be."""
         keys = Keys(config, where)
-        width = keys.size("hidden_size", default=4096)
-        heads = keys.size("num_attention_heads", default=32)
-        kv_heads = keys.optional_size("num_key_value_heads") or heads
-        keys.divides("num_key_value_heads", kv_heads, "num_attention_heads", heads)
-        share = keys.divides("num_attention_heads", heads, "hidden_size", width)  # upstream asks it of every config
-        head_dim = keys.optional_size("head_dim") or share
-        activation = keys.word("hidden_act", default="silu")
-        nn.activation(activation)
-        return cls(
-            vocab_size=keys.size("vocab_size", default=32000),
-            hidden_size=width,
-            intermediate_size=keys.size("intermediate_size", default=11008),
-            num_hidden_layers=keys.size("num_hidden_layers", default=32),
-            num_attention_heads=heads,
-            num_key_value_heads=kv_heads,
-            head_dim=head_dim,
-            hidden_act=activation,
-            tie_word_embeddings=keys.flag("tie_word_embeddings", default=False),
-            attention_bias=keys.flag("attention_bias", default=False),
-            mlp_bias=keys.flag("mlp_bias", default=False),
-            attention_dropout=keys.fraction("attention_dropout", default=0.0),
-        )
+        found = keys.fields(cls)
+        cls.settle(keys, found)
+        return keys.make(cls, found)
+
+    @classmethod
+    def settle(cls, keys: Keys, found: dict[str, Any]) -> None:
+        """What upstream's `__post_init__` works out and its `validate_architecture` forbids, for values `found`."""
+        heads, width = found["num_attention_heads"], found["hidden_size"]
+        found["num_key_value_heads"] = found["num_key_value_heads"] or heads
+        keys.divides("num_key_value_heads", found["num_key_value_heads"], "num_attention_heads", heads)
+        if cls.heads_divide_width:
+            keys.divides("num_attention_heads", heads, "hidden_size", width)
+        found["head_dim"] = found["head_dim"] or width // heads
+        nn.activation(found["hidden_act"])
+        keys.rope_type()
+        if found.get("sliding_window") == 1:
+            raise NotModelledError("a window of one token", where=f"{keys.where}: sliding_window")
+        keys.refuse("is_causal", "bidirectional attention", unless=True)
+
+
+@dataclass(frozen=True)
+class LlamaConfig(DecoderConfig):
+    """The settings of `LlamaConfig` that shape memory."""
+
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+    heads_divide_width = True
 
 
 class LlamaMLP(nn.Module):
     role = nn.MLP
 
-    def __init__(self, config: LlamaConfig, dtype: DType) -> None:
+    def __init__(self, config: DecoderConfig, dtype: DType) -> None:
         super().__init__()
         width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         self.gate_proj = nn.Linear(width, inner, dtype, bias)
@@ -92,10 +130,11 @@ class LlamaMLP(nn.Module):
 
 class LlamaAttention(nn.Module):
     role = nn.ATTENTION
+    eager: Attention = staticmethod(eager_attention)
 
-    def __init__(self, config: LlamaConfig, dtype: DType) -> None:
+    def __init__(self, config: DecoderConfig, dtype: DType, layer_idx: int) -> None:
         super().__init__()
-        width, bias = config.hidden_size, config.attention_bias
+        width, (bias, out_bias) = config.hidden_size, self.biases(config)
         self.num_heads, self.num_kv_heads, self.head_dim = (
             config.num_attention_heads,
             config.num_key_value_heads,
@@ -106,7 +145,29 @@ class LlamaAttention(nn.Module):
         self.q_proj = nn.Linear(width, self.num_heads * self.head_dim, dtype, bias)
         self.k_proj = nn.Linear(width, self.num_kv_heads * self.head_dim, dtype, bias)
         self.v_proj = nn.Linear(width, self.num_kv_heads * self.head_dim, dtype, bias)
-        self.o_proj = nn.Linear(self.num_heads * self.head_dim, width, dtype, bias)
+        self.o_proj = nn.Linear(self.num_heads * self.head_dim, width, dtype, out_bias)
+        self.sliding_window = config.sliding_window if config.layer_types[layer_idx] == SLIDING else None
+
+    def biases(self, config: DecoderConfig) -> tuple[bool, bool]:
+        """Whether queries, keys and values have a bias, and whether the output has one."""
+        return config.attention_bias, config.attention_bias
+
+    def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, D) to queries (B, N, T, H), keys and values (B, K, T, H)."""
+        batch, length = hidden_states.shape[:-1]
+        query_states = self.q_proj(hidden_states).view(batch, length, self.num_heads, self.head_dim).transpose(1, 2)
+        key_states = self.k_proj(hidden_states).view(batch, length, self.num_kv_heads, self.head_dim).transpose(1, 2)
+        value_states = self.v_proj(hidden_states).view(batch, length, self.num_kv_heads, self.head_dim).transpose(1, 2)
+        return query_states, key_states, value_states
+
+    def rotate(self, query: Tensor, key: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Queries and keys with their positions."""
+        cos, sin = position_embeddings
+        return apply_rotary_pos_emb(query, key, cos, sin)
+
+    def finish(self, attn_output: Tensor) -> Tensor:
+        """What comes after the output projection."""
+        return attn_output
 
     def forward(
         self,
@@ -116,31 +177,32 @@ class LlamaAttention(nn.Module):
         cache: Cache | None,
     ) -> tuple[Tensor, Tensor | None]:
         batch, length = hidden_states.shape[:-1]
-        query_states = self.q_proj(hidden_states).view(batch, length, self.num_heads, self.head_dim).transpose(1, 2)
-        key_states = self.k_proj(hidden_states).view(batch, length, self.num_kv_heads, self.head_dim).transpose(1, 2)
-        value_states = self.v_proj(hidden_states).view(batch, length, self.num_kv_heads, self.head_dim).transpose(1, 2)
-        cos, sin = position_embeddings
-        query_states, key_states = apply_rotary_pos_emb(query_states, key_states, cos, sin)
+        query_states, key_states, value_states = self.project(hidden_states)
+        query_states, key_states = self.rotate(query_states, key_states, position_embeddings)
         if cache is not None:
-            key_states, value_states = cache.update(key_states, value_states, self.path)
+            key_states, value_states = cache.update(key_states, value_states, self.path, self.sliding_window)
         dropout = self.attention_dropout if self.training else 0.0
-        attention = attention_interface()
+        attention = attention_interface(self.eager)
         groups = self.num_key_value_groups
         attn_output, attn_weights = attention(query_states, key_states, value_states, mask, dropout, groups)
         attn_output = attn_output.reshape(batch, length, self.num_heads * self.head_dim).contiguous()
         attn_output = self.o_proj(attn_output)
+        attn_output = self.finish(attn_output)
         return attn_output, attn_weights
 
 
 class LlamaDecoderLayer(nn.Module):
     role = nn.BLOCK
+    attention_class: ClassVar[type[Any]] = LlamaAttention
+    mlp_class: ClassVar[type[Any]] = LlamaMLP
+    norm_class: ClassVar[type[Any]] = nn.RMSNorm
 
-    def __init__(self, config: LlamaConfig, dtype: DType) -> None:
+    def __init__(self, config: DecoderConfig, dtype: DType, layer_idx: int) -> None:
         super().__init__()
-        self.self_attn = LlamaAttention(config, dtype)
-        self.mlp = LlamaMLP(config, dtype)
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, dtype)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, dtype)
+        self.self_attn = self.attention_class(config, dtype, layer_idx)
+        self.mlp = self.mlp_class(config, dtype)
+        self.input_layernorm = self.norm_class(config.hidden_size, dtype)
+        self.post_attention_layernorm = self.norm_class(config.hidden_size, dtype)
 
     def forward(
         self,
@@ -162,12 +224,62 @@ class LlamaDecoderLayer(nn.Module):
 
 
 class LlamaModel(nn.Module):
-    def __init__(self, config: LlamaConfig, dtype: DType) -> None:
+    layer_class: ClassVar[type[Any]] = LlamaDecoderLayer
+    norm_class: ClassVar[type[Any]] = nn.RMSNorm
+    embedding_class: ClassVar[type[nn.Embedding]] = nn.Embedding
+
+    def __init__(self, config: DecoderConfig, dtype: DType) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, dtype)
-        self.layers = nn.Stack("model.layers", config.num_hidden_layers, lambda _: LlamaDecoderLayer(config, dtype))
-        self.norm = nn.RMSNorm(config.hidden_size, dtype)
-        self.rotary_emb = RotaryEmbedding(config.head_dim)
+        self.config = config
+        self.embed_tokens = self.embedding_class(config.vocab_size, config.hidden_size, dtype)
+        self.layers = nn.Stack(
+            "model.layers",
+            config.num_hidden_layers,
+            lambda layer_idx: self.layer_class(config, dtype, layer_idx),
+            period_of(config.layer_types),
+        )
+        self.norm = self.norm_class(config.hidden_size, dtype)
+        self.rotary_emb = self.rotary(config)
+
+    def rotary(self, config: DecoderConfig) -> nn.Module:
+        """The rotary embedding."""
+        return RotaryEmbedding(config.head_dim)
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Token ids to `inputs_embeds`."""
+        return self.embed_tokens(input_ids)  # type: ignore[no-any-return]
+
+    def enter(self, inputs_embeds: Tensor) -> Tensor:
+        """`inputs_embeds`, which live until the last layer is done, to the first `hidden_states`."""
+        return inputs_embeds
+
+    def mask_types(self) -> Iterable[str]:
+        """The types of layers for which upstream makes a mask."""
+        return dict.fromkeys(self.config.layer_types)
+
+    def causal_mask_mapping(
+        self, inputs_embeds: Tensor, cache: Cache | None, positions: Tensor, attention_mask: Tensor | None
+    ) -> dict[str, Tensor | None]:
+        """The mask of every type of layer."""
+        window, types = self.config.sliding_window, self.config.layer_types
+        masks = {}
+        for layer_type in self.mask_types():
+            if layer_type == FULL:
+                cache_window = None if FULL in types else window
+                masks[FULL] = create_causal_mask(
+                    inputs_embeds, cache, positions, attention_mask, cache_window=cache_window
+                )
+            else:
+                assert window is not None
+                cache_window = window if SLIDING in types else None
+                masks[SLIDING] = create_sliding_window_causal_mask(
+                    inputs_embeds, cache, positions, attention_mask, window, cache_window
+                )
+        return masks
+
+    def position_embeddings(self, hidden_states: Tensor, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """The cosines and sines of every type of layer."""
+        return dict.fromkeys(self.config.layer_types, self.rotary_emb(hidden_states, positions))
 
     def forward(
         self,
@@ -176,14 +288,16 @@ class LlamaModel(nn.Module):
         attention_mask: Tensor | None,
         positions: Tensor | None,
     ) -> Tensor:
-        inputs_embeds = self.embed_tokens(input_ids)
+        inputs_embeds = self.embed(input_ids)
         if positions is None:
             positions = position_ids(input_ids.shape[1], cache)
-        causal_mask = create_causal_mask(inputs_embeds, cache, positions, attention_mask)
-        hidden_states = inputs_embeds
-        position_embeddings = self.rotary_emb(hidden_states, positions)
-        for decoder_layer in self.layers:
-            hidden_states = decoder_layer(hidden_states, position_embeddings, causal_mask, positions, cache)
+        causal_mask_mapping = self.causal_mask_mapping(inputs_embeds, cache, positions, attention_mask)
+        hidden_states = self.enter(inputs_embeds)
+        position_embeddings = self.position_embeddings(hidden_states, positions)
+        for layer_idx, decoder_layer in zip(self.layers.indices, self.layers, strict=True):
+            layer_type = self.config.layer_types[layer_idx]
+            mask = causal_mask_mapping[layer_type]
+            hidden_states = decoder_layer(hidden_states, position_embeddings[layer_type], mask, positions, cache)
         if cache is not None:
             cache.advance(input_ids.shape[1])
         hidden_states = self.norm(hidden_states)
@@ -191,17 +305,24 @@ class LlamaModel(nn.Module):
 
 
 class LlamaForCausalLM(CausalModel):
-    def __init__(self, config: LlamaConfig, dtype: DType) -> None:
+    model_class: ClassVar[type[LlamaModel]] = LlamaModel
+    supports_sdpa: ClassVar[bool] = True
+
+    def __init__(self, config: DecoderConfig, dtype: DType) -> None:
         super().__init__()
         self.config = config
         self.cache_layers = config.num_hidden_layers
-        self.model = LlamaModel(config, dtype)
+        self.model = self.model_class(config, dtype)
         self.lm_head = nn.Head(
             self.model.embed_tokens if config.tie_word_embeddings else None,
             config.hidden_size,
             config.vocab_size,
             dtype,
         )
+
+    def scale_logits(self, logits: Tensor) -> Tensor:
+        """What a family does to its logits."""
+        return logits
 
     def forward(
         self,
@@ -212,9 +333,11 @@ class LlamaForCausalLM(CausalModel):
         attention_mask: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> CausalOutput:
+        if not self.supports_sdpa and state.attention != "eager":
+            raise UsageError(f"{type(self).__name__} has no {state.attention} attention", hint="Use eager attention.")
         hidden_states = self.model(input_ids, cache, attention_mask, positions)
         hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
-        logits = self.lm_head(hidden_states)
+        logits = self.scale_logits(self.lm_head(hidden_states))
         loss = None
         if labels is not None:
             loss = causal_lm_loss(logits, labels, self.config.vocab_size)
