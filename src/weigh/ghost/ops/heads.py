@@ -51,6 +51,21 @@ class IndexBackward(Op):
         return empty(shape, grad.dtype, "aten::index_put") if state.traced else zeros
 
 
+class IndexRows(Op):
+    """`x[rows]` of a tensor on the device, which is no parameter: a copy of the rows."""
+
+    name = "aten::index.rows"
+    differentiable = 0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor) -> Tensor:
+        return empty((*rows.shape, *x.shape[1:]), x.dtype, "aten::index")
+
+    @staticmethod
+    def flops(out: Tensor, *tensors: Any) -> Size:
+        return 0
+
+
 class EveryOther(Op):
     """`x[..., ::2]`. SliceBackward0, as for any slice."""
 
@@ -150,6 +165,11 @@ class RsubScalar(Op):
 def index_list(x: Tensor, dim: int, count: int = 1) -> Tensor:
     """`x[:, :, [n]]`: along `dim`, a list of `count` whole numbers."""
     return apply(Index, x, dim=dim % len(x.shape), count=count)  # type: ignore[no-any-return]
+
+
+def index_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """`x[rows]`."""
+    return apply(IndexRows, x, rows)  # type: ignore[no-any-return]
 
 
 def every_other(x: Tensor) -> Tensor:
