@@ -7,8 +7,8 @@ What is mirrored, with where to find it in PyTorch:
 - a node's gradients are reduced to the shape and cast to the dtype of its inputs before its own gradient is dropped
   (`validate_outputs`), then its saved tensors go (`release_variables`), and only then are the gradients handed on;
   the node itself stays as long as the graph does (until the loss is dropped);
-- two gradients for one input are summed in place where the buffer alone owns a dense one (input_buffer.cpp,
-  `can_accumulate_inplace`), else into a new tensor; under a dispatch mode it is always a new tensor;
+- two gradients for one input are summed in place where the buffer alone owns the first, which is dense and no view
+  (input_buffer.cpp, `can_accumulate_inplace`), else into a new tensor; under a dispatch mode always into a new one;
 - a leaf without a gradient takes the incoming one where nothing else refers to it and its layout is the leaf's, else a
   copy; a leaf with one adds in place (accumulate_grad.h).
 
@@ -215,10 +215,6 @@ def _add_to_buffer(buffer: dict[int, Tensor], slot: int, gradient: Tensor) -> No
     elif _sole_owner(old):
         gradient.handles -= 1
         gradient.storage.handles -= 1
-    elif _sole_owner(gradient):
-        old.handles -= 1
-        old.storage.handles -= 1
-        buffer[slot] = gradient
     else:
         total = ops.add(old, gradient)
         for used in (old, gradient):
@@ -230,8 +226,13 @@ def _add_to_buffer(buffer: dict[int, Tensor], slot: int, gradient: Tensor) -> No
 
 
 def _sole_owner(gradient: Tensor) -> bool:
-    """input_buffer.cpp, `can_accumulate_inplace`; a dispatch mode makes every tensor "subclass-like", and so never."""
-    return not state.traced and gradient.handles == 1 and gradient.storage.handles == 1 and is_dense(gradient)
+    """input_buffer.cpp, `can_accumulate_inplace`; a dispatch mode makes every tensor "subclass-like", and so never.
+
+    A view never is one, for it keeps its base and with that a second reference to the storage (variable.h, `ViewInfo`).
+    """
+    if state.traced or gradient.is_view or gradient.handles != 1:
+        return False
+    return gradient.storage.handles == 1 and is_dense(gradient)
 
 
 def _accumulate_grad(leaf: _Leaf) -> None:

@@ -73,6 +73,7 @@ class Tensor:
         "dtype",
         "grad",
         "handles",
+        "is_view",
         "node",
         "numel",
         "output_nr",
@@ -93,6 +94,8 @@ class Tensor:
         self.output_nr = 0
         self.grad: Tensor | None = None
         self.handles = 0
+        self.is_view = False
+        """Made by a view op. It keeps the tensor that it was made from, so that the storage never has one owner."""
 
     # -- facts
     @property

@@ -19,9 +19,9 @@ def cpu_attention(
 ) -> Tensor:
     """The fused CPU kernel, unless there is dropout (sdp_utils_cpp.cpp, `use_flash_attention_cpp`)."""
     if state.autocast is not None:
-        cast: Any = state.autocast.cast(LOWER, (query, key, value, mask))
+        low: tuple[Any, ...] = state.autocast.cast(LOWER, (query, key, value, mask))
         with autocast(None):
-            return cpu_attention(*cast, dropout, causal, grouped)
+            return cpu_attention(low[0], low[1], low[2], low[3], dropout, causal, grouped)
     fits = not dropout and query.shape[-1] == value.shape[-1]
     if not fits or (mask is not None and mask.dtype is BOOL and mask.requires_grad):
         return math_attention(query, key, value, mask, dropout, causal, grouped)

@@ -38,9 +38,9 @@ def attention_choice(forced: str | None = None) -> Attention:
         query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, causal: bool, grouped: bool
     ) -> Tensor:
         if state.autocast is not None:
-            cast: Any = state.autocast.cast(LOWER, (query, key, value, mask))
+            low: tuple[Any, ...] = state.autocast.cast(LOWER, (query, key, value, mask))
             with autocast(None):
-                return attention(*cast, dropout, causal, grouped)
+                return attention(low[0], low[1], low[2], low[3], dropout, causal, grouped)
         kernel = forced or choose(query, key, value, mask, causal, grouped)
         if kernel == "flash":
             return _flash(query, key, value, causal)

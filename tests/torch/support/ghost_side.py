@@ -86,16 +86,17 @@ def saved_bytes(request: dict[str, Any]) -> int:
     return sum(storages.values())
 
 
-def surroundings(device: str) -> Any:
-    """What a dispatch mode sees on this device: fake tensors on CUDA, real ones on the CPU."""
-    return recording(kernels(device, traced=True), traced=True)
+def surroundings(request: dict[str, Any]) -> Any:
+    """What a dispatch mode sees on the device (fake tensors on CUDA, real ones on the CPU), or a run without one."""
+    mode = request.get("mode", True)
+    return recording(kernels(request["device"], traced=mode), traced=mode)
 
 
 def measure(request: dict[str, Any]) -> dict[str, Any]:
     """Run a program forward and backward; the bytes are those above what lived before."""
-    with surroundings(request["device"]):
+    with surroundings(request):
         answer: dict[str, Any] = {"saved": saved_bytes(request)}
-    with surroundings(request["device"]) as ledger:
+    with surroundings(request) as ledger:
         inputs = [make(spec) for spec in request["inputs"]]
         levels = Levels(ledger)
         levels.births()

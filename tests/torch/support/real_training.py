@@ -17,6 +17,7 @@ from unittest.mock import patch
 import torch
 import transformers
 from support.meter import Meter
+from support.profiled import Levels, profiler
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import masking_utils
 
@@ -80,19 +81,18 @@ def metered(job: dict[str, Any]) -> dict[str, int]:
 
 
 def profiled(job: dict[str, Any]) -> dict[str, int]:
-    """The highest level of the allocator during a backward pass, above its level at the start."""
-    model = build(job)
-    ids = torch.randint(0, 10, (job["batch"], job["sequence"]))
-    loss = forward(model, job, ids)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        loss.backward()
-    assert profiler.profiler is not None
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    level = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        level += event.nbytes()
-        peak = max(peak, level)
-    return {"backward_above_start": peak, "after_backward": level}
+    """One pass forward and one backward; the peaks, from the profiler's record of the allocator."""
+    with profiler() as watched:
+        model = build(job)
+        ids = torch.randint(0, 10, (job["batch"], job["sequence"]))
+        with torch.profiler.record_function("the forward pass"):
+            loss = forward(model, job, ids)
+        with torch.profiler.record_function("the backward pass"):
+            loss.backward()
+    levels = Levels(watched)
+    forward_peak, after_forward = levels.during("the forward pass")
+    backward_peak, _ = levels.during("the backward pass")
+    return {"peak_forward": forward_peak, "after_forward": after_forward, "peak_backward": backward_peak}
 
 
 if __name__ == "__main__":

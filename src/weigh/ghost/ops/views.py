@@ -13,7 +13,9 @@ from weigh.ghost.tensor import ShapeError, Tensor, empty, is_dense, normalise
 
 
 def _view_of(x: Tensor, shape: Shape, strides: Shape | None, numel: Size) -> Tensor:
-    return Tensor(x.storage, shape, None if strides is None else normalise(shape, strides), x.dtype, numel)
+    made = Tensor(x.storage, shape, None if strides is None else normalise(shape, strides), x.dtype, numel)
+    made.is_view = True
+    return made
 
 
 class View(Op):
@@ -37,6 +39,12 @@ class UnsafeView(View):
     """`_unsafe_view`: a view that claims to be a new tensor. UnsafeViewBackward0: `grad.reshape(self.sizes())`."""
 
     name = "aten::_unsafe_view"
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *, shape: Shape, strides: Shape | None) -> Tensor:
+        if ctx:
+            ctx.meta = x.shape
+        return Tensor(x.storage, shape, strides, x.dtype, x.numel)
 
 
 class Transpose(Op):
