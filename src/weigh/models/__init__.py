@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from weigh.models.common import CausalModel
 
 FAMILIES = {
+    "bert": "weigh.models.bert",
     "bloom": "weigh.models.bloom",
     "codegen": "weigh.models.codegen",
     "falcon": "weigh.models.falcon",

@@ -6,11 +6,12 @@ The local variables are upstream's, since each keeps its tensor alive until the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from weigh.dims import Size
-from weigh.dtypes import BOOL, FLOAT32, INT64
+from weigh.dtypes import BOOL, FLOAT32, INT64, DType
+from weigh.errors import NotModelledError, UsageError
 from weigh.ghost import nn, ops
 from weigh.ghost.nn import Module
 from weigh.ghost.state import no_grad, state
@@ -28,11 +29,29 @@ class CausalOutput:
     cache: Cache | None = None
 
 
+class ModuleList(Module):
+    """`nn.ModuleList` of parts that differ from each other: by number."""
+
+    def __init__(self, parts: Sequence[Module]) -> None:
+        super().__init__()
+        self.parts = tuple(parts)
+
+    def __getitem__(self, number: int) -> Module:
+        return self.parts[number]
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """The parts, by number."""
+        for number, part in enumerate(self.parts):
+            yield str(number), part
+
+
 class CausalModel(Module):
-    """A language model with a head."""
+    """A language model with a head (its name is that of the usual case)."""
 
     cache_layers: int
     """How many layers keep keys and values."""
+    encoder_decoder = False
+    """The labels are a sequence of their own, and the decoder reads them too."""
 
     def forward(
         self,
@@ -69,6 +88,17 @@ def position_ids(length: Size, cache: Cache | None) -> Tensor:
         past = cache.offset(next(iter(cache.layers.values())).window)
     positions = ops.arange(length) + past
     return positions.unsqueeze(0)
+
+
+def check_positions(family: str, key: str, positions: Size, length: Size, cache: Cache | None) -> None:
+    """Raise `UsageError` where a sequence reaches beyond the positions that a model has a table of."""
+    length = length + (cache.length if cache is not None else 0)
+    if length > positions:
+        raise UsageError(
+            f"{family} has {positions} positions, the sequence reaches {length}",
+            where="sequence",
+            hint=f"Use a shorter one, or a config with more {key}.",
+        )
 
 
 def create_causal_mask(
@@ -156,6 +186,17 @@ def _ignore_causal_mask_sdpa(length: Size, visible: Size, local_size: int | None
     return length == 1 or visible is length or visible == length or (cache is not None and cache.length == 0)
 
 
+def create_bidirectional_mask(attention_mask: Tensor | None) -> Tensor | None:
+    """`create_bidirectional_mask`: none where nothing is padded, whatever the attention implementation.
+
+    Raises:
+        NotModelledError: there is a padding mask.
+    """
+    if attention_mask is not None:
+        raise NotModelledError("a padding mask in an encoder")
+    return None
+
+
 def _boolean_mask(batch: Size, length: Size, sizes: _MaskSizes, local_size: int | None) -> Tensor:
     """Query position by key position: (batch, 1, length, visible), expanded from (1, 1, length, visible)."""
     visible, padding = sizes.visible, sizes.padding
@@ -216,12 +257,19 @@ class RotaryEmbedding(Module):
 
     def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (1, length, width), in the dtype of `x`."""
-        with no_grad():
-            freqs = positions.unsqueeze(-1).float() * self.inv_freq
-            emb = ops.cat([freqs, freqs], -1)
-            cos = ops.cos(emb) * 1.0
-            sin = ops.sin(emb) * 1.0
-            return cos.to(x.dtype), sin.to(x.dtype)
+        return cos_sin(positions, self.inv_freq, x.dtype)
+
+
+def cos_sin(positions: Tensor, inv_freq: Tensor, dtype: DType | None) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of every position and frequency (1, length, width), in `dtype`; None leaves them in fp32."""
+    with no_grad():
+        freqs = positions.unsqueeze(-1).float() * inv_freq
+        emb = ops.cat([freqs, freqs], -1)
+        cos = ops.cos(emb) * 1.0
+        sin = ops.sin(emb) * 1.0
+        if dtype is None:
+            return cos, sin
+        return cos.to(dtype), sin.to(dtype)
 
 
 def rotate_half(x: Tensor) -> Tensor:
@@ -271,7 +319,8 @@ def eager_attention(
     return attn_output, attn_weights
 
 
-Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, float, int], tuple[Tensor, Tensor | None]]
+Attention = Callable[..., tuple[Tensor, Tensor | None]]
+"""Of query, key, value, mask, dropout, groups; families that want more give it by name to their own and to sdpa's."""
 
 
 def attention_interface(eager: Attention = eager_attention) -> Attention:
@@ -280,7 +329,14 @@ def attention_interface(eager: Attention = eager_attention) -> Attention:
 
 
 def sdpa_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, groups: int
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    groups: int,
+    is_causal: bool = True,
+    position_bias: Tensor | None = None,
 ) -> tuple[Tensor, None]:
     """`sdpa_attention_forward`: (batch, heads, length, width) -> (batch, length, heads, width), contiguous."""
     length = query.shape[2]
@@ -296,13 +352,34 @@ def sdpa_attention(
             key = repeat_kv(key, groups)
             value = repeat_kv(value, groups)
     visible = key.shape[2]
-    causal = mask is None and length != 1
+    causal = is_causal and mask is None and length != 1
     if causal and visible is not length and visible > length:
         key = key.narrow(2, length)
         value = value.narrow(2, length)
+        if position_bias is not None:
+            position_bias = position_bias.narrow(-1, length)
+    if position_bias is not None:
+        mask = _position_bias_mask(position_bias, mask, causal, query, key)
+        causal = False
     out = ops.scaled_dot_product_attention(query, key, value, mask, dropout, causal, grouped)
     out = out.reshape(out.shape[0], -1, length, value.shape[-1])
     return out.transpose(1, 2).contiguous(), None
+
+
+def _position_bias_mask(position_bias: Tensor, mask: Tensor | None, causal: bool, query: Tensor, key: Tensor) -> Tensor:
+    """`create_position_bias_mask`: the bias where a query may look, contiguous."""
+    if mask is None and not causal:
+        return position_bias.contiguous()
+    if mask is None:
+        q_length, kv_length = query.shape[2], key.shape[2]
+        causal_mask = ops.greater_equal(ops.arange(q_length).unsqueeze(1), ops.arange(kv_length).unsqueeze(0))
+        causal_mask = causal_mask.view(1, 1, q_length, kv_length)
+        position_bias_mask = ops.where(causal_mask, position_bias, ops.scalar_tensor(position_bias.dtype))
+    elif mask.dtype is BOOL:
+        position_bias_mask = ops.where(mask, position_bias, ops.scalar_tensor(position_bias.dtype))
+    else:
+        position_bias_mask = position_bias + mask
+    return position_bias_mask.contiguous()
 
 
 def _pack(x: Tensor, groups: int) -> Tensor:
@@ -320,6 +397,11 @@ def causal_lm_loss(logits: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
     logits = logits.view(-1, vocab_size)
     shift_labels = shift_labels.view(-1)
     return ops.cross_entropy(logits, shift_labels)
+
+
+def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """`CrossEntropyLoss()` in the logits' own dtype, every label at its place: of masked and of translated tokens."""
+    return ops.cross_entropy(logits.view(-1, logits.shape[-1]), labels.view(-1))
 
 
 def slice_logits_to_keep(hidden_states: Tensor, keep: int) -> Tensor:

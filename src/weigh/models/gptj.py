@@ -20,6 +20,7 @@ from weigh.models.common import (
     CausalModel,
     CausalOutput,
     causal_lm_loss,
+    check_positions,
     create_causal_mask,
     position_ids,
     slice_logits_to_keep,
@@ -218,6 +219,7 @@ class GPTJModel(nn.Module):
 
     def __init__(self, config: GPTJConfig, dtype: DType) -> None:
         super().__init__()
+        self.n_positions = config.n_positions
         self.wte = nn.Embedding(config.vocab_size, config.n_embd, dtype)
         self.drop = nn.Dropout(config.embd_pdrop)
         self.h = nn.Stack("transformer.h", config.n_layer, lambda _: self.block(config, dtype))  # type: ignore[call-arg]
@@ -230,6 +232,7 @@ class GPTJModel(nn.Module):
         attention_mask: Tensor | None,
         positions: Tensor | None,
     ) -> Tensor:
+        check_positions("the model", "n_positions", self.n_positions, input_ids.shape[1], cache)
         inputs_embeds = self.wte(input_ids)
         seq_length = inputs_embeds.shape[1]
         if positions is None:

@@ -19,6 +19,7 @@ from weigh.models.common import (
     CausalOutput,
     attention_interface,
     causal_lm_loss,
+    check_positions,
     create_causal_mask,
     slice_logits_to_keep,
 )
@@ -183,6 +184,8 @@ class OPTDecoder(nn.Module):
         attention_mask: Tensor | None,
         positions: Tensor | None,
     ) -> Tensor:
+        most = self.embed_positions.weight.shape[0] - self.embed_positions.offset
+        check_positions("OPT", "max_position_embeddings", most, input_ids.shape[1], cache)
         inputs_embeds = self.embed_tokens(input_ids)
         batch, length, _ = inputs_embeds.shape
         past_seen_tokens = cache.length if cache is not None else 0
