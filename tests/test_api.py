@@ -3,6 +3,15 @@ import pytest
 import weigh
 from weigh.errors import InputError, UnknownNameError, UsageError
 
+ROTARY = {
+    "model_type": "llama",
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+}
 TINY = {"model_type": "gpt2", "vocab_size": 50, "n_positions": 32, "n_embd": 16, "n_layer": 4, "n_head": 2}
 
 
@@ -47,9 +56,14 @@ def test_the_sequence_is_at_most_the_context() -> None:
 
 
 def test_a_length_beyond_the_context_is_said() -> None:
-    assert any("context of 32" in a.what for a in weigh.train(TINY, sequence=64).assumptions)
-    assert any("context of 32" in a.what for a in weigh.generate(TINY, prompt=30, new_tokens=3).assumptions)
-    assert not any("context of" in a.what for a in weigh.train(TINY, sequence=32).assumptions)
+    assert any("context of 32" in a.what for a in weigh.train(ROTARY, sequence=64).assumptions)
+    assert any("context of 32" in a.what for a in weigh.generate(ROTARY, prompt=30, new_tokens=3).assumptions)
+    assert not any("context of" in a.what for a in weigh.train(ROTARY, sequence=32).assumptions)
+
+
+def test_a_length_beyond_learned_positions_is_refused() -> None:
+    with pytest.raises(UsageError, match="32 learned positions"):
+        weigh.train(TINY, sequence=64)
 
 
 def test_a_report_is_of_one_setting() -> None:

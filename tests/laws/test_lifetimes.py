@@ -21,7 +21,7 @@ from weigh.trace.expand import expand
 from weigh.trace.peak import phase_peaks
 
 CONFIGS: dict[str, dict[str, Any]] = {
-    "gpt2": {"model_type": "gpt2", "n_layer": 5, "n_embd": 48, "n_head": 3, "vocab_size": 90, "n_positions": 64},
+    "gpt2": {"model_type": "gpt2", "n_layer": 5, "n_embd": 48, "n_head": 3, "vocab_size": 90, "n_positions": 2048},
     "llama": {
         "model_type": "llama",
         "num_hidden_layers": 5,

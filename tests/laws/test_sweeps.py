@@ -19,7 +19,7 @@ from weigh.recipes.training import Training
 from weigh.trace.events import Trace
 from weigh.trace.peak import phase_peaks
 
-GPT2 = {"model_type": "gpt2", "n_layer": 5, "n_embd": 48, "n_head": 3, "vocab_size": 90, "n_positions": 64}
+GPT2 = {"model_type": "gpt2", "n_layer": 5, "n_embd": 48, "n_head": 3, "vocab_size": 90, "n_positions": 2048}
 LLAMA = {
     "model_type": "llama",
     "num_hidden_layers": 5,
@@ -103,4 +103,4 @@ def test_a_sweep_that_cannot_be_is_refused() -> None:
     with pytest.raises(UsageError, match="start at 1"):
         sweep(GPT2, Training(), batch=two - 1)
     with pytest.raises(OverflowError):
-        sweep(GPT2, Training(), batch=two * 2**40, sequence=two * 2**20)
+        sweep(LLAMA, Training(), batch=two * 2**40, sequence=two * 2**20)

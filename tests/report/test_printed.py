@@ -32,13 +32,13 @@ Training config takes 662.00 KiB (677,888 bytes)
 29.18 K parameters (29,184) · fp32 · batch 2 x 16 tokens · adamw (foreach) · sdpa
 attention
 
-  ███████████████▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▒▒▒░░░░░░░░░░░░░░░░░░░░░░░░░░░░▚▚▚▚▚▚▚
+  ███████████████▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▒▒░░░░░░░░░░░░░░░░░░░░░░░░░░░░▚▚▚▚▚▚▚▚
 
   ▓  optimizer state  239.00 KiB  36.1 %
   ░  activations      220.00 KiB  33.2 %
   █  weights          119.50 KiB  18.1 %
-  ▚  temporaries       52.50 KiB   7.9 %
-  ▒  gradients         30.00 KiB   4.5 %
+  ▚  temporaries       65.00 KiB   9.8 %
+  ▒  gradients         17.50 KiB   2.6 %
   ·  inputs             1.00 KiB   0.2 %
 
 Memory over step 2, the steady state: the peak is in the backward phase, when aten::mul

@@ -91,19 +91,19 @@ class Module:
         """Every parameter once, in order, a tied one under the first of its names."""
         found: list[Parameter] = []
         seen: set[int] = set()
-        for module, names in self.named_copies([""]):
+        for module, place in self.placed(()):
             for attribute, tensor in module.own_tensors():
                 purpose = tensor.storage.ledger.allocations[tensor.storage.number - 1].purpose
                 if id(tensor) not in seen and purpose == WEIGHT:
                     seen.add(id(tensor))
-                    found.append(Parameter(tensor, [n + attribute for n in names], module))
+                    found.append(Parameter(tensor, (*place, attribute), module))
         return found
 
-    def named_copies(self, prefixes: list[str]) -> Iterator[tuple[Module, list[str]]]:
-        """This module and all inside it, each with the prefixes of every module that it stands for."""
-        yield self, prefixes
+    def placed(self, place: Place) -> Iterator[tuple[Module, Place]]:
+        """This module and all inside it, each with its place."""
+        yield self, place
         for name, child in self.children():
-            yield from child.named_copies([f"{p}{name}." for p in prefixes])
+            yield from child.placed((*place, name))
 
     def train(self, mode: bool = True) -> None:
         """Dropout on, or off."""
@@ -111,20 +111,39 @@ class Module:
             module.training = mode
 
 
+Place = tuple[str | range, ...]
+"""The way to a module: attribute names, and the numbers of all the blocks that a real one stands for."""
+
+
 class Parameter:
-    """A parameter, with every name it stands for (more than one in a compressed stack) and the module that holds it."""
+    """A parameter, the module that holds it, and where it stands (many times in a compressed stack)."""
 
-    __slots__ = ("module", "names", "tensor")
+    __slots__ = ("module", "place", "tensor")
 
-    def __init__(self, tensor: Tensor, names: list[str], module: Module) -> None:
+    def __init__(self, tensor: Tensor, place: Place, module: Module) -> None:
         self.tensor = tensor
-        self.names = names
+        self.place = place
         self.module = module
+
+    @property
+    def names(self) -> list[str]:
+        """Every name it stands for, in order."""
+        names = [""]
+        for part in self.place:
+            if isinstance(part, str):
+                names = [f"{n}.{part}" for n in names]
+            else:
+                names = [f"{n}.{number}" for n in names for number in part]
+        return [n[1:] for n in names]
 
     @property
     def count(self) -> int:
         """How many parameters this one stands for."""
-        return len(self.names)
+        count = 1
+        for part in self.place:
+            if isinstance(part, range):
+                count *= len(part)
+        return count
 
     @property
     def numel(self) -> Size:
@@ -162,12 +181,11 @@ class Stack(Module):
         for index, block in zip(self.indices, self.blocks, strict=True):
             yield str(index), block
 
-    def named_copies(self, prefixes: list[str]) -> Iterator[tuple[Module, list[str]]]:
-        """As for any module; a real block gives the prefixes of all its copies."""
-        yield self, prefixes
+    def placed(self, place: Place) -> Iterator[tuple[Module, Place]]:
+        """As for any module; a real block's place has the numbers of all its copies."""
+        yield self, place
         for index, block in zip(self.indices, self.blocks, strict=True):
-            numbers = [index + self._period * copy for copy in range(block.count)]
-            yield from block.named_copies([f"{p}{n}." for p in prefixes for n in numbers])
+            yield from block.placed((*place, range(index, index + self._period * block.count, self._period)))
 
 
 def name_modules(root: Module) -> None:
