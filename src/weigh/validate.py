@@ -213,8 +213,8 @@ def _predict_case(row: Mapping[str, Any], where: str) -> dict[str, int]:
 
 
 _TRAIN_SETTINGS = {
-    "accum", "attn", "autocast", "backend", "ckpt", "clip", "dtype", "foreach", "freeze", "fused", "lora", "momentum",
-    "opt", "set_to_none", "steps",
+    "accum", "attn", "autocast", "backend", "ckpt", "clip", "dec_len", "dtype", "foreach", "freeze", "fused", "lora",
+    "momentum", "opt", "set_to_none", "steps",
 }  # fmt: skip
 _INFER_SETTINGS = {"attn", "backend", "cache", "dtype", "logits_to_keep", "new"}
 
@@ -247,6 +247,7 @@ def training_recipe(row: Mapping[str, Any]) -> Training:
     return Training(
         batch=row["batch"],
         sequence=row["seq"],
+        target=settings.get("dec_len"),
         dtype=dtypes.get(settings["dtype"]),
         autocast=dtypes.get(autocast) if autocast else None,
         attention=settings["attn"],

@@ -29,8 +29,8 @@ def math_attention(
         groups = _ratio(query, key)
         key_expanded, value_expanded = _repeat(key_acc, groups), _repeat(value_acc, groups)
     attn = scaled.matmul(key_expanded.transpose(-2, -1) * 0.5)
-    if mask is not None and state.traced:
-        attn = attn + mask
+    if mask is not None:
+        attn = (ops.add if state.traced else ops.add_)(attn, mask)
     attn = ops.safe_softmax(attn)
     attn = ops.dropout(attn, dropout, True)
     kept = attn.to(origin)  # `make_tuple(matmul(attn, value).to(origin), attn.to(origin))`, from the right

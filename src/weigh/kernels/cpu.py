@@ -17,13 +17,13 @@ from weigh.kernels.attention_math import math_attention
 def cpu_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, causal: bool, grouped: bool
 ) -> Tensor:
-    """The fused CPU kernel, unless there is dropout (sdp_utils_cpp.cpp, `use_flash_attention_cpp`)."""
+    """The fused CPU kernel, unless there is dropout or a trained mask (sdp_utils_cpp.cpp, `use_flash_attention_cpp`)."""
     if state.autocast is not None:
         low: tuple[Any, ...] = state.autocast.cast(LOWER, (query, key, value, mask))
         with autocast(None):
             return cpu_attention(low[0], low[1], low[2], low[3], dropout, causal, grouped)
     fits = not dropout and query.shape[-1] == value.shape[-1]
-    if not fits or (mask is not None and mask.dtype is BOOL and mask.requires_grad):
+    if not fits or (mask is not None and mask.requires_grad):
         return math_attention(query, key, value, mask, dropout, causal, grouped)
     if mask is not None and mask.dtype is BOOL:
         mask = ops.where(mask, ops.scalar_tensor(query.dtype), ops.scalar_tensor(query.dtype))

@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from weigh.dims import round_up
 from weigh.dtypes import BFLOAT16, BOOL, FLOAT16, FLOAT32
 from weigh.errors import UnknownNameError
 from weigh.ghost import ops
 from weigh.ghost.autocast import autocast
+from weigh.ghost.ops.attention import FlashAttentionBackward
 from weigh.ghost.ops.table import LOWER
 from weigh.ghost.state import state
-from weigh.ghost.tensor import Tensor
+from weigh.ghost.tensor import Tensor, empty
 from weigh.kernels.attention_math import math_attention
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, float, bool, bool], Tensor]
@@ -38,9 +40,11 @@ def attention_choice(forced: str | None = None) -> Attention:
         query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, causal: bool, grouped: bool
     ) -> Tensor:
         if state.autocast is not None:
-            low: tuple[Any, ...] = state.autocast.cast(LOWER, (query, key, value, mask))
+            # the recorder's stand-in for the function casts no mask
+            bias = None if state.traced else mask
+            low: tuple[Any, ...] = state.autocast.cast(LOWER, (query, key, value, bias))
             with autocast(None):
-                return attention(low[0], low[1], low[2], low[3], dropout, causal, grouped)
+                return attention(low[0], low[1], low[2], mask if state.traced else low[3], dropout, causal, grouped)
         kernel = forced or choose(query, key, value, mask, causal, grouped)
         if kernel == "flash":
             return _flash(query, key, value, causal)
@@ -51,6 +55,32 @@ def attention_choice(forced: str | None = None) -> Attention:
         return math_attention(query, key, value, mask, dropout, causal, grouped)
 
     return attention
+
+
+class GpuFlashAttentionBackward(FlashAttentionBackward):
+    """With what the real kernel allocates inside, which fake tensors do not show. Modelled: read off the source.
+
+    fp32 `softmax_d` (batch, heads, length) and `dq_accum` (batch, length, heads, width), lengths rounded up to 128 and
+    widths to 32 (above 128 to 64); and where heads are grouped, `dk` and `dv` for every query head, before they are
+    summed. Left out: the deterministic variant, which has several `dq_accum`.
+    """
+
+    source = "transformers/cuda/flash_attn/flash_api.cpp, mha_bwd"
+
+    @classmethod
+    def forward(
+        cls, ctx: Any, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *, causal: bool
+    ) -> list[Tensor]:
+        gradients = super().forward(ctx, grad, query, key, value, causal=causal)
+        batch, heads, length, width = query.shape
+        rows, columns = round_up(length, 128), round_up(width, 32 if width <= 128 else 64)
+        workspace = [empty((batch, heads, rows), FLOAT32, cls.name)]
+        workspace.append(empty((batch, rows, heads, columns), FLOAT32, cls.name))
+        if key.shape[1] is not heads and key.shape[1] != heads:
+            expanded = (batch, key.shape[2], heads, width)
+            workspace += [empty(expanded, key.dtype, cls.name), empty(expanded, value.dtype, cls.name)]
+        del workspace
+        return gradients
 
 
 def choose(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, grouped: bool) -> str:
@@ -93,3 +123,7 @@ def _efficient_mask(query: Tensor, mask: Tensor | None) -> Tensor | None:
     if length % 16 != 0:
         mask = ops.pad(mask, 16 - length % 16).narrow(-1, length)
     return mask.expand(query.shape[0], query.shape[1], query.shape[2], length)
+
+
+CUDA: dict[str, Any] = {FlashAttentionBackward.name: GpuFlashAttentionBackward}
+"""What real CUDA kernels allocate beyond their outputs; left out where a run is compared with fake tensors."""

@@ -36,6 +36,7 @@ FAMILIES = {
     "qwen2": "weigh.models.qwen2",
     "qwen3": "weigh.models.qwen3",
     "starcoder2": "weigh.models.starcoder2",
+    "t5": "weigh.models.t5",
 }
 """`model_type` -> the module that describes it."""
 

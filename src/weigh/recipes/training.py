@@ -37,6 +37,8 @@ class Training:
     """Sequences in a micro-batch on one device."""
     sequence: Size = 1024
     """Tokens in a sequence."""
+    target: Size | None = None
+    """Tokens in a target, where a decoder reads one beside the sequence; None is as many as in the sequence."""
     dtype: DType = FLOAT32
     """Of all parameters."""
     autocast: DType | None = None
@@ -123,12 +125,17 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str) -> TrainingRun
     chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced)
     with recording(chosen, traced=recipe.traced, cpu=recipe.device == "cpu", attention=recipe.attention) as ledger:
         model = models.build(config, recipe.dtype, where)
+        if recipe.target is not None and not model.encoder_decoder:
+            raise UsageError("the model has no decoder that reads a target", where="target", hint="Leave it out.")
         for technique in techniques(recipe):
             technique.apply(model)
         parameters = model.parameters()
         trainable = [p for p in parameters if p.tensor.requires_grad]
         input_ids = ops.input_tensor((recipe.batch, recipe.sequence), INT64)
-        labels = input_ids if recipe.labels_are_inputs else ops.input_tensor((recipe.batch, recipe.sequence), INT64)
+        labels = input_ids
+        if recipe.target is not None or not recipe.labels_are_inputs:
+            length = recipe.target if recipe.target is not None else recipe.sequence
+            labels = ops.input_tensor((recipe.batch, length), INT64)
         chosen_optimizer = _optimizer(recipe)
         chosen_optimizer.own(trainable)
         if recipe.warm:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from weigh.errors import UnknownNameError, WeighError
+from weigh.errors import NotModelledError, UnknownNameError, WeighError
 from weigh.ghost import nn
 from weigh.ghost.autocast import autocast
 from weigh.ghost.autograd import backward
@@ -45,6 +45,9 @@ class Checkpointing(Technique):
             raise WeighError(
                 "checkpointing found no blocks to wrap", hint="It looks for modules with the role 'block'."
             )
+        for module in model.modules():
+            if hasattr(module, "gradient_checkpointing"):  # as `gradient_checkpointing_enable` tells the parts that ask
+                module.gradient_checkpointing = True
         for block in blocks:
             block.wrap = checkpoint if self.mode == "full" else reentrant_checkpoint
 
@@ -137,6 +140,8 @@ class CheckpointFunction(Op):
     def forward(ctx: Any, *tensors: Tensor, function: Callable[..., Any], rest: tuple[Any, ...]) -> Tensor:
         with no_grad():
             out: Tensor = function(*tensors, *rest)
+        if out.__class__ is not Tensor:
+            raise NotModelledError("reentrant checkpointing of blocks that return more than one tensor")
         if ctx:
             ctx.save(*tensors)
             ctx.meta = partial(_run_again, function=function, rest=rest, dtype=state.autocast and state.autocast.dtype)

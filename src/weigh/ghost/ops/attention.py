@@ -108,8 +108,10 @@ class EfficientAttention(Op):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> list[Any]:
-        query, key, value, *_ = ctx.unpack()
-        return [*apply(EfficientAttentionBackward, grad, query, key, value)[:3], None]
+        query, key, value, bias, *_ = ctx.unpack()
+        if not ctx.needs[3]:
+            bias = None
+        return apply(EfficientAttentionBackward, grad, query, key, value, bias)  # type: ignore[no-any-return]
 
     @staticmethod
     def flops(out: Tensor, *tensors: Any) -> Size:
@@ -117,13 +119,20 @@ class EfficientAttention(Op):
 
 
 class EfficientAttentionBackward(Op):
-    """The three gradients, stored position by position."""
+    """The three gradients, stored position by position; the bias's for every head, its rows padded to 16 elements."""
 
     name = "aten::_scaled_dot_product_efficient_attention_backward"
 
     @classmethod
-    def forward(cls, ctx: Any, grad: Tensor, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
-        return [_by_position(t, cls.name) for t in (query, key, value)]
+    def forward(
+        cls, ctx: Any, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
+    ) -> list[Tensor | None]:
+        gradients: list[Tensor | None] = [_by_position(t, cls.name) for t in (query, key, value)]
+        if bias is None:
+            return [*gradients, None]
+        length = bias.shape[-1]
+        padded = empty((*bias.shape[:-1], round_up(length, 16)), bias.dtype, cls.name)
+        return [*gradients, padded.narrow(-1, length)]
 
     @staticmethod
     def flops(out: Tensor, *tensors: Any) -> Size:

@@ -80,6 +80,16 @@ class ZerosLike(_Plain):
     name = "aten::zeros_like"
 
 
+class NewZeros(_Plain):
+    """`x.new_zeros(x.shape)`: contiguous."""
+
+    name = "aten::new_zeros"
+
+    @classmethod
+    def forward(cls, ctx: Any, x: Tensor) -> Tensor:
+        return empty(x.shape, x.dtype, cls.name)
+
+
 class Minimum(Op):
     """`torch.min(a, b)`."""
 
@@ -167,6 +177,11 @@ def full_like(x: Tensor) -> Tensor:
 def zeros_as(x: Tensor) -> Tensor:
     """`torch.zeros_like(x)` of a tensor that is no parameter."""
     return apply(ZerosLike, x)  # type: ignore[no-any-return]
+
+
+def new_zeros(x: Tensor) -> Tensor:
+    """`x.new_zeros(x.shape)`."""
+    return apply(NewZeros, x)  # type: ignore[no-any-return]
 
 
 def minimum(a: Tensor, b: Tensor) -> Tensor:
