@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     from weigh.models.common import CausalModel
 
 FAMILIES = {
+    "arcee": "weigh.models.arcee",
     "bert": "weigh.models.bert",
     "bloom": "weigh.models.bloom",
     "codegen": "weigh.models.codegen",
+    "cohere": "weigh.models.cohere",
+    "cohere2": "weigh.models.cohere2",
+    "exaone4": "weigh.models.exaone4",
     "falcon": "weigh.models.falcon",
     "gemma": "weigh.models.gemma",
     "gemma2": "weigh.models.gemma2",
@@ -27,16 +31,21 @@ FAMILIES = {
     "gpt2": "weigh.models.gpt2",
     "gpt_neox": "weigh.models.gpt_neox",
     "gptj": "weigh.models.gptj",
+    "granite": "weigh.models.granite",
     "llama": "weigh.models.llama",
     "mistral": "weigh.models.mistral",
+    "olmo": "weigh.models.olmo",
     "olmo2": "weigh.models.olmo2",
+    "olmo3": "weigh.models.olmo3",
     "opt": "weigh.models.opt",
     "phi": "weigh.models.phi",
     "phi3": "weigh.models.phi3",
     "qwen2": "weigh.models.qwen2",
     "qwen3": "weigh.models.qwen3",
+    "seed_oss": "weigh.models.seed_oss",
+    "smollm3": "weigh.models.smollm3",
+    "stablelm": "weigh.models.stablelm",
     "starcoder2": "weigh.models.starcoder2",
-    "t5": "weigh.models.t5",
 }
 """`model_type` -> the module that describes it."""
 

@@ -123,6 +123,17 @@ class Keys:
             )
         return tuple(value)
 
+    def flags(self, *names: str) -> tuple[bool, ...]:
+        """A list of ones and zeros."""
+        value = self._find(names, None)
+        if not isinstance(value, list | tuple) or not all(v in (0, 1) for v in value):
+            raise InputError(
+                f"is {value!r}, not a list of ones and zeros",
+                where=f"{self.where}: {self._named(names)}",
+                hint="Write a list of ones and zeros.",
+            )
+        return tuple(map(bool, value))
+
     def fields(self, cls: type[Any]) -> dict[str, Any]:
         """A value for every field of a dataclass, read by the field's type; its default where the key is absent.
 
@@ -167,7 +178,7 @@ class Keys:
         if "sliding_attention" in types and found["sliding_window"] is None:
             raise InputError("is missing", where=f"{self.where}: sliding_window", hint="Give the window's size.")
 
-    def rope_type(self, layer_type: str | None = None) -> str:
+    def rope_type(self, layer_type: str | None = None, known: tuple[str, ...] = ROPE_TYPES) -> str:
         """The kind of rotary embedding, of one type of layer where they differ (`rope_parameters`, `rope_scaling`).
 
         Raises:
@@ -179,14 +190,16 @@ class Keys:
                 found = found.get(layer_type)
             if isinstance(found, Mapping):
                 kind = found.get("rope_type", found.get("type", "default"))
-                if kind not in ROPE_TYPES:
+                if kind not in known:
                     raise NotModelledError(f"the rotary embedding {kind!r}", where=f"{self.where}: {name}")
-                if kind != "default" and found.get("partial_rotary_factor", 1.0) != 1.0:
+                if kind not in ("default", "longrope") and found.get("partial_rotary_factor", 1.0) != 1.0:
                     raise NotModelledError(f"{kind!r} for a part of the width", where=f"{self.where}: {name}")
                 return str(kind)
         return "default"
 
-    def rotary_width(self, head_dim: int, *legacy: str, default: float = 1.0) -> int:
+    def rotary_width(
+        self, head_dim: int, *legacy: str, default: float = 1.0, known: tuple[str, ...] = ROPE_TYPES
+    ) -> int:
         """How many dimensions of a head are rotated: `rope_parameters` and its older spellings.
 
         `legacy` are older keys of `partial_rotary_factor`.
@@ -198,7 +211,7 @@ class Keys:
         if not isinstance(found, Mapping):
             raise InputError(f"is {found!r}, no object", where=f"{self.where}: rope_parameters", hint="Give an object.")
         kind = found.get("rope_type") or found.get("type") or "default"
-        if kind not in ROPE_TYPES:
+        if kind not in known:
             raise NotModelledError(f"a rotary embedding of type {kind!r}", where=f"{self.where}: rope_parameters")
         factor = found.get("partial_rotary_factor")
         if factor is None:
@@ -232,6 +245,7 @@ _READERS: dict[str, Callable[[Keys, str], Any]] = {
     "float": Keys.number,
     "int": Keys.size,
     "str": lambda keys, name: keys.word(name, default=""),
+    "tuple[bool, ...]": Keys.flags,
     "tuple[str, ...]": Keys.words,
 }
 """How a field of each type is read."""

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import FLOAT32, DType
-from weigh.ghost import nn, ops
-from weigh.ghost.state import no_grad
+from weigh.ghost import nn
 from weigh.ghost.tensor import Tensor
-from weigh.models.common import CausalModel
+from weigh.models.common import CausalModel, cos_sin
 from weigh.models.config import Keys
 from weigh.models.gemma import GemmaRMSNorm
 from weigh.models.gemma2 import Gemma2Config, Gemma2DecoderLayer, Gemma2ForCausalLM, Gemma2Model
@@ -55,13 +54,7 @@ class Gemma3RotaryEmbedding(nn.Module):
             setattr(self, f"{layer_type}_original_inv_freq", nn.buffer(shape, FLOAT32))
 
     def forward(self, x: Tensor, positions: Tensor, layer_type: str) -> tuple[Tensor, Tensor]:
-        inv_freq = getattr(self, f"{layer_type}_inv_freq")
-        with no_grad():
-            freqs = positions.unsqueeze(-1).float() * inv_freq
-            emb = ops.cat([freqs, freqs], -1)
-            cos = ops.cos(emb) * 1.0
-            sin = ops.sin(emb) * 1.0
-            return cos.to(x.dtype), sin.to(x.dtype)
+        return cos_sin(positions, getattr(self, f"{layer_type}_inv_freq"), x.dtype)
 
 
 class Gemma3Attention(LlamaAttention):

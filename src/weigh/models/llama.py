@@ -8,7 +8,7 @@ a class names its parts (`attention_class`, `norm_class`, ...), and a subclass n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -35,7 +35,7 @@ from weigh.models.common import (
     position_ids,
     slice_logits_to_keep,
 )
-from weigh.models.config import DERIVED, Keys, Probability
+from weigh.models.config import DERIVED, ROPE_TYPES, Keys, Probability
 
 MODEL_TYPES = ("llama",)
 
@@ -55,6 +55,8 @@ class DecoderConfig:
     tie_word_embeddings: bool = False
     attention_dropout: Probability = 0.0
 
+    rope_types: ClassVar[tuple[str, ...]] = ROPE_TYPES
+    """The rotary embeddings that the family models."""
     heads_divide_width: ClassVar[bool] = False
     """Upstream asks that the heads divide the hidden size, even where `head_dim` is given."""
 
@@ -78,6 +80,11 @@ class DecoderConfig:
         """What each layer attends to: to the window, if there is one and the config does not say more."""
         return (FULL if self.sliding_window is None else SLIDING,) * self.num_hidden_layers
 
+    @property
+    def layer_pattern(self) -> Sequence[object]:
+        """What makes a layer differ from its neighbours."""
+        return self.layer_types
+
     @classmethod
     def read(cls, config: Mapping[str, Any], where: str = "config") -> Self:
         """From a `config.json`. Raises `InputError` for values that cannot be."""
@@ -96,7 +103,7 @@ class DecoderConfig:
             keys.divides("num_attention_heads", heads, "hidden_size", width)
         found["head_dim"] = found["head_dim"] or width // heads
         nn.activation(found["hidden_act"])
-        keys.rope_type()
+        keys.rope_type(known=cls.rope_types)
         if found.get("sliding_window") == 1:
             raise NotModelledError("a window of one token", where=f"{keys.where}: sliding_window")
         keys.refuse("is_causal", "bidirectional attention", unless=True)
@@ -236,7 +243,7 @@ class LlamaModel(nn.Module):
             "model.layers",
             config.num_hidden_layers,
             lambda layer_idx: self.layer_class(config, dtype, layer_idx),
-            period_of(config.layer_types),
+            period_of(config.layer_pattern),
         )
         self.norm = self.norm_class(config.hidden_size, dtype)
         self.rotary_emb = self.rotary(config)

@@ -11,9 +11,8 @@ from typing import Any, ClassVar
 
 from weigh.dtypes import FLOAT32, DType
 from weigh.ghost import nn, ops
-from weigh.ghost.state import no_grad
 from weigh.ghost.tensor import Tensor
-from weigh.models.common import Cache, CausalModel, RotaryEmbedding, apply_rotary_pos_emb
+from weigh.models.common import Cache, CausalModel, RotaryEmbedding, apply_rotary_pos_emb, cos_sin
 from weigh.models.llama import (
     DecoderConfig,
     LlamaAttention,
@@ -48,12 +47,7 @@ class Olmo2RotaryEmbedding(RotaryEmbedding):
     """Cosines and sines stay in fp32."""
 
     def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        with no_grad():
-            freqs = positions.unsqueeze(-1).float() * self.inv_freq
-            emb = ops.cat([freqs, freqs], -1)
-            cos = ops.cos(emb) * 1.0
-            sin = ops.sin(emb) * 1.0
-            return cos, sin
+        return cos_sin(positions, self.inv_freq, None)
 
 
 class Olmo2Attention(LlamaAttention):
@@ -83,13 +77,14 @@ class Olmo2Attention(LlamaAttention):
 
 class Olmo2DecoderLayer(LlamaDecoderLayer):
     attention_class: ClassVar[type[Any]] = Olmo2Attention
+    norm_class: ClassVar[type[Any]] = Olmo2RMSNorm
 
     def __init__(self, config: DecoderConfig, dtype: DType, layer_idx: int) -> None:
         nn.Module.__init__(self)
         self.self_attn = self.attention_class(config, dtype, layer_idx)
         self.mlp = self.mlp_class(config, dtype)
-        self.post_attention_layernorm = Olmo2RMSNorm(config.hidden_size, dtype)
-        self.post_feedforward_layernorm = Olmo2RMSNorm(config.hidden_size, dtype)
+        self.post_attention_layernorm = self.norm_class(config.hidden_size, dtype)
+        self.post_feedforward_layernorm = self.norm_class(config.hidden_size, dtype)
 
     def forward(
         self,

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from weigh.dims import Size
-from weigh.dtypes import DType
+from weigh.dtypes import FLOAT32, INT64, DType
 from weigh.ghost import nn, ops
+from weigh.ghost.state import no_grad
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import (
     SLIDING,
@@ -22,7 +23,7 @@ from weigh.models.common import (
     attention_interface,
     rotate_half,
 )
-from weigh.models.config import DERIVED, Keys, Probability
+from weigh.models.config import DERIVED, ROPE_TYPES, Keys, Probability
 from weigh.models.llama import DecoderConfig, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 
 MODEL_TYPES = ("phi3",)
@@ -38,12 +39,48 @@ class Phi3Config(DecoderConfig):
     resid_pdrop: Probability = 0.0
     sliding_window: int | None = None
     rotary_dim: int = DERIVED
+    longrope: bool = False
+
+    rope_types = (*ROPE_TYPES, "longrope", "su")
 
     @classmethod
     def settle(cls, keys: Keys, found: dict[str, Any]) -> None:
         """Works out how much of the width is turned."""
         super().settle(keys, found)
-        found["rotary_dim"] = keys.rotary_width(found["head_dim"])
+        found["rotary_dim"] = keys.rotary_width(found["head_dim"], known=cls.rope_types)
+        found["longrope"] = keys.rope_type(known=cls.rope_types) in ("longrope", "su", "yarn")
+
+
+class Phi3LongRotaryEmbedding(RotaryEmbedding):
+    """`dynamic_rope_update` of "longrope": in every step frequencies for short or for long sequences are picked.
+
+    Those for long ones are made in the first step, and stay.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.long_inv_freq: list[Tensor] = []
+
+    def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        with no_grad():
+            self.longrope_frequency_update()
+        return super().forward(x, positions)
+
+    def longrope_frequency_update(self) -> None:
+        """`inv_freq` is copied over in place."""
+        seq_len = ops.scalar_tensor(INT64)  # `torch.max(position_ids)`
+        seq_len = seq_len + 1
+        if not self.long_inv_freq:
+            self.long_inv_freq.append(self.rope_init_fn())
+        is_long = ops.greater(seq_len, seq_len)
+        ops.where(is_long, self.long_inv_freq[0], self.original_inv_freq)
+
+    def rope_init_fn(self) -> Tensor:
+        """`_compute_longrope_parameters`: what it makes on the way, and what stays."""
+        count = self.inv_freq.shape[0]
+        ext_factors = ops.full((count,), FLOAT32)
+        inv_freq_shape = ops.arange(count).float() / 2.0
+        return ops.reciprocal(ext_factors * (inv_freq_shape * 1.0)) * 1.0
 
 
 class Phi3MLP(nn.Module):
@@ -160,7 +197,7 @@ class Phi3Model(LlamaModel):
 
     def rotary(self, config: Phi3Config) -> nn.Module:  # type: ignore[override]
         """Of a part of the width."""
-        return RotaryEmbedding(config.rotary_dim)
+        return Phi3LongRotaryEmbedding(config.rotary_dim) if config.longrope else RotaryEmbedding(config.rotary_dim)
 
 
 class Phi3ForCausalLM(LlamaForCausalLM):
