@@ -17,7 +17,7 @@ from weigh.kernels.attention_math import math_attention
 def cpu_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, causal: bool, grouped: bool
 ) -> Tensor:
-    """The fused CPU kernel, unless there is dropout or a trained mask (sdp_utils_cpp.cpp, `use_flash_attention_cpp`)."""
+    """The fused CPU kernel, but for dropout and trained masks (sdp_utils_cpp.cpp, `use_flash_attention_cpp`)."""
     if state.autocast is not None:
         low: tuple[Any, ...] = state.autocast.cast(LOWER, (query, key, value, mask))
         with autocast(None):

@@ -29,6 +29,7 @@ FAMILIES = {
     "gemma2": "weigh.models.gemma2",
     "gemma3_text": "weigh.models.gemma3_text",
     "gpt2": "weigh.models.gpt2",
+    "gpt_bigcode": "weigh.models.gpt_bigcode",
     "gpt_neox": "weigh.models.gpt_neox",
     "gptj": "weigh.models.gptj",
     "granite": "weigh.models.granite",
