@@ -26,11 +26,11 @@ def kernels(device: str = "cuda", attention_kernel: str | None = None, traced: b
         return dict(CPU)
     if device != "cuda":
         raise UnknownNameError("kernel device", device, ("cuda", "cpu"))
-    from weigh.kernels.cuda import attention_choice
+    from weigh.kernels.cuda import CUDA, attention_choice
 
     chosen: dict[str, Any] = {"scaled_dot_product_attention": attention_choice(attention_kernel)}
-    if traced:
-        from weigh.kernels.traced import TRACED
+    if not traced:
+        return chosen | CUDA
+    from weigh.kernels.traced import TRACED
 
-        chosen.update(TRACED)
-    return chosen
+    return chosen | TRACED

@@ -100,7 +100,10 @@ def _autocast_sdpa(ops: Any, *tensors: Any, dtype: str) -> Any:
 
 
 def _lower(draw: Draw) -> Drawn:
-    return _masked(grouped=True)(draw)[0], {"dtype": draw(st.sampled_from(HALVES))}
+    *tensors, mask = _masked(grouped=True)(draw)[0]
+    return [*tensors, {**mask, "dtype": draw(st.sampled_from(("bool", "float32")))}], {
+        "dtype": draw(st.sampled_from(HALVES))
+    }
 
 
 program("sdpa, autocast", "", _lower, _autocast_sdpa)

@@ -19,7 +19,7 @@ from weigh.kernels import kernels
 from weigh.techniques.checkpointing import checkpoint, reentrant_checkpoint
 
 GHOST = SimpleNamespace(
-    **{name: getattr(ops, name) for name in ops.__all__},
+    **{name: value for name, value in vars(ops).items() if not name.startswith("_")},
     autocast=autocast,
     checkpoint=checkpoint,
     reentrant_checkpoint=reentrant_checkpoint,

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that everyone uses
+from support.family_programs import TorchFamilyOps
 from torch.utils.checkpoint import checkpoint
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
 
 
-class TorchOps:
+class TorchOps(TorchFamilyOps):
     """The ops of one device."""
 
     def __init__(self, device: str) -> None:
@@ -60,6 +61,10 @@ class TorchOps:
     silu, gelu = map(staticmethod, (F.silu, F.gelu))
     less_equal, tril, logical_and = map(staticmethod, (torch.less_equal, torch.tril, torch.bitwise_and))
     add_ = staticmethod(lambda a, b: a.add_(b))
+    absolute, log, full_like = map(staticmethod, (torch.abs, torch.log, lambda x: torch.full_like(x, 1)))
+    isinf, minimum, power, greater = map(staticmethod, (torch.isinf, torch.minimum, torch.pow, torch.greater))
+    greater_equal, clamp_between = map(staticmethod, (torch.greater_equal, torch.clamp))
+    zeros_as, stack_last = map(staticmethod, (torch.zeros_like, lambda tensors: torch.stack(tensors, -1)))
     to = staticmethod(lambda x, dtype: x.to(dtype))
     clamp = staticmethod(lambda x: torch.clamp(x.detach(), max=1.0))
 
@@ -153,10 +158,9 @@ def cuda_attention(
     """
     if torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
-        low_mask = mask.to(dtype) if mask is not None and mask.dtype.is_floating_point else mask
-        low_value, low_key, low_query = value.to(dtype), key.to(dtype), query.to(dtype)
+        value_, key_, query_ = value.to(dtype), key.to(dtype), query.to(dtype)
         with torch.autocast("cuda", enabled=False):
-            return cuda_attention(low_query, low_key, low_value, low_mask, dropout, causal, grouped)
+            return cuda_attention(query_, key_, value_, mask, dropout, causal, grouped)
     width, half = query.shape[-1], query.dtype in (torch.bfloat16, torch.float16)
     square = not causal or query.shape[-2] == key.shape[-2]
     if half and mask is None and width == key.shape[-1] == value.shape[-1] and width <= 256 and square:

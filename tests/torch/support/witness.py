@@ -14,6 +14,7 @@ from typing import Any
 
 import support.attention_programs
 import support.composite_programs
+import support.family_programs
 import support.in_place_programs  # noqa: F401  they enter their programs
 import torch
 from support import fake_cuda
