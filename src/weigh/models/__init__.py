@@ -47,6 +47,7 @@ FAMILIES = {
     "smollm3": "weigh.models.smollm3",
     "stablelm": "weigh.models.stablelm",
     "starcoder2": "weigh.models.starcoder2",
+    "t5": "weigh.models.t5",
 }
 """`model_type` -> the module that describes it."""
 

@@ -8,6 +8,7 @@ from weigh.ghost.ops.attention import (
     safe_softmax,
     scaled_dot_product_attention,
 )
+from weigh.ghost.ops.clamping import any_, clamp_between, isinf
 from weigh.ghost.ops.clipping import clamp_
 from weigh.ghost.ops.creation import arange, full, input_tensor, new_like, ones, ones_like, scalar_tensor, zeros
 from weigh.ghost.ops.foreach import foreach, foreach_norm, in_place, scalar_state, stack_scalars, zeros_like
@@ -81,6 +82,7 @@ from weigh.ghost.ops.positions import (
     log,
     masked_fill,
     minimum,
+    new_zeros,
     power,
     repeat,
     zeros_as,
@@ -108,6 +110,10 @@ from weigh.ghost.ops.views import (
 from weigh.ghost.ops.windows import greater, roll
 
 __all__ = [
+    "any_",
+    "clamp_between",
+    "isinf",
+    "new_zeros",
     "baddbmm",
     "div_",
     "every_other",
