@@ -25,7 +25,6 @@ class State:
     __slots__ = (
         "attention",
         "autocast",
-        "cpu",
         "grad_enabled",
         "ledger",
         "overrides",
@@ -45,8 +44,6 @@ class State:
         self.overrides: dict[str, Any] = {}
         """Rows of the op table that the kernels in use replace: op name -> op."""
         self.sequence = 0
-        self.cpu = False
-        """The run is on the CPU: some composite ops take another path there."""
         self.traced = False
         """The run is seen through a dispatch mode (as the recorded witnesses are): nothing is then summed in place."""
         self.unrolled = False
@@ -58,7 +55,7 @@ state = State()
 
 @contextmanager
 def recording(
-    kernels: dict[str, Any] | None = None, *, traced: bool = False, cpu: bool = False, attention: str = "sdpa"
+    kernels: dict[str, Any] | None = None, *, traced: bool = False, attention: str = "sdpa"
 ) -> Iterator[Ledger]:
     """Run the body on a fresh ledger, with `kernels` in place of their rows of the op table.
 
@@ -70,7 +67,6 @@ def recording(
     state.__init__()  # type: ignore[misc]
     state.overrides = dict(kernels or {})
     state.traced = traced
-    state.cpu = cpu
     state.attention = attention
     state.unrolled = saved["unrolled"]
     try:

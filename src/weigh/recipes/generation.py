@@ -116,7 +116,7 @@ def _run(
 ) -> GenerationRun:
     chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced)
     with (
-        recording(chosen, traced=recipe.traced, cpu=recipe.device == "cpu", attention=recipe.attention) as ledger,
+        recording(chosen, traced=recipe.traced, attention=recipe.attention) as ledger,
         no_grad(),
     ):
         model = models.build(config, recipe.dtype, where)

@@ -123,7 +123,7 @@ def techniques(recipe: Training) -> Iterator[Technique]:
 
 def _run(config: Mapping[str, Any], recipe: Training, where: str) -> TrainingRun:
     chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced)
-    with recording(chosen, traced=recipe.traced, cpu=recipe.device == "cpu", attention=recipe.attention) as ledger:
+    with recording(chosen, traced=recipe.traced, attention=recipe.attention) as ledger:
         model = models.build(config, recipe.dtype, where)
         if recipe.target is not None and not model.encoder_decoder:
             raise UsageError("the model has no decoder that reads a target", where="target", hint="Leave it out.")
