@@ -82,7 +82,8 @@ def main() -> None:
     cold, cold_mib = cpu_seconds([weigh, "train", "gpt2", "--json"])
     print(f"bare python            {bare * 1e3:8.1f} ms CPU   {bare_mib:6.1f} MiB")
     print(
-        f"weigh train gpt2 --json{cold * 1e3:8.1f} ms CPU   {cold_mib:6.1f} MiB   {cold / bare:.2f} x bare (100 ms, 25 MB)"
+        f"weigh train gpt2 --json{cold * 1e3:8.1f} ms CPU   {cold_mib:6.1f} MiB   {cold / bare:.2f} x bare"
+        "   (100 ms, 25 MB)"
     )
     accelerate = shutil.which("accelerate")
     if accelerate:
