@@ -1,6 +1,6 @@
-"""`model.generate` for real on the CPU, every storage counted: a script that prints the peaks of many jobs as JSON.
+"""`model.generate` for real on the CPU, every storage counted: prints the peaks of a JSON list of jobs as JSON.
 
-    python real_generation.py '[{"config": {...}, "batch": 2, "prompt": 300, "new_tokens": 6, "dtype": "bf16", ...}]'
+Each job has config, batch, prompt, new_tokens and dtype.
 """
 
 from __future__ import annotations
