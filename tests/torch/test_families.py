@@ -5,6 +5,7 @@ Names, shapes, order and ties, against transformers on the meta device.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -85,14 +86,134 @@ def decoder_configs(draw: st.DrawFn) -> dict[str, Any]:
     return config | {"head_dim": head_dim} if explicit else config
 
 
+@st.composite
+def other_configs(draw: st.DrawFn) -> dict[str, Any]:
+    """The families that are no relatives of Llama, each with its own keys."""
+    family = draw(st.sampled_from(sorted(OTHERS)))
+    return {"model_type": family, "vocab_size": draw(st.integers(2, 3000))} | OTHERS[family](draw)
+
+
+def _flags(draw: st.DrawFn, *names: str) -> dict[str, bool]:
+    return {name: draw(st.booleans()) for name in names}
+
+
+def _plain(draw: st.DrawFn, inner: str = "intermediate_size", head_dim: int = 1, **sizes: int) -> dict[str, Any]:
+    """Sizes under the names that most configs use."""
+    heads = draw(st.integers(1, 8))
+    return {
+        "hidden_size": heads * head_dim * draw(st.integers(1, 12)),
+        "num_attention_heads": heads,
+        "num_hidden_layers": draw(st.integers(1, 9)),
+        inner: draw(st.integers(1, 300)),
+        "tie_word_embeddings": draw(st.booleans()),
+        **sizes,
+    }
+
+
+def _opt(draw: st.DrawFn) -> dict[str, Any]:
+    flags = ("do_layer_norm_before", "_remove_final_layer_norm", "enable_bias", "layer_norm_elementwise_affine")
+    config = _plain(draw, "ffn_dim", max_position_embeddings=draw(st.integers(1, 300))) | _flags(draw, *flags)
+    return config | {"word_embed_proj_dim": draw(st.none() | st.integers(1, 60))}
+
+
+def _gpt_neox(draw: st.DrawFn) -> dict[str, Any]:
+    config = _plain(draw, head_dim=4) | _flags(draw, "use_parallel_residual", "attention_bias")
+    return config | {"rotary_pct": draw(st.sampled_from((0.25, 0.5, 1.0)))}
+
+
+def _phi(draw: st.DrawFn) -> dict[str, Any]:
+    config = _plain(draw, head_dim=4) | _flags(draw, "qk_layernorm")
+    heads = config["num_attention_heads"]
+    groups = draw(st.sampled_from([n for n in range(1, heads + 1) if heads % n == 0]))
+    return config | {"num_key_value_heads": draw(st.sampled_from((None, heads // groups)))}
+
+
+def _falcon(draw: st.DrawFn) -> dict[str, Any]:
+    config = _plain(draw, "ffn_hidden_size", head_dim=2) | _flags(draw, "alibi", "bias", "multi_query", "parallel_attn")
+    heads = config["num_attention_heads"]
+    if draw(st.booleans()):
+        kv_heads = draw(st.sampled_from([n for n in range(1, heads + 1) if heads % n == 0]))
+        norms = draw(st.sampled_from((None, 1, 2)))
+        new = {"new_decoder_architecture": True, "parallel_attn": True, "num_ln_in_parallel_attn": norms}
+        return config | new | {"num_kv_heads": kv_heads}
+    return config
+
+
+def _bloom(draw: st.DrawFn) -> dict[str, Any]:
+    heads = draw(st.integers(1, 12))
+    return {
+        "hidden_size": heads * draw(st.integers(1, 12)),
+        "n_head": heads,
+        "n_layer": draw(st.integers(1, 9)),
+        "tie_word_embeddings": draw(st.booleans()),
+    }
+
+
+def _gptj(draw: st.DrawFn, groups: int = 1) -> dict[str, Any]:
+    heads, rotary = groups * draw(st.integers(1, 3)), 2 * draw(st.integers(1, 6))
+    return {
+        "n_embd": heads * (rotary + draw(st.integers(0, 5))),
+        "n_head": heads,
+        "n_layer": draw(st.integers(1, 9)),
+        "n_positions": draw(st.integers(1, 300)),
+        "n_inner": draw(st.none() | st.integers(1, 300)),
+        "rotary_dim": rotary,
+        "tie_word_embeddings": draw(st.booleans()),
+    }
+
+
+def _gpt_bigcode(draw: st.DrawFn) -> dict[str, Any]:
+    heads = draw(st.integers(1, 8))
+    return {
+        "n_embd": heads * draw(st.integers(1, 24)),
+        "n_head": heads,
+        "n_layer": draw(st.integers(1, 9)),
+        "n_positions": draw(st.integers(1, 300)),
+        "n_inner": draw(st.none() | st.integers(1, 300)),
+    } | _flags(draw, "multi_query", "tie_word_embeddings")
+
+
+def _bert(draw: st.DrawFn) -> dict[str, Any]:
+    sizes = {"max_position_embeddings": draw(st.integers(1, 300)), "type_vocab_size": draw(st.integers(1, 5))}
+    return _plain(draw, **sizes)
+
+
+def _t5(draw: st.DrawFn) -> dict[str, Any]:
+    return {
+        "d_model": draw(st.integers(1, 100)),
+        "d_kv": draw(st.integers(1, 20)),
+        "d_ff": draw(st.integers(1, 300)),
+        "num_layers": draw(st.integers(1, 9)),
+        "num_decoder_layers": draw(st.none() | st.integers(1, 9)),
+        "num_heads": draw(st.integers(1, 8)),
+        "relative_attention_num_buckets": draw(st.integers(4, 40)),
+        "feed_forward_proj": draw(st.sampled_from(("relu", "gated-gelu", "gated-silu"))),
+    }
+
+
+OTHERS: dict[str, Callable[[st.DrawFn], dict[str, Any]]] = {
+    "bert": _bert,
+    "bloom": _bloom,
+    "codegen": lambda draw: _gptj(draw, 4),
+    "falcon": _falcon,
+    "gpt_bigcode": _gpt_bigcode,
+    "gpt_neox": _gpt_neox,
+    "gptj": _gptj,
+    "opt": _opt,
+    "phi": _phi,
+    "t5": _t5,
+}
+HEADS = {"bert": "AutoModelForMaskedLM", "t5": "AutoModelForSeq2SeqLM"}
+"""The classes of models that are no causal language models."""
+
+
 def upstream(config: dict[str, Any]) -> tuple[list[tuple[str, tuple[int, ...]]], int]:
     """Names and shapes of transformers' parameters (a tied one once), and the bytes of its buffers."""
     settings_ = {k: v for k, v in config.items() if k != "model_type"}
     settings_ |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(
-            transformers.CONFIG_MAPPING[config["model_type"]](**settings_)
-        )
+        head = getattr(transformers, HEADS.get(config["model_type"], "AutoModelForCausalLM"))
+        model = head.from_config(transformers.CONFIG_MAPPING[config["model_type"]](**settings_))
     model.tie_weights()
     named = [(n, tuple(p.shape)) for n, p in model.named_parameters()]
     return named, sum(b.numel() * b.element_size() for b in model.buffers())
@@ -111,7 +232,7 @@ def ghost(config: dict[str, Any], unroll: bool) -> tuple[list[tuple[str, tuple[i
 
 @pytest.mark.torch
 @settings(max_examples=250, deadline=None, derandomize=True)
-@given(gpt2_configs() | decoder_configs())
+@given(gpt2_configs() | decoder_configs() | other_configs())
 def test_every_tensor(config: dict[str, Any]) -> None:
     theirs, their_buffers = upstream(config)
     ours, our_buffers = ghost(config, unroll=True)
@@ -121,7 +242,7 @@ def test_every_tensor(config: dict[str, Any]) -> None:
 
 @pytest.mark.torch
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(gpt2_configs() | decoder_configs())
+@given(gpt2_configs() | decoder_configs() | other_configs())
 def test_compressed_stack_has_the_same_tensors(config: dict[str, Any]) -> None:
     theirs, _ = upstream(config)
     ours, _ = ghost(config, unroll=False)

@@ -116,7 +116,7 @@ def test_every_layer_reaches_its_recorded_level(row: str) -> None:
 
 
 def test_every_recorded_run_is_compared() -> None:
-    assert len(RECORDED) == 7
+    assert len(RECORDED) == 10
     assert len(ROWS) >= 75
 
 
