@@ -40,8 +40,8 @@ CONFIGS = {
     "zero": ({**LLAMA, "vocab_size": 0}, "vocab_size: is 0"),
     "absurd size": ({**GPT2, "n_embd": 2**50}, "No model has that many"),
     "absurdly many layers": ({**GPT2, "n_layer": 10**9}, "n_layer: is 1000000000"),
-    "unknown model_type": ({**GPT2, "model_type": "gpt5"}, "unknown model_type 'gpt5'. Did you mean gpt2?"),
-    "no model_type": (without(GPT2, "model_type"), "has no model_type. Add one of: gpt2,"),
+    "unknown model_type": ({**GPT2, "model_type": "gpt5"}, "unknown model_type 'gpt5'. Did you mean gpt"),
+    "no model_type": (without(GPT2, "model_type"), "has no model_type. Add one of: "),
     "model_type that is a list": ({**GPT2, "model_type": ["gpt2"]}, "unknown model_type"),
     "dtype that is none": ({**GPT2, "dtype": "bf17"}, "unknown dtype 'bf17'. Did you mean bf16?"),
 }

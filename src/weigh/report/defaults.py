@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from weigh import dtypes
 from weigh.errors import InputError, UnknownNameError
+from weigh.recipes.generation import Generation
 from weigh.report.assumption import Assumption
 
 if TYPE_CHECKING:
@@ -90,11 +91,18 @@ def complete(source: Source, words: Mapping[str, Any], length: str) -> tuple[dic
         found["dtype"], taken = own_dtype(source)
         assumptions += taken
     if length not in found:
-        found[length] = min(SEQUENCE, _context(source) or SEQUENCE)
+        generated = _generated(found) if length == "prompt" else 0
+        found[length] = max(1, min(SEQUENCE, (_context(source) or SEQUENCE + generated) - generated))
         assumptions.append(
             Assumption(f"{found[length]} tokens", f"no {length} was given", "memory grows with the length")
         )
     return found, assumptions
+
+
+def _generated(found: Mapping[str, Any]) -> int:
+    """The tokens that a generation adds to its prompt."""
+    wanted = found.get("new_tokens", Generation().new_tokens)
+    return wanted if isinstance(wanted, int) else int(wanted) if str(wanted).isdecimal() else 0
 
 
 def surroundings(source: Source, recipe: Any) -> tuple[Assumption, ...]:
