@@ -27,10 +27,13 @@ LLAMA = {
     "max_position_embeddings": 2048,
 }
 GPT2 = {"model_type": "gpt2", "vocab_size": 3000, "n_embd": 128, "n_layer": 5, "n_head": 4, "n_positions": 1024}
+WINDOWS = LLAMA | {"model_type": "gemma3_text", "num_hidden_layers": 7, "head_dim": 32, "sliding_window": 64}
 DRAFT = LLAMA | {"num_hidden_layers": 2, "hidden_size": 128}
 
 PAD_TOKEN = 8
 """`generate` keeps the id of the pad token as a tensor."""
+BEAM_TENSORS = 300
+"""The beam search's flags and numbers of beams."""
 
 
 def job(config: dict[str, Any], batch: int, prompt: int, new: int, dtype: str, **more: Any) -> dict[str, Any]:
@@ -42,16 +45,25 @@ CASES = {
     "greedy-fp32": (job(LLAMA, 2, 300, 6, "fp32"), {}, PAD_TOKEN),
     "greedy-gpt2": (job(GPT2, 3, 200, 7, "fp32"), {}, PAD_TOKEN),
     "eager": (job(LLAMA, 2, 300, 6, "bf16", attention="eager"), {"attention": "eager"}, PAD_TOKEN),
-    "beams": (job(LLAMA, 2, 300, 6, "bf16", options={"num_beams": 4}), {"beams": 4}, 20_000),
+    "beams": (job(LLAMA, 2, 300, 6, "bf16", options={"num_beams": 4}), {"beams": 4}, BEAM_TENSORS),
     "returned": (
         job(LLAMA, 2, 300, 6, "bf16", options={"num_beams": 4, "num_return_sequences": 2}),
         {"beams": 4, "returned": 2},
-        20_000,
+        BEAM_TENSORS,
     ),
     "static": (
         job(LLAMA, 2, 300, 6, "bf16", options={"cache_implementation": "static", "disable_compile": True}),
         {"cache": "static"},
-        8_000,
+        PAD_TOKEN,
+    ),
+    "windows": (job(WINDOWS, 2, 300, 6, "bf16"), {}, PAD_TOKEN),
+    "windows-eager": (job(WINDOWS, 2, 300, 6, "fp32", attention="eager"), {"attention": "eager"}, PAD_TOKEN),
+    "windows-filled": (job(WINDOWS, 2, 60, 9, "bf16"), {}, PAD_TOKEN),
+    "windows-beams": (job(WINDOWS, 2, 300, 6, "bf16", options={"num_beams": 4}), {"beams": 4}, BEAM_TENSORS),
+    "windows-static": (
+        job(WINDOWS, 2, 300, 6, "bf16", options={"cache_implementation": "static", "disable_compile": True}),
+        {"cache": "static"},
+        PAD_TOKEN,
     ),
     "assisted": (
         job(LLAMA, 1, 300, 12, "bf16", assistant=DRAFT, draft_tokens=5),

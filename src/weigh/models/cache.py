@@ -7,6 +7,7 @@ tokens that the model has seen, whatever its layers still keep of them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from weigh.dims import Size, minimum
 from weigh.dtypes import INT64
@@ -22,6 +23,9 @@ class CacheLayer:
 
     __slots__ = ("counter", "keys", "unit", "values", "window")
 
+    grows: ClassVar[bool] = True
+    """Every token adds to it, up to the window."""
+
     def __init__(self, window: int | None) -> None:
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
@@ -36,6 +40,8 @@ class Cache:
     """`DynamicCache`: grows by concatenation, a new tensor for every step."""
 
     compileable = False
+    dense_masks = False
+    """`generate` makes the masks before it calls the model, every row of them in memory."""
 
     def __init__(self, rollback: bool = False) -> None:
         self.layers: dict[str, CacheLayer] = {}
@@ -57,13 +63,13 @@ class Cache:
         """Append new keys and values (batch, heads, new, width); returns all that the new tokens may look at."""
         layer = self.layer(path, sliding_window)
         if sliding_window is None:
-            layer.keys = _label(_append(layer.keys, keys))
-            layer.values = _label(_append(layer.values, values))
+            layer.keys = label(_append(layer.keys, keys))
+            layer.values = label(_append(layer.values, values))
             return layer.keys, layer.values
         if layer.keys is None:
-            layer.counter = _label(ops.scalar_tensor(INT64))
-        full_key_states = _label(_append(layer.keys, keys))
-        full_value_states = _label(_append(layer.values, values))
+            layer.counter = label(ops.scalar_tensor(INT64))
+        full_key_states = label(_append(layer.keys, keys))
+        full_value_states = label(_append(layer.values, values))
         layer.keys = _latest(full_key_states, sliding_window)
         layer.values = _latest(full_value_states, sliding_window)
         return full_key_states, full_value_states
@@ -92,7 +98,7 @@ class Cache:
     def fill(self, length: Size) -> None:
         """Pretend that `length` tokens were seen one by one: every layer holds what it would hold then."""
         self.length = length
-        for layer in self.layers.values():
+        for layer in filter(lambda layer: layer.grows, self.layers.values()):
             self._change(layer, lambda x, window=layer.window: _grown(x, length, window))  # type: ignore[misc]
 
     def rewrite(self, change: Callable[[Tensor], Tensor]) -> None:
@@ -103,8 +109,8 @@ class Cache:
     def _change(self, layer: CacheLayer, change: Callable[[Tensor], Tensor]) -> None:
         with inside_unit(layer.unit):
             if layer.keys is not None and layer.values is not None:
-                layer.keys = _label(change(layer.keys))
-                layer.values = _label(change(layer.values))
+                layer.keys = label(change(layer.keys))
+                layer.values = label(change(layer.values))
 
 
 class StaticCache(Cache):
@@ -112,9 +118,10 @@ class StaticCache(Cache):
 
     compileable = True
 
-    def __init__(self, max_length: Size) -> None:
+    def __init__(self, max_length: Size, dense_masks: bool = False) -> None:
         super().__init__()
         self.max_length = max_length
+        self.dense_masks = dense_masks
 
     def update(
         self, keys: Tensor, values: Tensor, path: str, sliding_window: int | None = None
@@ -124,9 +131,9 @@ class StaticCache(Cache):
         length = self._room(sliding_window)
         if layer.keys is None or layer.values is None or layer.counter is None:
             batch, heads, _, width = keys.shape
-            layer.keys = _label(ops.zeros((batch, heads, length, width), keys.dtype))
-            layer.values = _label(ops.zeros((batch, heads, length, values.shape[-1]), values.dtype))
-            layer.counter = _label(ops.scalar_tensor(INT64))
+            layer.keys = label(ops.zeros((batch, heads, length, width), keys.dtype))
+            layer.values = label(ops.zeros((batch, heads, length, values.shape[-1]), values.dtype))
+            layer.counter = label(ops.scalar_tensor(INT64))
         if sliding_window is None or self.length + keys.shape[-2] <= length:
             position = ops.arange(keys.shape[-2])
             position = position + layer.counter
@@ -187,6 +194,7 @@ def _roll_in(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return keys, values
 
 
-def _label(x: Tensor) -> Tensor:
+def label(x: Tensor) -> Tensor:
+    """Say that a tensor belongs to the cache."""
     x.storage.relabel(KV_CACHE)
     return x

@@ -174,7 +174,8 @@ def _create_mask(
         must_have = not allow_is_causal_skip or (cache is not None and cache.compileable and length == 1)
         if not must_have and _ignore_causal_mask_sdpa(length, sizes.visible, local_size, cache):
             return None
-        return _boolean_mask(batch, length, sizes, local_size)
+        mask = _boolean_mask(batch, length, sizes, local_size)
+        return mask.contiguous() if cache is not None and cache.dense_masks else mask
     allowed = _boolean_mask(batch, length, sizes, local_size)
     dtype = embeddings.dtype
     return ops.where(allowed, ops.zeros((), dtype), ops.scalar_tensor(dtype))

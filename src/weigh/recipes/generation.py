@@ -140,7 +140,7 @@ def _run(
 
 def _new_cache(recipe: Generation) -> Cache:
     if recipe.cache == "static":
-        return StaticCache(recipe.prompt + recipe.new_tokens)
+        return StaticCache(recipe.prompt + (recipe.new_tokens - 1), dense_masks=True)
     return Cache()
 
 
@@ -175,7 +175,10 @@ def _last(logits: Tensor) -> Tensor:
 
 
 class _Inputs:
-    """What `generate` keeps beside the cache: ids, mask and positions, each a token longer after every step."""
+    """What `generate` keeps beside the cache: ids and positions, each a token longer after every step.
+
+    The caller's mask of ones makes the positions; then `generate` drops it, so that the model sees none.
+    """
 
     def __init__(self, input_ids: Tensor, copies: int) -> None:
         self.attention_mask = ops.ones(input_ids.shape, INT64)
@@ -185,7 +188,6 @@ class _Inputs:
         self.input_ids = input_ids
         if copies > 1:
             self.input_ids = ops.repeat_interleave(self.input_ids, copies)
-            self.attention_mask = ops.repeat_interleave(self.attention_mask, copies)
             self.positions = ops.repeat_interleave(self.positions, copies)
 
     def call(self, model: CausalModel, cache: Cache, keep: int, new: Size | None = None) -> CausalOutput:
@@ -195,16 +197,14 @@ class _Inputs:
             ids = ids.narrow(1, new)
             positions = ops.clone_contiguous(positions.narrow(1, new))
         ids = ops.clone_contiguous(ids)
-        out: CausalOutput = model(ids, None, cache, keep, self.attention_mask, positions)
+        out: CausalOutput = model(ids, None, cache, keep, None, positions)
         return out
 
     def extend(self) -> None:
-        """Mask and positions of one more token (`_update_model_kwargs_for_generation`)."""
-        batch = self.positions.shape[0]
+        """The position of one more token (`_update_model_kwargs_for_generation`)."""
         following = ops.arange(1).view(1, 1) + self.positions.narrow(1, 1)
         following = following + 1
         self.positions = ops.cat([self.positions, following], -1)
-        self.attention_mask = ops.cat([self.attention_mask, ops.ones((batch, 1), INT64)], -1)
 
 
 def _greedy(model: CausalModel, recipe: Generation, ledger: Ledger, input_ids: Tensor) -> Any:
