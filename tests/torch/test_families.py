@@ -54,6 +54,7 @@ DECODERS: dict[str, tuple[str, ...]] = {
     "qwen3": ("attention_bias",),
     "seed_oss": ("attention_bias", "attention_out_bias", "mlp_bias"),
     "smollm3": ("attention_bias", "mlp_bias"),
+    "stablelm": ("use_qkv_bias", "qk_layernorm", "use_parallel_residual"),
     "starcoder2": ("use_bias",),
 }
 """The relatives of Llama, and the flags that give them more tensors."""
@@ -66,7 +67,7 @@ def decoder_configs(draw: st.DrawFn) -> dict[str, Any]:
     kv_heads = draw(st.integers(1, 3))
     heads = kv_heads * draw(st.integers(1, 4))
     head_dim = 2 * draw(st.integers(1, 12))
-    explicit = draw(st.booleans())
+    explicit = family != "stablelm" and draw(st.booleans())
     layers = draw(st.integers(1, 9))
     config: dict[str, Any] = {
         "model_type": family,

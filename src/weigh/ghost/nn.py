@@ -93,8 +93,7 @@ class Module:
         seen: set[int] = set()
         for module, place in self.placed(()):
             for attribute, tensor in module.own_tensors():
-                purpose = tensor.storage.ledger.allocations[tensor.storage.number - 1].purpose
-                if id(tensor) not in seen and purpose == WEIGHT:
+                if id(tensor) not in seen and tensor.storage.purpose == WEIGHT:
                     seen.add(id(tensor))
                     found.append(Parameter(tensor, (*place, attribute), module))
         return found
@@ -195,9 +194,8 @@ def name_modules(root: Module) -> None:
         module.path = path
         for attribute, tensor in module.own_tensors():
             storage = tensor.storage
-            allocation = storage.ledger.allocations[storage.number - 1]
-            if not allocation.path:
-                allocation.path = f"{path}.{attribute}" if path else attribute
+            if storage.number and not storage.path:
+                storage.ledger.allocations[storage.number - 1].path = f"{path}.{attribute}" if path else attribute
         for name, child in module.children():
             walk(child, f"{path}.{name}" if path else name)
 

@@ -56,6 +56,11 @@ class Storage:
         """The parameter's name, or the module in which the storage was made."""
         return self.ledger.allocations[self.number - 1].path if self.number else ""
 
+    @property
+    def purpose(self) -> str:
+        """What the storage is for; nothing, where it costs nothing."""
+        return self.ledger.allocations[self.number - 1].purpose if self.number else ""
+
     def relabel(self, purpose: str, path: str | None = None) -> None:
         """Say what the storage has become."""
         if self.number:
