@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import pytest
 
 from weigh.errors import NotModelledError, UnknownNameError, UsageError
@@ -39,36 +42,26 @@ def test_divisions_by_interval() -> None:
     assert parse("roundup_power2_divisions:[1048576:2]").roundup_power2_divisions == (2,) * 16
 
 
-REFUSED = """
-max_split_size_mb:19
-max_split_size_mb:30,large_segment_size_mb:40
-max_non_split_rounding_mb:10
-large_segment_size_mb:10
-garbage_collection_threshold:0
-garbage_collection_threshold:1
-garbage_collection_threshold:abc
-expandable_segments:true
-expandable_segments:1
-expandable_segments
-expandable_segments:
-expandable_segments:True,,
-max_split_size_mb 20
-max_split_size_mb:x
+TEXTS = json.loads((Path(__file__).parents[1] / "data" / "allocator_settings.json").read_text())
+"""Held against PyTorch's own reader in tests/torch/test_allocator_settings.py."""
+
+STRICTER = """
+max_split_size_mb:-30
+max_split_size_mb:20.5
 max_split_size_mb:20 expandable_segments:True
-roundup_power2_divisions:0
-roundup_power2_divisions:3
-roundup_power2_divisions:[3:8]
-roundup_power2_divisions:[64:3]
-roundup_power2_divisions:[64]
-roundup_power2_divisions:[64:8
+expandable_segments:1
+per_process_memory_fraction:1.5
 roundup_power2_divisions:64:8
+[:]
 """.split("\n")[1:-1]
-"""What PyTorch refuses too (tests/torch/test_allocator_settings.py)."""
-
-STRICTER = ["max_split_size_mb:-30", "max_split_size_mb:20.5", "per_process_memory_fraction:1.5", "[:]"]
 
 
-@pytest.mark.parametrize("text", [*REFUSED, *STRICTER])
+@pytest.mark.parametrize("text", TEXTS["accepted"])
+def test_what_pytorch_accepts_is_accepted(text: str) -> None:
+    assert isinstance(parse(text), AllocatorSettings)
+
+
+@pytest.mark.parametrize("text", [*TEXTS["refused"], *STRICTER])
 def test_what_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse(text)
