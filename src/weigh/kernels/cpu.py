@@ -22,7 +22,7 @@ def cpu_attention(
         low: tuple[Any, ...] = state.autocast.cast(LOWER, (query, key, value, mask))
         with autocast(None):
             return cpu_attention(low[0], low[1], low[2], low[3], dropout, causal, grouped)
-    fits = not dropout and query.shape[-1] == value.shape[-1]
+    fits = not dropout and query.shape[-1] == value.shape[-1] and (grouped or query.shape[1] == key.shape[1])
     if not fits or (mask is not None and mask.requires_grad):
         return math_attention(query, key, value, mask, dropout, causal, grouped)
     if mask is not None and mask.dtype is BOOL:

@@ -85,6 +85,8 @@ class GpuFlashAttentionBackward(FlashAttentionBackward):
 
 def choose(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, grouped: bool) -> str:
     """The kernel's name: "flash", "efficient" or "math" (`select_sdp_backend`)."""
+    if not grouped and not state.traced and query.shape[1] != key.shape[1]:
+        return "math"  # `check_batch_size_and_num_heads_dense`: no fused kernel broadcasts heads
     width = query.shape[-1]
     half = query.dtype is BFLOAT16 or query.dtype is FLOAT16
     same_width = width == key.shape[-1] and width == value.shape[-1]

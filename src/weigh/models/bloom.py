@@ -241,6 +241,8 @@ class BloomModel(nn.Module):
 
 
 class BloomForCausalLM(CausalModel):
+    takes_positions = False
+
     def __init__(self, config: BloomConfig, dtype: DType) -> None:
         super().__init__()
         self.config = config

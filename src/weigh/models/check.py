@@ -22,6 +22,13 @@ COMMON: tuple[tuple[str, ...], ...] = (
 )
 """The sizes that every config must give, each under one of the names in use."""
 SIZES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "bloom": (
+        ("hidden_size", "n_embed"),
+        ("n_layer", "num_hidden_layers"),
+        ("n_head", "num_attention_heads"),
+        ("vocab_size",),
+    ),
+    "falcon": (("hidden_size", "n_embed"), ("num_hidden_layers",), ("num_attention_heads",), ("vocab_size",)),
     "gpt2": (
         ("n_embd", "hidden_size"),
         ("n_layer", "num_hidden_layers"),
@@ -35,6 +42,22 @@ SIZES: dict[str, tuple[tuple[str, ...], ...]] = {
         ("num_attention_heads",),
         ("vocab_size",),
         ("intermediate_size",),
+    ),
+    "opt": (
+        ("hidden_size",),
+        ("num_hidden_layers",),
+        ("num_attention_heads",),
+        ("vocab_size",),
+        ("ffn_dim",),
+        ("max_position_embeddings",),
+    ),
+    "t5": (
+        ("d_model", "hidden_size"),
+        ("num_layers", "num_hidden_layers"),
+        ("num_heads", "num_attention_heads"),
+        ("vocab_size",),
+        ("d_kv", "head_dim"),
+        ("d_ff",),
     ),
 }
 """By family, where it is known more exactly which."""

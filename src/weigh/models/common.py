@@ -50,6 +50,8 @@ class CausalModel(Module):
 
     cache_layers: int
     """How many layers keep keys and values."""
+    takes_positions = True
+    """`generate` keeps the positions of the tokens for it."""
     encoder_decoder = False
     """The labels are a sequence of their own, and the decoder reads them too."""
 
@@ -175,7 +177,8 @@ def _create_mask(
         if not must_have and _ignore_causal_mask_sdpa(length, sizes.visible, local_size, cache):
             return None
         mask = _boolean_mask(batch, length, sizes, local_size)
-        return mask.contiguous() if cache is not None and cache.dense_masks else mask
+        made_by_generate = cache is not None and cache.dense_masks and allow_is_causal_skip
+        return mask.contiguous() if made_by_generate else mask
     allowed = _boolean_mask(batch, length, sizes, local_size)
     dtype = embeddings.dtype
     return ops.where(allowed, ops.zeros((), dtype), ops.scalar_tensor(dtype))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import BFLOAT16, BOOL, FLOAT16, FLOAT32, INT64, DType
-from weigh.errors import InputError
+from weigh.errors import InputError, UsageError
 from weigh.ghost import nn, ops
 from weigh.ghost.state import state
 from weigh.ghost.tensor import Tensor
@@ -23,6 +23,7 @@ from weigh.models.common import (
     CausalModel,
     CausalOutput,
     RotaryEmbedding,
+    StaticCache,
     apply_rotary_pos_emb,
     causal_lm_loss,
     create_causal_mask,
@@ -320,13 +321,25 @@ class FalconModel(nn.Module):
         past_key_values_length = cache.length if cache is not None else 0
         batch_size, seq_length, _ = inputs_embeds.shape
         if self.use_alibi:
+            if isinstance(cache, StaticCache):
+                raise UsageError(
+                    "Falcon with ALiBi has biases for the tokens seen, and a static cache more places: upstream fails",
+                    where="cache",
+                    hint="Use the dynamic cache.",
+                )
             mask = attention_mask
             if mask is None:
                 mask = ops.ones((batch_size, past_key_values_length + seq_length), INT64)
             alibi = build_alibi_tensor(mask, self.num_heads, inputs_embeds.dtype, through=BFLOAT16)
         if positions is None:
             positions = position_ids(seq_length, cache)
-        causal_mask = create_causal_mask(inputs_embeds, cache, None, attention_mask, allow_is_causal_skip=False)
+        causal_mask = None
+        if cache is not None and cache.dense_masks:
+            # what `generate` has prepared for a static cache, if it thought that a mask was needed
+            causal_mask = create_causal_mask(inputs_embeds, cache, None, attention_mask)
+            attention_mask = None
+        if causal_mask is None:
+            causal_mask = create_causal_mask(inputs_embeds, cache, None, attention_mask, allow_is_causal_skip=False)
         if alibi is not None and causal_mask is not None:
             if causal_mask.dtype is BOOL:
                 causal_mask = ops.where(
