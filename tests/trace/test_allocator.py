@@ -177,9 +177,9 @@ def test_empty_cache() -> None:
 def test_a_block_beyond_the_split_size_serves_no_smaller_request() -> None:
     """get_free_block: no oversize block for a request below max_split_size"""
     one = allocator("max_split_size_mb:40")
-    one.free(one.malloc(50 * MIB))
+    one.free(one.malloc(40 * MIB))
     one.malloc(30 * MIB)
-    assert one.reserved == 80 * MIB
+    assert one.reserved == 70 * MIB
 
 
 def test_a_block_beyond_the_split_size_serves_what_is_almost_as_large_and_is_not_split() -> None:
@@ -248,8 +248,9 @@ def test_all_of_an_age_are_given_back_even_beyond_the_need() -> None:
     one = allocator("garbage_collection_threshold:0.5,per_process_memory_fraction:0.9", capacity=1000 * MIB)
     for block in [one.malloc(n * MIB) for n in (160, 170, 180)]:
         one.free(block)
+        one.malloc(100)  # a search of the small pool makes nobody older
     one.malloc(200 * MIB)
-    assert one.reserved == 200 * MIB
+    assert one.reserved == 202 * MIB
 
 
 @pytest.mark.parametrize(
