@@ -30,6 +30,24 @@ GPT2 = {"model_type": "gpt2", "vocab_size": 3000, "n_embd": 128, "n_layer": 5, "
 WINDOWS = LLAMA | {"model_type": "gemma3_text", "num_hidden_layers": 7, "head_dim": 32, "sliding_window": 64}
 DRAFT = LLAMA | {"num_hidden_layers": 2, "hidden_size": 128}
 
+WIDE = {"vocab_size": 3000, "hidden_size": 128, "num_hidden_layers": 5, "num_attention_heads": 4}
+NARROW = {"vocab_size": 3000, "n_embd": 128, "n_layer": 5, "n_head": 4, "n_positions": 1024}
+NEW_FALCON = {"model_type": "falcon", "num_kv_heads": 2, "new_decoder_architecture": True} | WIDE
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bloom": ("eager", {"model_type": "bloom", "vocab_size": 3000, "hidden_size": 128, "n_layer": 5, "n_head": 4}),
+    "codegen": ("eager", {"model_type": "codegen", "rotary_dim": 16} | NARROW),
+    "falcon": ("sdpa", {"model_type": "falcon"} | WIDE),
+    "falcon-alibi": ("sdpa", {"model_type": "falcon", "alibi": True, "multi_query": False} | WIDE),
+    "falcon-new": ("sdpa", NEW_FALCON),
+    "gpt_bigcode": ("sdpa", {"model_type": "gpt_bigcode"} | NARROW),
+    "gpt_neox": ("sdpa", {"model_type": "gpt_neox", "intermediate_size": 256} | WIDE),
+    "gptj": ("eager", {"model_type": "gptj", "rotary_dim": 16} | NARROW),
+    "opt": ("sdpa", {"model_type": "opt", "ffn_dim": 256} | WIDE),
+    "phi": ("sdpa", {"model_type": "phi", "intermediate_size": 256, "num_key_value_heads": 2} | WIDE),
+}
+"""Families that are no relatives of Llama, with the attention implementation that they have."""
+STATIC = {"cache_implementation": "static", "disable_compile": True}
+
 PAD_TOKEN = 8
 """`generate` keeps the id of the pad token as a tensor."""
 BEAM_TENSORS = 300
@@ -70,6 +88,19 @@ CASES = {
         {"draft_tokens": 5},
         8_000,
     ),
+}
+CASES |= {
+    f"greedy-{name}": (job(config, 2, 300, 6, "bf16", attention=attention), {"attention": attention}, PAD_TOKEN)
+    for name, (attention, config) in OTHERS.items()
+}
+CASES |= {
+    f"static-{name}": (
+        job(config, 2, 300, 6, "bf16", attention=attention, options=STATIC),
+        {"attention": attention, "cache": "static"},
+        PAD_TOKEN,
+    )
+    for name, (attention, config) in OTHERS.items()
+    if name != "falcon-alibi"  # with which upstream fails
 }
 """A job, the same as a recipe, and how many bytes of small integer tensors the two may differ by."""
 
