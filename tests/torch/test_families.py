@@ -43,9 +43,11 @@ DECODERS: dict[str, tuple[str, ...]] = {
     "gemma": ("attention_bias",),
     "gemma2": ("attention_bias",),
     "gemma3_text": ("attention_bias",),
+    "gpt_oss": ("attention_bias",),
     "granite": ("attention_bias", "mlp_bias"),
     "llama": ("attention_bias", "mlp_bias"),
     "mistral": (),
+    "mixtral": (),
     "olmo": ("attention_bias",),
     "olmo2": ("attention_bias",),
     "olmo3": ("attention_bias",),
@@ -58,7 +60,9 @@ DECODERS: dict[str, tuple[str, ...]] = {
     "starcoder2": ("use_bias",),
 }
 """The relatives of Llama, and the flags that give them more tensors."""
-LAYER_TYPES = ("cohere2", "exaone4", "gemma2", "gemma3_text", "olmo3", "qwen2", "qwen3", "smollm3")
+EXPERTS = {"gpt_oss": "num_local_experts", "mixtral": "num_local_experts"}
+"""Those with experts, and what a config calls their number."""
+LAYER_TYPES = ("cohere2", "exaone4", "gemma2", "gemma3_text", "gpt_oss", "olmo3", "qwen2", "qwen3", "smollm3")
 
 
 @st.composite
@@ -80,6 +84,8 @@ def decoder_configs(draw: st.DrawFn) -> dict[str, Any]:
         "tie_word_embeddings": draw(st.booleans()),
     }
     config |= {flag: draw(st.booleans()) for flag in DECODERS[family]}
+    if family in EXPERTS:
+        config |= {EXPERTS[family]: draw(st.integers(2, 6)), "num_experts_per_tok": draw(st.integers(1, 2))}
     if family in LAYER_TYPES and draw(st.booleans()):
         types = st.sampled_from(["full_attention", "sliding_attention"])
         config |= {"layer_types": draw(st.lists(types, min_size=layers, max_size=layers)), "use_sliding_window": True}
@@ -192,10 +198,34 @@ def _t5(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+def _deepseek(draw: st.DrawFn) -> dict[str, Any]:
+    heads, groups = draw(st.integers(1, 6)), draw(st.integers(1, 3))
+    return {
+        "hidden_size": draw(st.integers(1, 60)),
+        "intermediate_size": draw(st.integers(1, 100)),
+        "moe_intermediate_size": draw(st.integers(1, 60)),
+        "num_hidden_layers": draw(st.integers(1, 9)),
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "n_shared_experts": draw(st.integers(1, 3)),
+        "n_routed_experts": groups * draw(st.integers(2, 4)),
+        "n_group": groups,
+        "topk_group": 1,
+        "num_experts_per_tok": 2,
+        "kv_lora_rank": draw(st.integers(1, 40)),
+        "q_lora_rank": draw(st.none() | st.integers(1, 40)),
+        "qk_rope_head_dim": 2 * draw(st.integers(1, 8)),
+        "qk_nope_head_dim": draw(st.integers(1, 16)),
+        "v_head_dim": draw(st.integers(1, 16)),
+        "first_k_dense_replace": draw(st.integers(0, 5)),
+    } | _flags(draw, "attention_bias", "tie_word_embeddings")
+
+
 OTHERS: dict[str, Callable[[st.DrawFn], dict[str, Any]]] = {
     "bert": _bert,
     "bloom": _bloom,
     "codegen": lambda draw: _gptj(draw, 4),
+    "deepseek_v3": _deepseek,
     "falcon": _falcon,
     "gpt_bigcode": _gpt_bigcode,
     "gpt_neox": _gpt_neox,

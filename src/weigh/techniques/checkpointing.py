@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import ref
 
 from weigh.errors import NotModelledError, UnknownNameError, WeighError
 from weigh.ghost import nn
@@ -59,7 +60,7 @@ class _StopRecomputation(Exception):
 class _Holder:
     """What stands in a node for a tensor that was not saved."""
 
-    __slots__ = ("frame", "index")
+    __slots__ = ("__weakref__", "frame", "index")
 
     def __init__(self, frame: _Frame, index: int) -> None:
         self.frame = frame
@@ -79,13 +80,15 @@ class _Frame:
     def __init__(self, run: Callable[[], Any]) -> None:
         self.run = run
         self.has_run = False
-        self.count = 0
+        self.holders: list[ref[_Holder]] = []
+        self.repacked = 0
         self.recomputed: dict[int, Tensor] = {}
 
     def pack(self, tensor: Tensor) -> _Holder:
         """Leave a holder instead of the tensor."""
-        self.count += 1
-        return _Holder(self, self.count - 1)
+        holder = _Holder(self, len(self.holders))
+        self.holders.append(ref(holder))
+        return holder
 
     def take(self, index: int) -> Tensor:
         """Hand out a recomputed tensor, once."""
@@ -99,9 +102,12 @@ class _Frame:
         return self.recomputed.pop(index)
 
     def _keep(self, tensor: Tensor) -> Tensor:
-        index = len(self.recomputed)
-        self.recomputed[index] = tensor.alias()
-        if index + 1 == self.count:
+        """What a node of the second run saves is kept for that of the first, unless that is gone already."""
+        index = self.repacked
+        self.repacked += 1
+        if self.holders[index]() is not None:
+            self.recomputed[index] = tensor.alias()
+        if self.repacked == len(self.holders):
             raise _StopRecomputation
         return tensor.alias()
 

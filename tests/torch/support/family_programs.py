@@ -34,7 +34,7 @@ def _scores(draw: Draw) -> Drawn:
 
 
 def _rows(draw: Draw) -> Drawn:
-    x = draw_input(draw, draw_shape(draw, 1, 3), draw_float(draw), False, PLAIN)
+    x = draw_input(draw, draw_shape(draw, 1, 3), draw_float(draw), layout=PLAIN)
     return [x, draw_indices(draw, draw_shape(draw, 1, 2))], {}
 
 
@@ -53,7 +53,7 @@ program("one minus", "rsub.Scalar", unary(), lambda ops, x: ops.one_minus(x))
 def _masked(draw: Draw) -> Drawn:
     shape = draw_shape(draw)
     mask = draw_input(draw, shape, "bool", False, PLAIN)
-    return [draw_input(draw, shape, draw_float(draw), False, PLAIN), mask], {}
+    return [draw_input(draw, shape, draw_float(draw), layout=PLAIN), mask], {}
 
 
 def _exponents(draw: Draw) -> Drawn:

@@ -265,7 +265,7 @@ def _where(draw: Draw) -> Drawn:
 
 program("where", "where", _where, lambda ops, c, a, b: ops.where(c, a, b))
 program("argmax", "argmax", unary(1), lambda ops, x: ops.argmax(x))
-program("topk", "topk", unary(1, grad=False), lambda ops, x: list(ops.topk(x, 1)))
+program("topk", "topk scatter", unary(1), lambda ops, x: ops.topk(x, 1)[0])
 
 
 def _rows(draw: Draw) -> Drawn:
@@ -289,11 +289,11 @@ program("index_select", "index_select", _rows, lambda ops, x, i: ops.index_selec
 
 def _gather(draw: Draw) -> Drawn:
     rows, columns = draw(st.sampled_from((1, 3))), draw(st.sampled_from((1, 8)))
-    x = draw_input(draw, (rows, columns), draw_float(draw), False)
+    x = draw_input(draw, (rows, columns), draw_float(draw))
     return [x, draw_indices(draw, (rows, 2))], {"shape": (rows, 2)}
 
 
-program("gather", "gather", _gather, lambda ops, x, i, shape: ops.gather(x, i, tuple(shape)))
+program("gather", "gather scatter_add", _gather, lambda ops, x, i, shape: ops.gather(x, i, tuple(shape)))
 program(
     "repeat_interleave",
     "repeat_interleave",

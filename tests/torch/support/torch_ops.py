@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that everyone uses
+from support.expert_programs import TorchExpertOps
 from support.family_programs import TorchFamilyOps
 from torch.utils.checkpoint import checkpoint
 
@@ -14,7 +15,7 @@ aten = torch.ops.aten
 Tensor = torch.Tensor
 
 
-class TorchOps(TorchFamilyOps):
+class TorchOps(TorchExpertOps, TorchFamilyOps):
     """The ops of one device."""
 
     def __init__(self, device: str) -> None:
@@ -83,12 +84,12 @@ class TorchOps(TorchFamilyOps):
     # -- picking
     where = staticmethod(torch.where)
     argmax = staticmethod(lambda x: x.argmax(-1))
-    topk = staticmethod(lambda x, k: tuple(torch.topk(x.detach(), k)))
+    topk = staticmethod(lambda x, k: tuple(torch.topk(x, k)))
     stack = staticmethod(lambda tensors: torch.stack(tensors, 1))
     index_select = staticmethod(lambda x, index: x.detach().index_select(0, index))
     index_copy_ = staticmethod(lambda x, index, source: x.index_copy_(0, index, source))
     repeat_interleave = staticmethod(lambda x, repeats: x.detach().repeat_interleave(repeats, 0))
-    gather = staticmethod(lambda x, index, _: x.detach().gather(1, index))
+    gather = staticmethod(lambda x, index, _: x.gather(1, index))
 
     # -- views and copies
     view = staticmethod(lambda x, shape: x.view(*shape))

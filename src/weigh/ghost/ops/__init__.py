@@ -11,6 +11,19 @@ from weigh.ghost.ops.attention import (
 from weigh.ghost.ops.clamping import any_, clamp_between, isinf
 from weigh.ghost.ops.clipping import clamp_
 from weigh.ghost.ops.creation import arange, full, input_tensor, new_like, ones, ones_like, scalar_tensor, zeros
+from weigh.ghost.ops.experts import (
+    bitwise_not,
+    clamp_numbers,
+    divide_,
+    empty_like,
+    floor_divide,
+    grouped_mm,
+    histc,
+    index_put_,
+    max_last,
+    scatter_,
+    sort,
+)
 from weigh.ghost.ops.foreach import foreach, foreach_norm, in_place, scalar_state, stack_scalars, zeros_like
 from weigh.ghost.ops.heads import (
     baddbmm,
@@ -88,6 +101,7 @@ from weigh.ghost.ops.positions import (
     zeros_as,
 )
 from weigh.ghost.ops.reduction import cumsum, mean, sum, sum_to_size, vector_norm
+from weigh.ghost.ops.slices import copy_slice, new_empty
 from weigh.ghost.ops.table import TABLE, Op, apply
 from weigh.ghost.ops.views import (
     cat,
@@ -110,6 +124,19 @@ from weigh.ghost.ops.views import (
 from weigh.ghost.ops.windows import greater, roll
 
 __all__ = [
+    "copy_slice",
+    "new_empty",
+    "bitwise_not",
+    "clamp_numbers",
+    "divide_",
+    "empty_like",
+    "floor_divide",
+    "grouped_mm",
+    "histc",
+    "index_put_",
+    "max_last",
+    "scatter_",
+    "sort",
     "any_",
     "clamp_between",
     "isinf",

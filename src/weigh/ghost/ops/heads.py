@@ -52,14 +52,21 @@ class IndexBackward(Op):
 
 
 class IndexRows(Op):
-    """`x[rows]` of a tensor on the device, which is no parameter: a copy of the rows."""
+    """`x[rows]`, for rows in a tensor on the device, which is saved: a copy of them."""
 
     name = "aten::index.rows"
-    differentiable = 0
+    source = "derivatives.yaml: index.Tensor"
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: Tensor) -> Tensor:
+        if ctx:
+            ctx.save(rows)
         return empty((*rows.shape, *x.shape[1:]), x.dtype, "aten::index")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> list[Any]:
+        (_rows,) = ctx.unpack()
+        return [apply(IndexBackward, grad, shape=ctx.inputs[0][0]), None]
 
     @staticmethod
     def flops(out: Tensor, *tensors: Any) -> Size:

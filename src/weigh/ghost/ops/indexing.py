@@ -49,15 +49,25 @@ class Argmax(Op):
 
 
 class Topk(Op):
-    """`torch.topk(x, k)`: values and int64 indices."""
+    """`torch.topk(x, k)`: values and int64 indices, which are saved."""
 
     name = "aten::topk"
-    differentiable = 0
+    source = "derivatives.yaml: topk"
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *, k: int) -> list[Tensor]:
         shape = (*x.shape[:-1], k)
-        return [empty(shape, x.dtype, "aten::topk"), empty(shape, INT64, "aten::topk")]
+        values, indices = empty(shape, x.dtype, "aten::topk"), empty(shape, INT64, "aten::topk")
+        if ctx:
+            ctx.save_output(indices)
+        return [values, indices]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> list[Any]:
+        from weigh.ghost.ops.experts import ValueSelectingBackward
+
+        (indices,) = ctx.unpack()
+        return [apply(ValueSelectingBackward, grad, indices, shape=ctx.inputs[0][0])]
 
     @staticmethod
     def flops(out: Tensor, *tensors: Any) -> Size:
@@ -111,14 +121,23 @@ class Stack(Op):
 
 
 class Gather(Op):
-    """`x.gather(1, index)`, or `x[rows, index]`: as many rows as the index has."""
+    """`x.gather(1, index)`, or `x[rows, index]`: as many rows as the index has. Saves both."""
 
     name = "aten::gather"
-    differentiable = 0
+    source = "derivatives.yaml: gather"
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, *, shape: Shape) -> Tensor:
+        if ctx:
+            ctx.save(x, index)
         return empty(shape, x.dtype, "aten::gather")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> list[Any]:
+        from weigh.ghost.ops.experts import GatherBackward
+
+        _x, index = ctx.unpack()
+        return [apply(GatherBackward, grad, index, shape=ctx.inputs[0][0]), None]
 
     @staticmethod
     def flops(out: Tensor, *tensors: Any) -> Size:

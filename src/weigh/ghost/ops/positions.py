@@ -113,14 +113,21 @@ class Power(Op):
 
 
 class MaskedFill(Op):
-    """`x.masked_fill(mask, value)`: a contiguous copy, as large as both together."""
+    """`x.masked_fill(mask, value)`: a contiguous copy, as large as both together. Saves the mask."""
 
     name = "aten::masked_fill"
-    differentiable = 0
+    source = "derivatives.yaml: masked_fill.Scalar"
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:
+        if ctx:
+            ctx.save(mask)
         return empty(broadcast(x.shape, mask.shape), x.dtype, "aten::masked_fill")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> list[Any]:
+        (mask,) = ctx.unpack()
+        return [masked_fill(grad, mask), None]
 
 
 class Repeat(Op):

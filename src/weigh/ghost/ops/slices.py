@@ -1,0 +1,65 @@
+"""A tensor made empty and filled slice by slice, under the eyes of autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from weigh.dims import Shape, Size
+from weigh.ghost.ops.creation import new_like
+from weigh.ghost.ops.pointwise import like
+from weigh.ghost.ops.table import Op, apply
+from weigh.ghost.tensor import Tensor, empty
+
+
+class NewEmpty(Op):
+    """`x.new_empty(shape)`."""
+
+    name = "aten::new_empty"
+    differentiable = 0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *, shape: Shape) -> Tensor:
+        return empty(shape, x.dtype, "aten::new_empty")
+
+    @staticmethod
+    def flops(out: Tensor, *tensors: Any) -> Size:
+        return 0
+
+
+class CopySlice(Op):
+    """`base[..., start:stop].copy_(source)`, where `base` is nobody else's: the same storage.
+
+    CopySlices: a copy of the gradient, in which the slice is set to zero; and a copy of its slice, for the source.
+    """
+
+    name = "aten::copy_"
+    source = "tensor.cpp, CopySlices::apply_impl and CopyBackwards::apply"
+
+    @staticmethod
+    def forward(ctx: Any, base: Tensor, source: Tensor, *, dim: int) -> Tensor:
+        if ctx:
+            ctx.meta = dim, source.shape[dim], base.strides
+        return base.alias()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> list[Any]:
+        dim, length, strides = ctx.meta
+        result = empty(grad.shape, grad.dtype, "aten::new_empty_strided", strides)
+        grad_slice = new_like(result.narrow(dim, length), "aten::clone")
+        if ctx.needs[0]:
+            like("aten::zeros_like", grad_slice)
+        return [result if ctx.needs[0] else None, grad_slice if ctx.needs[1] else None]
+
+    @staticmethod
+    def flops(out: Tensor, *tensors: Any) -> Size:
+        return 0
+
+
+def new_empty(x: Tensor, shape: Shape) -> Tensor:
+    """`x.new_empty(shape)`."""
+    return apply(NewEmpty, x, shape=shape)  # type: ignore[no-any-return]
+
+
+def copy_slice(base: Tensor, source: Tensor, dim: int) -> Tensor:
+    """`base.narrow(dim, start, length).copy_(source)`: `base` must not be used again."""
+    return apply(CopySlice, base, source, dim=dim % len(base.shape))  # type: ignore[no-any-return]

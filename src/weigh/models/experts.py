@@ -1,0 +1,68 @@
+"""Experts run group by group: `transformers/integrations/moe.py` (5.23), of which CUDA takes `grouped_mm`.
+
+Shapes: S pairs of a token and an expert that it chose, E experts, D hidden size, F the experts' inner size.
+"""
+
+from __future__ import annotations
+
+from weigh.dtypes import FLOAT32, INT32, DType
+from weigh.ghost import nn, ops
+from weigh.ghost.state import state
+from weigh.ghost.tensor import Tensor
+
+
+class Experts(nn.Module):
+    """`MixtralExperts` and its copies: every expert's gated MLP, in two tensors."""
+
+    has_bias = False
+    is_transposed = False
+
+    def __init__(self, num_experts: int, hidden_dim: int, intermediate_dim: int, hidden_act: str, dtype: DType) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+        self.gate_up_proj = nn.parameter((num_experts, 2 * intermediate_dim, hidden_dim), dtype)
+        self.down_proj = nn.parameter((num_experts, hidden_dim, intermediate_dim), dtype)
+        self.gate_up_proj_bias: Tensor | None = None
+        self.down_proj_bias: Tensor | None = None
+        self.act_fn = nn.Activation(hidden_act)
+
+    def apply_gate(self, gate_up_out: Tensor) -> Tensor:
+        """(S, 2F) -> (S, F)."""
+        gate, up = gate_up_out.split([gate_up_out.shape[-1] // 2] * 2, -1)
+        return self.act_fn(gate) * up  # type: ignore[no-any-return]
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """`grouped_mm_experts_forward`: (tokens, D), the experts of each token and their weights, to (tokens, D)."""
+        num_top_k = top_k_index.shape[-1]
+        num_tokens, hidden_dim = hidden_states.shape
+        sample_weights = top_k_weights.reshape(-1)
+        expert_ids = top_k_index.reshape(-1)
+        expert_ids_g, perm = ops.sort(expert_ids)
+        selected_hidden_states_g = ops.index_rows(hidden_states, ops.floor_divide(perm))
+        sample_weights_g = ops.index_rows(sample_weights, perm)
+        histc_input = expert_ids_g.to(FLOAT32 if state.overrides.get("device") == "cpu" else INT32)
+        tokens_per_expert = ops.histc(histc_input, self.num_experts)
+        offsets = ops.cumsum(tokens_per_expert)
+        if offsets.dtype is not INT32:
+            offsets = offsets.to(INT32)
+        selected_biases = None
+        if self.gate_up_proj_bias is not None:
+            selected_biases = ops.index_rows(self.gate_up_proj_bias, expert_ids_g)
+        proj_out = _grouped_linear(
+            selected_hidden_states_g, self.gate_up_proj, offsets, selected_biases, self.is_transposed
+        )
+        proj_out = self.apply_gate(proj_out)
+        if self.down_proj_bias is not None:
+            selected_biases = ops.index_rows(self.down_proj_bias, expert_ids_g)
+        proj_out = _grouped_linear(proj_out, self.down_proj, offsets, selected_biases, self.is_transposed)
+        weighted_out = proj_out * sample_weights_g.unsqueeze(-1)
+        inv_perm = ops.empty_like(perm)
+        ops.index_put_(inv_perm, perm, ops.arange(perm.shape[0]))
+        weighted_out = ops.index_rows(weighted_out, inv_perm)
+        final_hidden_states = ops.sum(weighted_out.view(num_tokens, num_top_k, hidden_dim), (1,))
+        return final_hidden_states.to(hidden_states.dtype)
+
+
+def _grouped_linear(input: Tensor, weight: Tensor, offs: Tensor, bias: Tensor | None, is_transposed: bool) -> Tensor:
+    out = ops.grouped_mm(input.to(weight.dtype), weight if is_transposed else weight.transpose(-2, -1), offs)
+    return out if bias is None else ops.add_(out, bias)

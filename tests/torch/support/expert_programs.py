@@ -1,0 +1,95 @@
+"""Programs over the ops of mixtures of experts, as in `programs.py`, and what these ops are in PyTorch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from support.inputs import DENSE, PLAIN, Draw, draw_broadcastable, draw_float, draw_indices, draw_input, draw_shape
+from support.programs import CUDA, Drawn, program, unary
+
+
+class TorchExpertOps:
+    """The same in real PyTorch."""
+
+    sort = staticmethod(lambda x: tuple(torch.sort(x)))
+    floor_divide = staticmethod(lambda x: x // 2)
+    empty_like = staticmethod(torch.empty_like)
+    bitwise_not = staticmethod(torch.bitwise_not)
+    histc = staticmethod(lambda x, bins: torch.histc(x, bins=bins, min=0, max=bins - 1))
+    grouped_mm = staticmethod(lambda a, b, offsets: torch.nn.functional.grouped_mm(a, b, offs=offsets))
+    max_last = staticmethod(lambda x: tuple(x.max(dim=-1, keepdim=True)))
+    divide_ = staticmethod(lambda a, b: a.div_(b))
+    clamp_numbers = staticmethod(lambda x, both: x.clamp(min=-1.0 if both else None, max=1.0))
+    new_empty = staticmethod(lambda x, shape: x.new_empty(shape))
+    index_put_ = staticmethod(lambda x, index, source: x.index_put_((index,), source))
+
+    @staticmethod
+    def copy_slice(base: Any, source: Any, dim: int) -> Any:
+        base.narrow(dim, 0, source.shape[dim]).copy_(source)
+        return base
+
+
+def _whole_numbers(draw: Draw) -> Drawn:
+    return [draw_indices(draw, draw_shape(draw, 1, 1))], {}
+
+
+def _quotient(draw: Draw) -> Drawn:
+    shape, dtype = draw_shape(draw), draw_float(draw)
+    return [draw_input(draw, s, dtype) for s in (shape, draw_broadcastable(draw, shape))], {}
+
+
+def _groups(draw: Draw) -> Drawn:
+    tokens, inner, outer, groups = (draw(st.sampled_from(sizes)) for sizes in ((8, 24), (8, 16), (8, 32), (2, 5)))
+    turned = draw(st.booleans())
+    weight = draw_input(draw, (groups, outer, inner) if turned else (groups, inner, outer), "bfloat16", None, PLAIN)
+    offsets = draw_input(draw, (groups,), "int32", False, PLAIN)
+    return [draw_input(draw, (tokens, inner), "bfloat16", None, PLAIN), weight, offsets], {"turned": turned}
+
+
+def _run_groups(ops: Any, x: Any, weight: Any, offsets: Any, turned: bool) -> Any:
+    out = ops.grouped_mm(x, ops.transpose(weight, 1, 2) if turned else weight, offsets)
+    return ops.mul(out, 2.0)  # whose gradient is dense, as that of the experts is
+
+
+def _slices(draw: Draw) -> Drawn:
+    shape, dtype = list(draw_shape(draw)), draw_float(draw)
+    parts = []
+    for _ in range(2):
+        shape[-1] = draw(st.sampled_from((2, 3, 8)))
+        parts.append(draw_input(draw, shape, dtype))
+    return parts, {"width": sum(part["shape"][-1] for part in parts)}
+
+
+def _run_slices(ops: Any, a: Any, b: Any, width: int) -> Any:
+    base = ops.new_empty(a, (*a.shape[:-1], width))
+    return ops.copy_slice(ops.copy_slice(base, a, -1), b, -1)
+
+
+program("sort", "sort", _whole_numbers, lambda ops, x: list(ops.sort(x)))
+program("floor_divide", "floor_divide", _whole_numbers, lambda ops, x: ops.floor_divide(x))
+program("empty_like", "empty_like", _whole_numbers, lambda ops, x: ops.empty_like(x))
+program(
+    "histc",
+    "histc",
+    lambda draw: ([draw_input(draw, draw_shape(draw, 1, 1), "int32", False, PLAIN)], {}),
+    lambda ops, x: ops.histc(x, 8),
+    (CUDA,),
+)
+program("max of a row", "max scatter", unary(1), lambda ops, x: ops.max_last(x)[0])
+program("div_ by a tensor", "div_.Tensor", _quotient, lambda ops, a, b: ops.divide_(ops.mul(a, 2.0), b))
+program(
+    "clamp by numbers",
+    "clamp.Scalar",
+    lambda draw: (unary()(draw)[0], {"both": draw(st.booleans())}),
+    lambda ops, x, both: ops.clamp_numbers(x, both),
+)
+program(
+    "bitwise_not",
+    "bitwise_not",
+    lambda draw: ([draw_input(draw, draw_shape(draw), "bool", False, DENSE)], {}),
+    lambda ops, x: ops.bitwise_not(x),
+)
+program("grouped_mm", "_grouped_mm", _groups, _run_groups, (CUDA,))
+program("filled slice by slice", "new_empty copy_", _slices, _run_slices)
