@@ -246,9 +246,10 @@ def test_old_free_segments_are_given_back_above_the_threshold() -> None:
 def test_all_of_an_age_are_given_back_even_beyond_the_need() -> None:
     """garbage_collect_cached_blocks: does not stop at the target"""
     one = allocator("garbage_collection_threshold:0.5,per_process_memory_fraction:0.9", capacity=1000 * MIB)
+    one.malloc(100)
     for block in [one.malloc(n * MIB) for n in (160, 170, 180)]:
         one.free(block)
-        one.malloc(100)  # a search of the small pool makes nobody older
+        one.malloc(100)  # served from its pool: collects nothing, and makes no large block older
     one.malloc(200 * MIB)
     assert one.reserved == 202 * MIB
 
