@@ -221,15 +221,37 @@ def _deepseek(draw: st.DrawFn) -> dict[str, Any]:
     } | _flags(draw, "attention_bias", "tie_word_embeddings")
 
 
+def _mamba(draw: st.DrawFn) -> dict[str, Any]:
+    sizes = {name: draw(st.integers(1, most)) for name, most in (("state_size", 20), ("expand", 3), ("conv_kernel", 5))}
+    return {
+        "hidden_size": draw(st.integers(1, 100)),
+        "num_hidden_layers": draw(st.integers(1, 9)),
+        "time_step_rank": draw(st.just("auto") | st.integers(1, 20)),
+        "tie_word_embeddings": draw(st.booleans()),
+        **sizes,
+    } | _flags(draw, "use_bias", "use_conv_bias", "residual_in_fp32")
+
+
+def _mamba2(draw: st.DrawFn) -> dict[str, Any]:
+    groups = draw(st.integers(1, 3))
+    heads, head_dim = groups * draw(st.integers(1, 4)), draw(st.integers(1, 12))
+    config = _mamba(draw) | {"num_heads": heads, "head_dim": head_dim, "n_groups": groups, "chunk_size": 8}
+    expand = draw(st.sampled_from([n for n in (1, 2, 3) if heads * head_dim % n == 0]))
+    return config | {"expand": expand, "hidden_size": heads * head_dim // expand}
+
+
 OTHERS: dict[str, Callable[[st.DrawFn], dict[str, Any]]] = {
     "bert": _bert,
     "bloom": _bloom,
     "codegen": lambda draw: _gptj(draw, 4),
     "deepseek_v3": _deepseek,
     "falcon": _falcon,
+    "falcon_mamba": _mamba,
     "gpt_bigcode": _gpt_bigcode,
     "gpt_neox": _gpt_neox,
     "gptj": _gptj,
+    "mamba": _mamba,
+    "mamba2": _mamba2,
     "opt": _opt,
     "phi": _phi,
     "t5": _t5,

@@ -14,7 +14,8 @@ import pytest
 import support.attention_programs
 import support.composite_programs
 import support.expert_programs
-import support.family_programs  # noqa: F401  they enter their programs
+import support.family_programs
+import support.recurrent_programs  # noqa: F401  they enter their programs
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from support import ghost_side

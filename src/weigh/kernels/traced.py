@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 from weigh.ghost import ops
-from weigh.ghost.ops.pointwise import SiluBackward, like
+from weigh.ghost.ops.pointwise import SiluBackward, elementwise, like
+from weigh.ghost.ops.recurrent import SoftplusBackward
 from weigh.ghost.tensor import Tensor
 
 
@@ -28,4 +29,15 @@ class TracedSiluBackward(SiluBackward):
         return ops.mul(grad, inner)
 
 
-TRACED: dict[str, Any] = {"aten::silu_backward": TracedSiluBackward}
+class TracedSoftplusBackward(SoftplusBackward):
+    """`where` over a comparison of what was saved, whose layout the result has (torch/_decomp/decompositions.py)."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, saved: Tensor) -> Tensor:
+        return elementwise("aten::softplus_backward", saved, grad)
+
+
+TRACED: dict[str, Any] = {
+    "aten::silu_backward": TracedSiluBackward,
+    "aten::softplus_backward": TracedSoftplusBackward,
+}

@@ -43,6 +43,7 @@ SIZES: dict[str, tuple[tuple[str, ...], ...]] = {
         ("vocab_size",),
         ("intermediate_size",),
     ),
+    **dict.fromkeys(("falcon_mamba", "mamba", "mamba2"), (("hidden_size",), _LAYERS, ("vocab_size",), ("state_size",))),
     "opt": (
         ("hidden_size",),
         ("num_hidden_layers",),

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the name that everyone uses
 from support.expert_programs import TorchExpertOps
 from support.family_programs import TorchFamilyOps
+from support.recurrent_programs import TorchRecurrentOps
 from torch.utils.checkpoint import checkpoint
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
 
 
-class TorchOps(TorchExpertOps, TorchFamilyOps):
+class TorchOps(TorchExpertOps, TorchFamilyOps, TorchRecurrentOps):
     """The ops of one device."""
 
     def __init__(self, device: str) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import support.attention_programs
 import support.composite_programs
 import support.family_programs
-import support.in_place_programs  # noqa: F401  they enter their programs
+import support.in_place_programs
+import support.recurrent_programs  # noqa: F401  they enter their programs
 import torch
 from support import fake_cuda
 from support.inputs import Input

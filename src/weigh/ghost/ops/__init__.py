@@ -100,6 +100,17 @@ from weigh.ghost.ops.positions import (
     repeat,
     zeros_as,
 )
+from weigh.ghost.ops.recurrent import (
+    clamp_range,
+    conv1d,
+    einsum,
+    logical_not,
+    masked_fill_value,
+    pad_dimension,
+    repeat_along,
+    running_sum,
+    softplus,
+)
 from weigh.ghost.ops.reduction import cumsum, mean, sum, sum_to_size, vector_norm
 from weigh.ghost.ops.slices import copy_slice, new_empty
 from weigh.ghost.ops.table import TABLE, Op, apply
@@ -137,6 +148,15 @@ __all__ = [
     "max_last",
     "scatter_",
     "sort",
+    "clamp_range",
+    "conv1d",
+    "einsum",
+    "logical_not",
+    "masked_fill_value",
+    "pad_dimension",
+    "repeat_along",
+    "running_sum",
+    "softplus",
     "any_",
     "clamp_between",
     "isinf",
