@@ -210,10 +210,21 @@ def test_one_large_enough_oversize_block_is_given_back_first() -> None:
 def test_several_oversize_blocks_are_given_back_the_largest_first() -> None:
     """release_available_cached_blocks: until the request's size is reached"""
     one = allocator("max_split_size_mb:40", capacity=300 * MIB)
-    for block in [one.malloc(n * MIB) for n in (20, 50, 80, 100)]:
+    for block in [one.malloc(n * MIB) for n in (20, 50, 60, 100)]:
+        one.free(block)
+    one.malloc(160 * MIB)
+    assert (one.reserved, one.retries) == ((20 + 50 + 160) * MIB, 0)
+
+
+def test_where_oversize_blocks_are_not_enough_all_that_is_cached_goes() -> None:
+    """release_available_cached_blocks: less than the request is no success, even if the device has the rest"""
+    one = allocator("max_split_size_mb:40", capacity=250 * MIB)
+    kept, *cached = (one.malloc(n * MIB) for n in (60, 20, 50))
+    for block in cached:
         one.free(block)
     one.malloc(150 * MIB)
-    assert (one.reserved, one.retries) == ((20 + 50 + 150) * MIB, 0)
+    assert (one.reserved, one.retries) == ((60 + 150) * MIB, 1)
+    assert kept.allocated
 
 
 # -- per_process_memory_fraction and garbage_collection_threshold
@@ -222,9 +233,10 @@ def test_several_oversize_blocks_are_given_back_the_largest_first() -> None:
 def test_a_fraction_of_the_device() -> None:
     """setMemoryFraction and alloc_block: reserved + the segment may not pass the allowed maximum"""
     one = allocator("per_process_memory_fraction:0.5", capacity=100 * MIB)
-    one.malloc(50 * MIB)
+    one.malloc(40 * MIB)
     with pytest.raises(DeviceFull):
-        one.malloc(100)
+        one.malloc(2 * MIB)  # would reserve 20
+    assert one.malloc(10 * MIB).size == 10 * MIB
     with pytest.raises(UsageError):
         allocator("per_process_memory_fraction:0.5")
 
@@ -329,17 +341,13 @@ def test_an_expandable_segment_without_use_vanishes() -> None:
 
 
 def test_an_expandable_segment_has_the_addresses_of_a_device_and_an_eighth() -> None:
-    """ExpandableSegment: address space; find_expandable_block makes another where no addresses are left"""
+    """ExpandableSegment: its addresses; find_expandable_block makes another segment where they do not suffice"""
     one = allocator("expandable_segments:True", capacity=160 * MIB)  # 180 MiB of addresses
-    a, b = one.malloc(70 * MIB), one.malloc(90 * MIB)
+    a, _, c, _ = (one.malloc(n * MIB) for n in (40, 20, 40, 60))
     one.free(a)
-    c = one.malloc(80 * MIB - 10 * MIB)
-    assert c.address == a.address
     one.free(c)
-    one.free(b)
-    d, e = one.malloc(20 * MIB), one.malloc(130 * MIB)
-    one.free(d)
-    assert one.malloc(30 * MIB).address > e.address
+    assert one.malloc(70 * MIB).address >= a.address + 180 * MIB  # there is memory for it, in no place of the first
+    assert (one.reserved, one.retries) == (160 * MIB, 1)
 
 
 def test_pools_and_streams_have_their_own_expandable_segments() -> None:
