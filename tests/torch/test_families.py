@@ -43,26 +43,58 @@ DECODERS: dict[str, tuple[str, ...]] = {
     "gemma": ("attention_bias",),
     "gemma2": ("attention_bias",),
     "gemma3_text": ("attention_bias",),
+    "glm4_moe": ("attention_bias", "use_qk_norm"),
     "gpt_oss": ("attention_bias",),
     "granite": ("attention_bias", "mlp_bias"),
+    "granitemoe": ("attention_bias",),
     "llama": ("attention_bias", "mlp_bias"),
     "mistral": (),
     "mixtral": (),
     "olmo": ("attention_bias",),
     "olmo2": ("attention_bias",),
     "olmo3": ("attention_bias",),
+    "olmoe": ("attention_bias",),
     "phi3": (),
     "qwen2": (),
+    "qwen2_moe": ("qkv_bias",),
     "qwen3": ("attention_bias",),
+    "qwen3_moe": ("attention_bias",),
     "seed_oss": ("attention_bias", "attention_out_bias", "mlp_bias"),
     "smollm3": ("attention_bias", "mlp_bias"),
     "stablelm": ("use_qkv_bias", "qk_layernorm", "use_parallel_residual"),
     "starcoder2": ("use_bias",),
 }
 """The relatives of Llama, and the flags that give them more tensors."""
-EXPERTS = {"gpt_oss": "num_local_experts", "mixtral": "num_local_experts"}
+EXPERTS = {
+    "glm4_moe": "n_routed_experts",
+    "gpt_oss": "num_local_experts",
+    "granitemoe": "num_local_experts",
+    "mixtral": "num_local_experts",
+    "olmoe": "num_experts",
+    "qwen2_moe": "num_experts",
+    "qwen3_moe": "num_local_experts",
+}
 """Those with experts, and what a config calls their number."""
-LAYER_TYPES = ("cohere2", "exaone4", "gemma2", "gemma3_text", "gpt_oss", "olmo3", "qwen2", "qwen3", "smollm3")
+INNER = {"moe_intermediate_size": st.integers(1, 60)}
+STEPS = {"decoder_sparse_step": st.integers(1, 3), "mlp_only_layers": st.none() | st.lists(st.integers(0, 9))}
+SPARSE: dict[str, dict[str, Any]] = {
+    "glm4_moe": {**INNER, "first_k_dense_replace": st.integers(0, 5), "n_shared_experts": st.integers(1, 3)},
+    "qwen2_moe": {**INNER, **STEPS, "shared_expert_intermediate_size": st.integers(1, 60)},
+    "qwen3_moe": {**INNER, **STEPS},
+}
+"""Their experts' own sizes, and which layers have any."""
+LAYER_TYPES = (
+    "cohere2",
+    "exaone4",
+    "gemma2",
+    "gemma3_text",
+    "gpt_oss",
+    "olmo3",
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "smollm3",
+)
 
 
 @st.composite
@@ -86,6 +118,7 @@ def decoder_configs(draw: st.DrawFn) -> dict[str, Any]:
     config |= {flag: draw(st.booleans()) for flag in DECODERS[family]}
     if family in EXPERTS:
         config |= {EXPERTS[family]: draw(st.integers(2, 6)), "num_experts_per_tok": draw(st.integers(1, 2))}
+        config |= {key: draw(numbers) for key, numbers in SPARSE.get(family, {}).items()}
     if family in LAYER_TYPES and draw(st.booleans()):
         types = st.sampled_from(["full_attention", "sliding_attention"])
         config |= {"layer_types": draw(st.lists(types, min_size=layers, max_size=layers)), "use_sliding_window": True}

@@ -123,6 +123,17 @@ class Keys:
             )
         return tuple(value)
 
+    def numbers(self, *names: str) -> tuple[int, ...]:
+        """A list of whole numbers from 0 up."""
+        value = self._find(names, None)
+        if not isinstance(value, list | tuple) or not all(type(v) is int and v >= 0 for v in value):
+            raise InputError(
+                f"is {value!r}, not a list of whole numbers",
+                where=f"{self.where}: {self._named(names)}",
+                hint="Write a list of numbers from 0 up.",
+            )
+        return tuple(value)
+
     def flags(self, *names: str) -> tuple[bool, ...]:
         """A list of ones and zeros."""
         value = self._find(names, None)
@@ -246,6 +257,7 @@ _READERS: dict[str, Callable[[Keys, str], Any]] = {
     "int": Keys.size,
     "str": lambda keys, name: keys.word(name, default=""),
     "tuple[bool, ...]": Keys.flags,
+    "tuple[int, ...]": Keys.numbers,
     "tuple[str, ...]": Keys.words,
 }
 """How a field of each type is read."""

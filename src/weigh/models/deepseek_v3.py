@@ -24,7 +24,7 @@ from weigh.models.common import (
     eager_attention,
 )
 from weigh.models.config import Count, Keys
-from weigh.models.experts import Experts
+from weigh.models.experts import Experts, GatedMLP
 from weigh.models.llama import DecoderConfig, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 
 MODEL_TYPES = ("deepseek_v3",)
@@ -56,6 +56,8 @@ class DeepseekV3Config(DecoderConfig):
     rope_interleave: bool = True
     attention_bias: bool = False
 
+    aliases: ClassVar[Mapping[str, str]] = {"num_local_experts": "n_routed_experts"}
+
     @property
     def qk_head_dim(self) -> int:
         """The width of a query, and of a key."""
@@ -81,24 +83,11 @@ class DeepseekV3Config(DecoderConfig):
         keys.divides("n_group", found["n_group"], "n_routed_experts", found["n_routed_experts"])
 
 
-class DeepseekV3MLP(nn.Module):
-    role = nn.MLP
-
-    def __init__(self, config: DeepseekV3Config, dtype: DType, intermediate_size: int | None = None) -> None:
-        super().__init__()
-        width, inner = config.hidden_size, intermediate_size or config.intermediate_size
-        self.gate_proj = nn.Linear(width, inner, dtype)
-        self.up_proj = nn.Linear(width, inner, dtype)
-        self.down_proj = nn.Linear(inner, width, dtype)
-        self.act_fn = nn.Activation(config.hidden_act)
-
-    def forward(self, x: Tensor) -> Tensor:
-        down_proj: Tensor = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
-        return down_proj
-
-
 class DeepseekV3TopkRouter(nn.Module):
-    def __init__(self, config: DeepseekV3Config, dtype: DType) -> None:
+    bias_dtype: ClassVar[DType | None] = None
+    """The correction bias's own dtype; None: the model's."""
+
+    def __init__(self, config: Any, dtype: DType) -> None:
         super().__init__()
         self.top_k = config.num_experts_per_tok
         self.num_experts = config.n_routed_experts
@@ -107,7 +96,7 @@ class DeepseekV3TopkRouter(nn.Module):
         self.num_group = config.n_group
         self.topk_group = config.topk_group
         self.norm_topk_prob = config.norm_topk_prob
-        self.e_score_correction_bias = nn.buffer((self.num_experts,), dtype)
+        self.e_score_correction_bias = nn.buffer((self.num_experts,), self.bias_dtype or dtype)
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         hidden_states = hidden_states.view(-1, self.hidden_dim)
@@ -132,13 +121,14 @@ class DeepseekV3TopkRouter(nn.Module):
 
 class DeepseekV3MoE(nn.Module):
     role = nn.MLP
+    router_class: ClassVar[type[DeepseekV3TopkRouter]] = DeepseekV3TopkRouter
 
-    def __init__(self, config: DeepseekV3Config, dtype: DType) -> None:
+    def __init__(self, config: Any, dtype: DType) -> None:
         super().__init__()
         experts, width, inner = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
         self.experts = Experts(experts, width, inner, config.hidden_act, dtype)
-        self.gate = DeepseekV3TopkRouter(config, dtype)
-        self.shared_experts = DeepseekV3MLP(config, dtype, inner * config.n_shared_experts)
+        self.gate = self.router_class(config, dtype)
+        self.shared_experts = GatedMLP(width, inner * config.n_shared_experts, config.hidden_act, dtype)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         residuals = hidden_states
@@ -240,8 +230,10 @@ class DeepseekV3DecoderLayer(LlamaDecoderLayer):
     def __init__(self, config: Any, dtype: DType, layer_idx: int) -> None:
         nn.Module.__init__(self)
         self.self_attn = self.attention_class(config, dtype, layer_idx)
-        sparse = layer_idx >= config.first_k_dense_replace
-        self.mlp = self.moe_class(config, dtype) if sparse else DeepseekV3MLP(config, dtype)
+        if layer_idx >= config.first_k_dense_replace:
+            self.mlp = self.moe_class(config, dtype)
+        else:
+            self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act, dtype)
         self.input_layernorm = self.norm_class(config.hidden_size, dtype)
         self.post_attention_layernorm = self.norm_class(config.hidden_size, dtype)
 

@@ -11,6 +11,24 @@ from weigh.ghost.state import state
 from weigh.ghost.tensor import Tensor
 
 
+class GatedMLP(nn.Module):
+    """`DeepseekV3MLP` and its copies: dense layers, and experts that every token passes through."""
+
+    role = nn.MLP
+
+    def __init__(self, hidden_size: int, intermediate_size: int, hidden_act: str, dtype: DType) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, dtype)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, dtype)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, dtype)
+        self.act_fn = nn.Activation(hidden_act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        down_proj: Tensor = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+        return down_proj
+
+
 class Experts(nn.Module):
     """`MixtralExperts` and its copies: every expert's gated MLP, in two tensors."""
 

@@ -40,6 +40,8 @@ class GptOssConfig(DecoderConfig):
     layer_types: tuple[str, ...] = DERIVED
     attention_bias: bool = True
 
+    aliases: ClassVar[Mapping[str, str]] = {"num_experts": "num_local_experts"}
+
     @classmethod
     def settle(cls, keys: Keys, found: dict[str, Any]) -> None:
         """The first layer has a window, the second none, and so on."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from weigh.dtypes import DType
 from weigh.ghost.tensor import Tensor
@@ -46,7 +46,7 @@ class GraniteDecoderLayer(LlamaDecoderLayer):
 
 
 class GraniteModel(LlamaModel):
-    layer_class = GraniteDecoderLayer
+    layer_class: ClassVar[type[Any]] = GraniteDecoderLayer
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Scaled."""

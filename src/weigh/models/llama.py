@@ -59,6 +59,8 @@ class DecoderConfig:
     """The rotary embeddings that the family models."""
     heads_divide_width: ClassVar[bool] = False
     """Upstream asks that the heads divide the hidden size, even where `head_dim` is given."""
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """Other names of keys (upstream's `attribute_map`)."""
 
     @property
     def attention_bias(self) -> bool:
@@ -88,7 +90,7 @@ class DecoderConfig:
     @classmethod
     def read(cls, config: Mapping[str, Any], where: str = "config") -> Self:
         """From a `config.json`. Raises `InputError` for values that cannot be."""
-        keys = Keys(config, where)
+        keys = Keys({cls.aliases.get(key, key): value for key, value in config.items()}, where)
         found = keys.fields(cls)
         cls.settle(keys, found)
         return keys.make(cls, found)

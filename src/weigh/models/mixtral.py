@@ -27,6 +27,8 @@ class MixtralConfig(DecoderConfig):
     num_experts_per_tok: int = 2
     num_local_experts: int = 8
 
+    aliases: ClassVar[Mapping[str, str]] = {"num_experts": "num_local_experts"}
+
     @classmethod
     def settle(cls, keys: Keys, found: dict[str, Any]) -> None:
         """No noise, no losses of the routers."""
