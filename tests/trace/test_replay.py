@@ -65,13 +65,7 @@ def figures(result: Replay) -> dict[str, int]:
     return {"allocated": result.allocated, "reserved": result.reserved}
 
 
-GPT2_SCORES = "gpt2v-drop-t-b4s1024-ac-eager-drop"
-KNOWN = pytest.mark.xfail(
-    strict=False, reason="GPT-2's eager attention drops the scores before it casts the softmax: models/gpt2.py"
-)
-
-
-@pytest.mark.parametrize("row", [pytest.param(i, marks=KNOWN if i == GPT2_SCORES else ()) for i in FIGURES])
+@pytest.mark.parametrize("row", list(FIGURES))
 def test_it_reserves_what_the_other_replay_reserves(row: str) -> None:
     trace = constructed(ghost(ROWS[row]), ROWS[row]["config"])
     for mode, settings in MODES.items():

@@ -87,7 +87,8 @@ def eager_attention(
     attn_weights = query.matmul(key.transpose(-1, -2)) * 0.125
     if mask is not None:
         attn_weights = attn_weights + mask
-    attn_weights = ops.softmax(attn_weights).to(value.dtype)
+    attn_weights = ops.softmax(attn_weights)
+    attn_weights = attn_weights.to(value.dtype)  # a statement of its own: the scores live until the cast is done
     attn_weights = ops.dropout(attn_weights, dropout, True)
     attn_output = attn_weights.matmul(value)
     attn_output = attn_output.transpose(1, 2)
