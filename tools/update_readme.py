@@ -20,7 +20,7 @@ README = ROOT / "README.md"
 
 def run(command: str, folder: str) -> str:
     """What a command prints."""
-    words = command.replace("weigh", f"{sys.executable} -m weigh.cli", 1)
+    words = command.replace("weigh", f"{sys.executable} -m weigh", 1)
     done = subprocess.run(["bash", "-c", words], cwd=folder, capture_output=True, text=True, check=False)
     if done.stderr:
         raise SystemExit(f"{command}: {done.stderr}")

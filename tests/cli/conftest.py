@@ -16,7 +16,7 @@ def weigh() -> Run:
 
     def run(*words: object, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "weigh.cli", *map(str, words)],
+            [sys.executable, "-m", "weigh", *map(str, words)],
             input=stdin,
             env={**os.environ, **environment},
             capture_output=True,

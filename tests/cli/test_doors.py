@@ -86,7 +86,7 @@ def test_a_picture(weigh, tmp_path: Path) -> None:  # type: ignore[no-untyped-de
 
 
 def test_a_reader_that_has_seen_enough() -> None:
-    command = f"{sys.executable} -m weigh.cli params llama-3.1-405b --by tensor | head -n 1"
+    command = f"{sys.executable} -m weigh params llama-3.1-405b --by tensor | head -n 1"
     run = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
     assert run.returncode == 0
     assert run.stderr == ""
@@ -97,7 +97,7 @@ def on_a_terminal(*words: str, **environment: str) -> str:
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
     env = {k: v for k, v in os.environ.items() if k != "NO_COLOR"} | {"TERM": "xterm-256color", **environment}
-    process = subprocess.Popen([sys.executable, "-m", "weigh.cli", *words], stdout=theirs, env=env)
+    process = subprocess.Popen([sys.executable, "-m", "weigh", *words], stdout=theirs, env=env)
     os.close(theirs)
     chunks = []
     try:

@@ -20,7 +20,7 @@ _CONTEXT = ("n_positions", "n_ctx", "max_position_embeddings")
 
 CUDA = (
     Assumption(
-        "eager PyTorch 2.13 and transformers 5.23 on compute capability 9.0",
+        "eager PyTorch 2.13 and transformers 5.23 on compute capability 8.0 or later",
         "their sources decide what is allocated, saved and freed, and which attention kernel runs",
         "other versions and older devices choose other kernels; compiled code allocates less",
     ),
@@ -31,8 +31,8 @@ CUDA = (
     ),
     Assumption(
         "scratch memory inside of kernels is not counted",
-        "no source states it for every kernel: the fp32 accumulator of flash attention's backward, sorting in the "
-        "embedding's, split matrix products",
+        "no source states it for every kernel: sorting in the embedding's backward, partial sums of norms, split matrix "
+        "products; the workspace of flash attention's backward is counted",
         "a real peak can be higher by what one kernel takes while it runs",
     ),
 )

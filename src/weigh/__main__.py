@@ -1,4 +1,4 @@
-"""`python -m weigh.cli` is `weigh`."""
+"""`python -m weigh` is `weigh`."""
 
 import sys
 
