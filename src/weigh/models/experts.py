@@ -1,4 +1,7 @@
-"""Experts run group by group: `transformers/integrations/moe.py` (5.23), of which CUDA takes `grouped_mm`.
+"""Experts: `transformers/integrations/moe.py` (5.23), which runs them group by group, or each pair on its own.
+
+Groups (`grouped_mm`) are upstream's default; `generate` decodes by pairs (`batched_mm`), each with its own copy of an
+expert's weights.
 
 Shapes: S pairs of a token and an expert that it chose, E experts, D hidden size, F the experts' inner size.
 """
@@ -9,6 +12,8 @@ from weigh.dtypes import FLOAT32, INT32, DType
 from weigh.ghost import nn, ops
 from weigh.ghost.state import state
 from weigh.ghost.tensor import Tensor
+
+BATCHED = "batched_mm"
 
 
 class GatedMLP(nn.Module):
@@ -50,7 +55,12 @@ class Experts(nn.Module):
         return self.act_fn(gate) * up  # type: ignore[no-any-return]
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """`grouped_mm_experts_forward`: (tokens, D), the experts of each token and their weights, to (tokens, D)."""
+        """(tokens, D), the experts of each token and their weights, to (tokens, D)."""
+        experts_forward = self.batched_mm if state.overrides.get("experts") == BATCHED else self.grouped_mm
+        return experts_forward(hidden_states, top_k_index, top_k_weights)
+
+    def grouped_mm(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """`grouped_mm_experts_forward`."""
         num_top_k = top_k_index.shape[-1]
         num_tokens, hidden_dim = hidden_states.shape
         sample_weights = top_k_weights.reshape(-1)
@@ -79,6 +89,36 @@ class Experts(nn.Module):
         weighted_out = ops.index_rows(weighted_out, inv_perm)
         final_hidden_states = ops.sum(weighted_out.view(num_tokens, num_top_k, hidden_dim), (1,))
         return final_hidden_states.to(hidden_states.dtype)
+
+    def batched_mm(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """`batched_mm_experts_forward`."""
+        num_top_k = top_k_index.shape[-1]
+        num_tokens, hidden_dim = hidden_states.shape
+        assert isinstance(num_top_k, int)
+        selected_hidden_states = ops.repeat_interleave(hidden_states, num_top_k)
+        sample_weights = top_k_weights.reshape(-1)
+        expert_ids = top_k_index.reshape(-1)
+        selected_weights = ops.index_rows(self.gate_up_proj, expert_ids)
+        selected_biases = None
+        if self.gate_up_proj_bias is not None:
+            selected_biases = ops.index_rows(self.gate_up_proj_bias, expert_ids)
+        proj_out = _batched_linear(selected_hidden_states, selected_weights, selected_biases, self.is_transposed)
+        proj_out = self.apply_gate(proj_out)
+        selected_weights = ops.index_rows(self.down_proj, expert_ids)
+        if self.down_proj_bias is not None:
+            selected_biases = ops.index_rows(self.down_proj_bias, expert_ids)
+        proj_out = _batched_linear(proj_out, selected_weights, selected_biases, self.is_transposed)
+        weighted_out = proj_out * sample_weights.unsqueeze(-1)
+        final_hidden_states = ops.sum(weighted_out.view(num_tokens, num_top_k, hidden_dim), (1,))
+        return final_hidden_states.to(hidden_states.dtype)
+
+
+def _batched_linear(input: Tensor, weight: Tensor, bias: Tensor | None, is_transposed: bool) -> Tensor:
+    if is_transposed:
+        out = ops.bmm(input.unsqueeze(1), weight).squeeze(1)
+    else:
+        out = ops.bmm(weight, input.unsqueeze(-1)).squeeze(-1)
+    return out if bias is None else ops.add_(out, bias)
 
 
 def _grouped_linear(input: Tensor, weight: Tensor, offs: Tensor, bias: Tensor | None, is_transposed: bool) -> Tensor:

@@ -20,10 +20,11 @@ from weigh.ghost import ops
 from weigh.ghost.ledger import Ledger, NotSteady
 from weigh.ghost.nn import Parameter
 from weigh.ghost.repeat import unrolled
-from weigh.ghost.state import no_grad, recording
+from weigh.ghost.state import no_grad, recording, state
 from weigh.ghost.tensor import Tensor
 from weigh.kernels import kernels
 from weigh.models.common import Cache, CausalModel, CausalOutput, StaticCache
+from weigh.models.experts import BATCHED
 from weigh.trace.events import DECODE, KV_CACHE, PREFILL, Trace
 
 CACHES = ("dynamic", "static")
@@ -219,6 +220,8 @@ def _greedy(model: CausalModel, recipe: Generation, ledger: Ledger, input_ids: T
     unfinished = ops.ones((inputs.input_ids.shape[0],), INT64)
     cache = _new_cache(recipe)
     outputs = inputs.call(model, cache, recipe.logits_to_keep)
+    if recipe.device != "cpu":
+        state.overrides["experts"] = BATCHED  # `_optimize_model_for_decode`
     for number in chain([-1], _steps(cache, recipe.prompt, recipe.new_tokens - 1)):
         if number >= 0:
             ledger.mark(DECODE, number)

@@ -1,0 +1,68 @@
+"""Mixtures of experts: how they run while a model generates, and what their configs may say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from weigh import models
+from weigh.dtypes import BFLOAT16
+from weigh.errors import InputError, NotModelledError
+from weigh.ghost.state import recording
+from weigh.recipes.generation import Generation, run
+from weigh.trace.events import DECODE, PREFILL
+
+MIXTRAL: dict[str, Any] = {
+    "model_type": "mixtral",
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_local_experts": 6,
+}
+
+
+def copies(device: str, **settings: Any) -> set[tuple[str, Any]]:
+    """The phases in which the experts' weights are copied, and the copies' shapes."""
+    trace = run(MIXTRAL, Generation(batch=3, prompt=7, new_tokens=4, device=device, **settings)).trace
+    return {(a.phase, a.shape) for a in trace.allocations if a.op == "aten::index" and len(a.shape) == 3}
+
+
+def test_decoding_copies_the_weights_of_the_chosen_experts() -> None:
+    pairs = 3 * 2
+    assert copies("cuda") == {(DECODE, (pairs, 2 * 48, 32)), (DECODE, (pairs, 32, 48))}
+
+
+def test_beams_and_the_cpu_decode_group_by_group() -> None:
+    assert copies("cpu") == set()
+    assert copies("cuda", beams=2) == set()
+
+
+def test_every_token_chooses_in_the_prefill_too() -> None:
+    trace = run(MIXTRAL, Generation(batch=3, prompt=7, new_tokens=2)).trace
+    sorts = {(a.phase, a.shape) for a in trace.allocations if a.op == "aten::sort"}
+    assert sorts == {(PREFILL, (3 * 7 * 2,))}
+
+
+def build(config: dict[str, Any]) -> list[Any]:
+    with recording():
+        return [p.tensor.shape for p in models.build(config, BFLOAT16).parameters()]
+
+
+def test_the_number_of_experts_has_two_names() -> None:
+    other = {k: v for k, v in MIXTRAL.items() if k != "num_local_experts"} | {"num_experts": 6}
+    assert build(other) == build(MIXTRAL)
+
+
+@pytest.mark.parametrize(("key", "value"), [("output_router_logits", True), ("router_jitter_noise", 0.1)])
+def test_what_is_not_modelled_is_refused(key: str, value: Any) -> None:
+    with pytest.raises(NotModelledError, match=key):
+        build(MIXTRAL | {key: value})
+
+
+def test_latent_attention_has_a_key_for_every_head() -> None:
+    with pytest.raises(InputError, match="num_key_value_heads"):
+        build({"model_type": "deepseek_v3", "num_attention_heads": 8, "num_key_value_heads": 4})
