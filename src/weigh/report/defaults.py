@@ -31,8 +31,8 @@ CUDA = (
     ),
     Assumption(
         "scratch memory inside of kernels is not counted",
-        "no source states it for every kernel: sorting in the embedding's backward, partial sums of norms, split matrix "
-        "products; the workspace of flash attention's backward is counted",
+        "no source states it for every kernel: sorting in the embedding's backward, partial sums of norms, split "
+        "matrix products; the workspace of flash attention's backward is counted",
         "a real peak can be higher by what one kernel takes while it runs",
     ),
 )
