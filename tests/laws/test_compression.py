@@ -55,6 +55,31 @@ def llama(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
+def deepseek_v3(draw: st.DrawFn) -> dict[str, Any]:
+    """Some dense layers, then layers with experts."""
+    return {
+        "model_type": "deepseek_v3",
+        "num_hidden_layers": draw(st.integers(1, 9)),
+        "first_k_dense_replace": draw(st.integers(0, 4)),
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "moe_intermediate_size": 8,
+        "n_routed_experts": 4,
+        "n_group": 2,
+        "topk_group": 1,
+        "num_experts_per_tok": 2,
+        "kv_lora_rank": 8,
+        "q_lora_rank": draw(st.sampled_from([None, 8])),
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+        "vocab_size": 90,
+    }
+
+
+@st.composite
 def recipes(draw: st.DrawFn) -> Training:
     mixed = draw(st.sampled_from([None, BFLOAT16, FLOAT16]))
     optimizer = draw(st.sampled_from(["adamw", "adam", "sgd", None]))
@@ -104,7 +129,7 @@ def facts(call: Call) -> tuple[Any, ...]:
 
 
 @quick
-@given(config=gpt2() | llama(), recipe=recipes())
+@given(config=gpt2() | llama() | deepseek_v3(), recipe=recipes())
 def test_a_compressed_run_is_the_unrolled_run(config: dict[str, Any], recipe: Training) -> None:
     short, long = run(config, recipe).trace, run(config, recipe, unroll=True).trace
     for rounded in (False, True):

@@ -156,10 +156,12 @@ class Stack(Module):
     Iterate to run them in turn.
     """
 
-    def __init__(self, path: str, length: int, build: Callable[[int], Module], period: int = 1) -> None:
+    def __init__(
+        self, path: str, length: int, build: Callable[[int], Module], period: int = 1, lead: int = 0
+    ) -> None:
         super().__init__()
         self.length = length
-        plan = Plan(path, length, period)
+        plan = Plan(path, length, period, lead)
         self.indices, self.units = plan.indices, plan.units
         self.blocks: list[Module] = []
         for index, unit, count in zip(plan.indices, plan.units, plan.counts, strict=True):

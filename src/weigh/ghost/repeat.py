@@ -38,8 +38,8 @@ class Plan:
 
     __slots__ = ("counts", "indices", "units")
 
-    def __init__(self, path: str, length: int, period: int) -> None:
-        groups, rest = divmod(length, period)
+    def __init__(self, path: str, length: int, period: int, lead: int = 0) -> None:
+        groups, rest = divmod(length - lead, period)
         self.indices = list(range(length))
         self.units: list[int | None] = [None] * length
         self.counts = [1] * length
@@ -49,10 +49,10 @@ class Plan:
         first = 3 * len(ledger.repeats)
         extra = groups - 3
         ledger.repeats.append(Repeat(path, first, first + 1, first + 2, period, extra))
-        last = (groups - 1) * period
-        self.indices = [*range(2 * period), *range(last, length)]
-        self.units = [first + group for group in range(3) for _ in range(period)] + [None] * rest
-        self.counts = [1] * period + [1 + extra] * period + [1] * (period + rest)
+        last = lead + (groups - 1) * period
+        self.indices = [*range(lead + 2 * period), *range(last, length)]
+        self.units = [None] * lead + [first + group for group in range(3) for _ in range(period)] + [None] * rest
+        self.counts = [1] * (lead + period) + [1 + extra] * period + [1] * (period + rest)
 
 
 def blocks_in_turn(modules: list[Module], units: list[int | None]) -> Iterator[Module]:

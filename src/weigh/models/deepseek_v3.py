@@ -7,7 +7,7 @@ correction bias in fp32, and the layers that predict further tokens, which upstr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -64,9 +64,9 @@ class DeepseekV3Config(DecoderConfig):
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
     @property
-    def layer_pattern(self) -> Sequence[object]:
-        """Dense, then not."""
-        return [i >= self.first_k_dense_replace for i in range(self.num_hidden_layers)]
+    def leading_layers(self) -> int:
+        """The dense ones."""
+        return self.first_k_dense_replace
 
     @classmethod
     def settle(cls, keys: Keys, found: dict[str, Any]) -> None:

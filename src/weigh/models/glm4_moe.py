@@ -6,7 +6,7 @@ further tokens, which upstream does not build.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -46,9 +46,9 @@ class Glm4MoeConfig(DecoderConfig):
     aliases: ClassVar[Mapping[str, str]] = {"num_local_experts": "n_routed_experts"}
 
     @property
-    def layer_pattern(self) -> Sequence[object]:
-        """Dense, then not."""
-        return [i >= self.first_k_dense_replace for i in range(self.num_hidden_layers)]
+    def leading_layers(self) -> int:
+        """The dense ones."""
+        return self.first_k_dense_replace
 
     @classmethod
     def settle(cls, keys: Keys, found: dict[str, Any]) -> None:

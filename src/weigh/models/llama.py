@@ -87,6 +87,11 @@ class DecoderConfig:
         """What makes a layer differ from its neighbours."""
         return self.layer_types
 
+    @property
+    def leading_layers(self) -> int:
+        """How many layers stand before the pattern begins."""
+        return 0
+
     @classmethod
     def read(cls, config: Mapping[str, Any], where: str = "config") -> Self:
         """From a `config.json`. Raises `InputError` for values that cannot be."""
@@ -241,11 +246,13 @@ class LlamaModel(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = self.embedding_class(config.vocab_size, config.hidden_size, dtype)
+        lead = min(config.leading_layers, config.num_hidden_layers - 1)
         self.layers = nn.Stack(
             "model.layers",
             config.num_hidden_layers,
             lambda layer_idx: self.layer_class(config, dtype, layer_idx),
-            period_of(config.layer_pattern),
+            period_of(config.layer_pattern[lead:]),
+            lead,
         )
         self.norm = self.norm_class(config.hidden_size, dtype)
         self.rotary_emb = self.rotary(config)
