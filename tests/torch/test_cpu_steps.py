@@ -30,6 +30,11 @@ LLAMA = {
     "tie_word_embeddings": False,
 }
 
+RECURRENT = {"vocab_size": 131, "hidden_size": 48, "num_hidden_layers": 2, "state_size": 8}
+MAMBA = {"model_type": "mamba"} | RECURRENT
+MAMBA2 = {"model_type": "mamba2", "num_heads": 12, "head_dim": 8, "n_groups": 2, "chunk_size": 16} | RECURRENT
+FALCON_MAMBA = {"model_type": "falcon_mamba"} | RECURRENT
+
 # Activations outweigh the weights many times over, so that the peaks are theirs.
 STEPS: dict[str, dict[str, Any]] = {
     "gpt2, dropout": {"config": GPT2, "batch": 4, "sequence": 128, "dtype": "fp32", "attention": "sdpa"},
@@ -47,6 +52,14 @@ STEPS: dict[str, dict[str, Any]] = {
                              "checkpointing": "full"},
     "llama, reentrant checkpointing": {"config": LLAMA, "batch": 4, "sequence": 128, "dtype": "bf16",
                                        "attention": "sdpa", "checkpointing": "reentrant"},
+    "mamba": {"config": MAMBA, "batch": 3, "sequence": 40, "dtype": "bf16", "attention": "eager"},
+    "mamba, autocast": {"config": MAMBA, "batch": 2, "sequence": 40, "dtype": "fp32", "attention": "eager",
+                        "autocast": "bf16"},
+    "mamba 2": {"config": MAMBA2, "batch": 3, "sequence": 40, "dtype": "bf16", "attention": "eager"},
+    "mamba 2, whole chunks": {"config": MAMBA2, "batch": 2, "sequence": 48, "dtype": "fp32", "attention": "eager",
+                              "autocast": "bf16"},
+    "falcon mamba": {"config": FALCON_MAMBA, "batch": 3, "sequence": 40, "dtype": "bf16", "attention": "eager",
+                     "checkpointing": "full"},
 }  # fmt: skip
 
 
@@ -98,7 +111,7 @@ def test_a_step_on_the_cpu(name: str, how: str, counted: dict[tuple[str, str], d
 
 TIED = {**LLAMA, "vocab_size": 9000, "tie_word_embeddings": True}
 PLAIN = {
-    **{name: STEPS[name] for name in ("gpt2", "gpt2, eager", "llama", "llama, eager")},
+    **{name: STEPS[name] for name in ("gpt2", "gpt2, eager", "llama", "llama, eager", "mamba", "mamba 2")},
     "llama, tied": {"config": TIED, "batch": 1, "sequence": 8, "dtype": "fp32", "attention": "sdpa"},
 }
 NUMBER = 8

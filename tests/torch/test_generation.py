@@ -33,15 +33,20 @@ DRAFT = LLAMA | {"num_hidden_layers": 2, "hidden_size": 128}
 WIDE = {"vocab_size": 3000, "hidden_size": 128, "num_hidden_layers": 5, "num_attention_heads": 4}
 NARROW = {"vocab_size": 3000, "n_embd": 128, "n_layer": 5, "n_head": 4, "n_positions": 1024}
 NEW_FALCON = {"model_type": "falcon", "num_kv_heads": 2, "new_decoder_architecture": True} | WIDE
+RECURRENT = {"vocab_size": 3000, "hidden_size": 96, "num_hidden_layers": 5, "state_size": 16}
+MAMBA2 = {"model_type": "mamba2", "num_heads": 12, "head_dim": 16, "n_groups": 2, "chunk_size": 32} | RECURRENT
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "bloom": ("eager", {"model_type": "bloom", "vocab_size": 3000, "hidden_size": 128, "n_layer": 5, "n_head": 4}),
     "codegen": ("eager", {"model_type": "codegen", "rotary_dim": 16} | NARROW),
     "falcon": ("sdpa", {"model_type": "falcon"} | WIDE),
     "falcon-alibi": ("sdpa", {"model_type": "falcon", "alibi": True, "multi_query": False} | WIDE),
     "falcon-new": ("sdpa", NEW_FALCON),
+    "falcon_mamba": ("eager", {"model_type": "falcon_mamba"} | RECURRENT),
     "gpt_bigcode": ("sdpa", {"model_type": "gpt_bigcode"} | NARROW),
     "gpt_neox": ("sdpa", {"model_type": "gpt_neox", "intermediate_size": 256} | WIDE),
     "gptj": ("eager", {"model_type": "gptj", "rotary_dim": 16} | NARROW),
+    "mamba": ("eager", {"model_type": "mamba"} | RECURRENT),
+    "mamba2": ("eager", MAMBA2),
     "opt": ("sdpa", {"model_type": "opt", "ffn_dim": 256} | WIDE),
     "phi": ("sdpa", {"model_type": "phi", "intermediate_size": 256, "num_key_value_heads": 2} | WIDE),
 }
@@ -82,6 +87,13 @@ CASES = {
         job(WINDOWS, 2, 300, 6, "bf16", options={"cache_implementation": "static", "disable_compile": True}),
         {"cache": "static"},
         PAD_TOKEN,
+    ),
+    "states-short": (job(MAMBA2, 2, 2, 6, "bf16", attention="eager"), {"attention": "eager"}, PAD_TOKEN),
+    "states-filled": (job(MAMBA2, 1, 60, 12, "fp32", attention="eager"), {"attention": "eager"}, PAD_TOKEN),
+    "states-beams": (
+        job(MAMBA2, 2, 60, 6, "bf16", attention="eager", options={"num_beams": 4}),
+        {"attention": "eager", "beams": 4},
+        BEAM_TENSORS,
     ),
     "assisted": (
         job(LLAMA, 1, 300, 12, "bf16", assistant=DRAFT, draft_tokens=5),

@@ -17,10 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from weigh.dims import Size
+from weigh.dims import Size, bounds
 from weigh.dtypes import FLOAT32, DType
 from weigh.ghost import nn, ops
-from weigh.ghost.tensor import ShapeError, Tensor
+from weigh.ghost.tensor import Tensor
 from weigh.models.common import Cache, CausalModel, CausalOutput, causal_lm_loss, slice_logits_to_keep
 from weigh.models.config import DERIVED, Keys
 from weigh.models.recurrent import (
@@ -135,10 +135,12 @@ def mamba_selective_scan(
 
 
 def _tokens(length: Size) -> int:
-    """How often the loop runs: a number, not many at once."""
-    if not isinstance(length, int):
-        raise ShapeError("a scan over the length needs one length", hint="predict the lengths one by one")
-    return length
+    """How often the loop runs. Lengths that are many numbers are halved by questions until each run has one."""
+    low, high = bounds(length)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if length <= middle else (middle + 1, high)
+    return low
 
 
 class MambaMixer(nn.Module):
@@ -279,6 +281,7 @@ class MambaModel(nn.Module):
 
 class MambaForCausalLM(CausalModel):
     model_class: ClassVar[type[MambaModel]] = MambaModel
+    takes_positions = False
 
     def __init__(self, config: Any, dtype: DType) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ summed in place, and only so are buffers seen that kernels use inside.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Iterator
@@ -82,6 +83,7 @@ def metered(job: dict[str, Any]) -> dict[str, int]:
 
 def profiled(job: dict[str, Any]) -> dict[str, int]:
     """One pass forward and one backward; the peaks, from the profiler's record of the allocator."""
+    gc.collect()  # what an earlier job left in cycles would die inside
     with profiler() as watched:
         model = build(job)
         ids = torch.randint(0, 10, (job["batch"], job["sequence"]))
