@@ -156,9 +156,7 @@ class Stack(Module):
     Iterate to run them in turn.
     """
 
-    def __init__(
-        self, path: str, length: int, build: Callable[[int], Module], period: int = 1, lead: int = 0
-    ) -> None:
+    def __init__(self, path: str, length: int, build: Callable[[int], Module], period: int = 1, lead: int = 0) -> None:
         super().__init__()
         self.length = length
         plan = Plan(path, length, period, lead)
