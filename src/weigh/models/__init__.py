@@ -82,3 +82,9 @@ def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> Cau
     model: CausalModel = import_module(FAMILIES[model_type]).build(config, dtype, where)
     name_modules(model)
     return model
+
+
+def default_attention(config: Mapping[str, Any]) -> str:
+    """The attention that transformers runs where nobody chooses: "sdpa", or "eager" where the family cannot."""
+    family = FAMILIES.get(str(config.get("model_type")))
+    return "sdpa" if family is None else getattr(import_module(family), "DEFAULT_ATTENTION", "sdpa")

@@ -20,6 +20,9 @@ from weigh.models.config import DERIVED, Keys
 from weigh.models.gemma import GemmaConfig, GemmaDecoderLayer, GemmaModel, GemmaRMSNorm
 from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaForCausalLM
 
+DEFAULT_ATTENTION = "eager"
+"""Upstream says `_supports_sdpa = False`."""
+
 MODEL_TYPES = ("gemma2",)
 
 

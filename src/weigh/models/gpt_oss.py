@@ -20,6 +20,9 @@ from weigh.models.experts import Experts
 from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 from weigh.models.olmo2 import Olmo2RMSNorm
 
+DEFAULT_ATTENTION = "eager"
+"""Upstream says `_supports_sdpa = False`."""
+
 MODEL_TYPES = ("gpt_oss",)
 
 

@@ -96,6 +96,15 @@ class GraniteMoeDecoderLayer(LlamaDecoderLayer):
 class GraniteMoeModel(GraniteModel):
     layer_class = GraniteMoeDecoderLayer
 
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Not scaled yet."""
+        return self.embed_tokens(input_ids)  # type: ignore[no-any-return]
+
+    def enter(self, inputs_embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled, under the same name: here after the masks are made, in Granite before."""
+        inputs_embeds = inputs_embeds * 12.0
+        return inputs_embeds, inputs_embeds
+
 
 class GraniteMoeForCausalLM(GraniteForCausalLM):
     model_class = GraniteMoeModel

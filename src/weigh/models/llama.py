@@ -265,9 +265,9 @@ class LlamaModel(nn.Module):
         """Token ids to `inputs_embeds`."""
         return self.embed_tokens(input_ids)  # type: ignore[no-any-return]
 
-    def enter(self, inputs_embeds: Tensor) -> Tensor:
-        """`inputs_embeds`, which live until the last layer is done, to the first `hidden_states`."""
-        return inputs_embeds
+    def enter(self, inputs_embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """What upstream calls `inputs_embeds` from here on, alive until the end, and the first `hidden_states`."""
+        return inputs_embeds, inputs_embeds
 
     def mask_types(self) -> Iterable[str]:
         """The types of layers for which upstream makes a mask."""
@@ -308,7 +308,7 @@ class LlamaModel(nn.Module):
         if positions is None:
             positions = position_ids(input_ids.shape[1], cache)
         causal_mask_mapping = self.causal_mask_mapping(inputs_embeds, cache, positions, attention_mask)
-        hidden_states = self.enter(inputs_embeds)
+        inputs_embeds, hidden_states = self.enter(inputs_embeds)
         position_embeddings = self.position_embeddings(hidden_states, positions)
         for layer_idx, decoder_layer in zip(self.layers.indices, self.layers, strict=True):
             layer_type = self.config.layer_types[layer_idx]

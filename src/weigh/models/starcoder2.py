@@ -85,9 +85,9 @@ class Starcoder2Model(LlamaModel):
         super().__init__(config, dtype)
         self.embedding_dropout = config.embedding_dropout
 
-    def enter(self, inputs_embeds: Tensor) -> Tensor:
+    def enter(self, inputs_embeds: Tensor) -> tuple[Tensor, Tensor]:
         """Dropout."""
-        return ops.dropout(inputs_embeds, self.embedding_dropout, self.training)
+        return inputs_embeds, ops.dropout(inputs_embeds, self.embedding_dropout, self.training)
 
 
 class Starcoder2ForCausalLM(LlamaForCausalLM):

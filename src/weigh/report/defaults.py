@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from weigh import dtypes
 from weigh.errors import InputError, UnknownNameError
+from weigh.models import default_attention
 from weigh.recipes.generation import Generation
 from weigh.report.assumption import Assumption
 
@@ -90,6 +91,15 @@ def complete(source: Source, words: Mapping[str, Any], length: str) -> tuple[dic
     if "dtype" not in found:
         found["dtype"], taken = own_dtype(source)
         assumptions += taken
+    if "attention" not in found and default_attention(source.config) == "eager":
+        found["attention"] = "eager"
+        assumptions.append(
+            Assumption(
+                "eager attention",
+                "the family runs no scaled_dot_product_attention in transformers, which then takes its eager one",
+                "scores of every head exist as whole matrices",
+            )
+        )
     if length not in found:
         generated = _generated(found) if length == "prompt" else 0
         found[length] = max(1, min(SEQUENCE, (_context(source) or SEQUENCE + generated) - generated))
