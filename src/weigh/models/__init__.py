@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from weigh.dtypes import DType
-from weigh.errors import InputError, UnknownNameError
+from weigh.errors import InputError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from weigh.models.common import CausalModel
@@ -62,6 +62,9 @@ FAMILIES = {
 }
 """`model_type` -> the module that describes it."""
 
+EAGER_ONLY = frozenset({"bloom", "codegen", "falcon_mamba", "gemma2", "gpt_oss", "gptj", "mamba", "mamba2"})
+"""Families whose upstream class leaves `_supports_sdpa` false: they run eagerly, and refuse to be asked for more."""
+
 
 def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> CausalModel:
     """The ghost model of a config, every parameter in `dtype`, with its parts named.
@@ -85,6 +88,19 @@ def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> Cau
 
 
 def default_attention(config: Mapping[str, Any]) -> str:
-    """The attention that transformers runs where nobody chooses: "sdpa", or "eager" where the family cannot."""
-    family = FAMILIES.get(str(config.get("model_type")))
-    return "sdpa" if family is None else getattr(import_module(family), "DEFAULT_ATTENTION", "sdpa")
+    """The attention that transformers runs where nobody chooses: "sdpa", or "eager" where the family has no other."""
+    return "eager" if str(config.get("model_type")) in EAGER_ONLY else "sdpa"
+
+
+def check_attention(config: Mapping[str, Any], attention: str) -> None:
+    """Refuse an attention that the family does not have, as transformers does.
+
+    Raises:
+        UsageError: the family runs eagerly only.
+    """
+    if attention != "eager" and default_attention(config) == "eager":
+        raise UsageError(
+            f"{config['model_type']} has no {attention} attention",
+            where="attention",
+            hint="Leave it out, or take eager.",
+        )

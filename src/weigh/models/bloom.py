@@ -2,7 +2,7 @@
 
 Shapes: B batch, T length, D hidden size, N heads, H head width, V vocabulary.
 
-It has one attention, its own, whatever implementation the run asks for (upstream refuses to load it with another).
+It has one attention, its own, called eager; upstream refuses to load it with another.
 """
 
 from __future__ import annotations

@@ -20,9 +20,6 @@ from weigh.models.config import DERIVED, Keys
 from weigh.models.gemma import GemmaConfig, GemmaDecoderLayer, GemmaModel, GemmaRMSNorm
 from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaForCausalLM
 
-DEFAULT_ATTENTION = "eager"
-"""Upstream says `_supports_sdpa = False`."""
-
 MODEL_TYPES = ("gemma2",)
 
 
@@ -134,7 +131,6 @@ class Gemma2Model(GemmaModel):
 
 class Gemma2ForCausalLM(LlamaForCausalLM):
     model_class = Gemma2Model
-    supports_sdpa = False
 
     def __init__(self, config: Gemma2Config, dtype: DType) -> None:
         super().__init__(config, dtype)

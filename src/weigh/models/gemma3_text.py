@@ -92,7 +92,6 @@ class Gemma3TextModel(Gemma2Model):
 
 class Gemma3ForCausalLM(Gemma2ForCausalLM):
     model_class = Gemma3TextModel
-    supports_sdpa = True
 
 
 def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> CausalModel:

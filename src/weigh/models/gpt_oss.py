@@ -20,9 +20,6 @@ from weigh.models.experts import Experts
 from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 from weigh.models.olmo2 import Olmo2RMSNorm
 
-DEFAULT_ATTENTION = "eager"
-"""Upstream says `_supports_sdpa = False`."""
-
 MODEL_TYPES = ("gpt_oss",)
 
 
@@ -202,7 +199,6 @@ class GptOssModel(LlamaModel):
 
 class GptOssForCausalLM(LlamaForCausalLM):
     model_class = GptOssModel
-    supports_sdpa = False
 
 
 def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> CausalModel:

@@ -2,7 +2,7 @@
 
 Shapes: B batch, T length, D hidden size, N heads, H head width, R rotated width, V vocabulary.
 
-It has one attention besides FlashAttention's, its own, whatever implementation the run asks for.
+It has one attention besides FlashAttention's, its own, called eager; upstream refuses sdpa.
 """
 
 from __future__ import annotations

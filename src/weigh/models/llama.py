@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from weigh.dtypes import DType
-from weigh.errors import NotModelledError, UsageError
+from weigh.errors import NotModelledError
 from weigh.ghost import nn
-from weigh.ghost.state import state
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import (
     FULL,
@@ -322,7 +321,6 @@ class LlamaModel(nn.Module):
 
 class LlamaForCausalLM(CausalModel):
     model_class: ClassVar[type[LlamaModel]] = LlamaModel
-    supports_sdpa: ClassVar[bool] = True
 
     def __init__(self, config: DecoderConfig, dtype: DType) -> None:
         super().__init__()
@@ -349,8 +347,6 @@ class LlamaForCausalLM(CausalModel):
         attention_mask: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> CausalOutput:
-        if not self.supports_sdpa and state.attention != "eager":
-            raise UsageError(f"{type(self).__name__} has no {state.attention} attention", hint="Use eager attention.")
         hidden_states = self.model(input_ids, cache, attention_mask, positions)
         hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
         logits = self.scale_logits(self.lm_head(hidden_states))

@@ -43,7 +43,7 @@ class Generation:
     dtype: DType = BFLOAT16
     """Of all parameters, and so of the cache."""
     attention: str = "sdpa"
-    """transformers' attention implementation: "sdpa" or "eager"."""
+    """transformers' attention implementation: "sdpa", or "eager", the only one of some families."""
     attention_kernel: str | None = None
     """Forces the kernel behind sdpa: "flash", "efficient", "cudnn" or "math"."""
     cache: str = "dynamic"
@@ -115,6 +115,9 @@ def _check(recipe: Generation, assisted: bool) -> None:
 def _run(
     config: Mapping[str, Any], recipe: Generation, where: str, assistant: Mapping[str, Any] | None
 ) -> GenerationRun:
+    for checked in (config, assistant):
+        if checked is not None:
+            models.check_attention(checked, recipe.attention)
     chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced)
     with (
         recording(chosen, traced=recipe.traced, attention=recipe.attention) as ledger,

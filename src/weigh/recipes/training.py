@@ -44,7 +44,7 @@ class Training:
     autocast: DType | None = None
     """The lower precision of `torch.autocast`, or None."""
     attention: str = "sdpa"
-    """transformers' attention implementation: "sdpa" or "eager"."""
+    """transformers' attention implementation: "sdpa", or "eager", the only one of some families."""
     attention_kernel: str | None = None
     """Forces the kernel behind sdpa: "flash", "efficient", "cudnn" or "math"."""
     checkpointing: str | None = None
@@ -122,6 +122,7 @@ def techniques(recipe: Training) -> Iterator[Technique]:
 
 
 def _run(config: Mapping[str, Any], recipe: Training, where: str) -> TrainingRun:
+    models.check_attention(config, recipe.attention)
     chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced)
     with recording(chosen, traced=recipe.traced, attention=recipe.attention) as ledger:
         model = models.build(config, recipe.dtype, where)

@@ -97,7 +97,7 @@ def complete(source: Source, words: Mapping[str, Any], length: str) -> tuple[dic
             Assumption(
                 "eager attention",
                 "the family runs no scaled_dot_product_attention in transformers, which then takes its eager one",
-                "scores of every head exist as whole matrices",
+                "where there is attention, the scores of every head exist as whole matrices",
             )
         )
     if length not in found:
