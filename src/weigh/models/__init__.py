@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from weigh.dtypes import DType
-from weigh.errors import InputError, UnknownNameError, UsageError
+from weigh.errors import InputError, NotModelledError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from weigh.models.common import CausalModel
@@ -66,23 +66,33 @@ EAGER_ONLY = frozenset({"bloom", "codegen", "falcon_mamba", "gemma2", "gpt_oss",
 """Families whose upstream class leaves `_supports_sdpa` false: they run eagerly, and refuse to be asked for more."""
 
 
-def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> CausalModel:
+def build(config: Mapping[str, Any], dtype: DType, where: str = "config", to_run: bool = False) -> CausalModel:
     """The ghost model of a config, every parameter in `dtype`, with its parts named.
+
+    Without `to_run` it is built to be counted, whether or not its run is modelled: `model.unmodelled` says what is not.
 
     Call it inside `weigh.ghost.state.recording()`: the weights are born into that run's ledger.
 
     Raises:
         UnknownNameError: the `model_type` is not described yet.
         InputError: a key is missing or impossible.
+        NotModelledError: the config names a class whose tensors are not described, or, `to_run`, one that does not run.
     """
     from weigh.ghost.nn import name_modules
+    from weigh.models.config import COUNTED, take_unmodelled
 
     model_type = config.get("model_type")
     if model_type is None:
         raise InputError("has no model_type", where=where, hint=f"Add one of: {', '.join(sorted(FAMILIES))}.")
     if model_type not in FAMILIES:
         raise UnknownNameError("model_type", str(model_type), FAMILIES, where=where)
+    take_unmodelled()
     model: CausalModel = import_module(FAMILIES[model_type]).build(config, dtype, where)
+    model.unmodelled = take_unmodelled()
+    if not model.runs:
+        model.unmodelled += (NotModelledError(f"a run of {type(model).__name__}", where=where, hint=COUNTED),)
+    if to_run and model.unmodelled:
+        raise model.unmodelled[0]
     name_modules(model)
     return model
 

@@ -53,7 +53,7 @@ class BertConfig:
         nn.activation(activation)
         keys.refuse("is_decoder", "BERT as a decoder")
         keys.refuse("add_cross_attention", "BERT with cross-attention")
-        keys.refuse("chunk_size_feed_forward", "BERT that computes its MLP in chunks")
+        keys.cannot_run("chunk_size_feed_forward", "BERT that computes its MLP in chunks")
         return cls(
             vocab_size=keys.size("vocab_size", default=30522),
             hidden_size=width,

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import FLOAT32, DType
-from weigh.errors import NotModelledError
 from weigh.ghost import nn, ops
 from weigh.ghost.ops.table import Op, apply
 from weigh.ghost.state import no_grad
@@ -52,7 +51,7 @@ class BloomConfig:
         heads = keys.size("n_head", "num_attention_heads", default=8)
         keys.divides("n_head", heads, "hidden_size", width)
         if keys.size("pretraining_tp", default=1) > 1 and keys.flag("slow_but_exact", default=False):
-            raise NotModelledError("Bloom with its layers computed in slices", where=f"{where}: slow_but_exact")
+            keys.cannot_run("slow_but_exact", "Bloom with its layers computed in slices")
         return cls(
             vocab_size=keys.size("vocab_size", default=250880),
             hidden_size=width,

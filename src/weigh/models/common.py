@@ -18,6 +18,7 @@ from weigh.ghost.state import no_grad, state
 from weigh.ghost.tensor import Tensor
 from weigh.models.cache import Cache as Cache
 from weigh.models.cache import StaticCache as StaticCache
+from weigh.models.layout import LayerCache as LayerCache
 
 
 @dataclass(slots=True)
@@ -54,6 +55,21 @@ class CausalModel(Module):
     """`generate` keeps the positions of the tokens for it."""
     encoder_decoder = False
     """The labels are a sequence of their own, and the decoder reads them too."""
+    unmodelled: tuple[NotModelledError, ...] = ()
+    """Why it can be counted but not run."""
+
+    @property
+    def runs(self) -> bool:
+        """The class says how it runs; one that does not is there to be counted."""
+        return type(self).forward is not CausalModel.forward
+
+    def cache_layout(self) -> tuple[LayerCache, ...]:
+        """What every layer keeps of the tokens it has seen, in the order of the layers; empty for an encoder.
+
+        Raises:
+            NotModelledError: the family does not say.
+        """
+        raise NotModelledError(f"the cache of {type(self).__name__}")
 
     def forward(
         self,

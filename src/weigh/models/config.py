@@ -27,6 +27,28 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose frequencies are worked out once, and so weigh the same (modeling_rope_utils.py)."""
 
 
+_unmodelled: list[NotModelledError] = []
+
+
+def cannot_run(what: str, where: str) -> None:
+    """Note a setting that shapes no tensor, and with which the model runs in a way that is not modelled.
+
+    Such a model is counted, and refused only when it is to run (`weigh.models.build`).
+    """
+    _unmodelled.append(NotModelledError(what, where=where, hint=COUNTED))
+
+
+def take_unmodelled() -> tuple[NotModelledError, ...]:
+    """What was noted since the last call."""
+    found = tuple(_unmodelled)
+    _unmodelled.clear()
+    return found
+
+
+COUNTED = "Its parameters and its cache are known all the same: ask `weigh params` or `weigh kv`."
+"""What to do with a model whose run is not modelled."""
+
+
 class Keys:
     """Typed access to a config's keys, with upstream's aliases and defaults."""
 
@@ -168,9 +190,14 @@ class Keys:
         return cls(**found)
 
     def refuse(self, name: str, what: str, unless: object = False) -> None:
-        """Raises `NotModelledError` where a setting is given that makes the model run otherwise."""
+        """Raises `NotModelledError` where a setting is given that makes another model, with other tensors."""
         if self.config.get(name) not in (None, unless):
             raise NotModelledError(what, where=f"{self.where}: {name}")
+
+    def cannot_run(self, name: str, what: str, unless: object = False) -> None:
+        """Notes a setting that makes the model run otherwise, and leaves its tensors as they are."""
+        if self.config.get(name) not in (None, unless):
+            cannot_run(what, f"{self.where}: {name}")
 
     def check_layer_types(self, found: Mapping[str, Any]) -> None:
         """A `layer_types` for every layer, of full attention or sliding windows, which then have a size.
@@ -192,8 +219,7 @@ class Keys:
     def rope_type(self, layer_type: str | None = None, known: tuple[str, ...] = ROPE_TYPES) -> str:
         """The kind of rotary embedding, of one type of layer where they differ (`rope_parameters`, `rope_scaling`).
 
-        Raises:
-            NotModelledError: frequencies that change while the model runs, or that turn a part of the width.
+        Frequencies that change while the model runs, or that turn a part of the width, are not modelled.
         """
         for name in ("rope_scaling", "rope_parameters"):
             found = self.config.get(name)
@@ -202,9 +228,9 @@ class Keys:
             if isinstance(found, Mapping):
                 kind = found.get("rope_type", found.get("type", "default"))
                 if kind not in known:
-                    raise NotModelledError(f"the rotary embedding {kind!r}", where=f"{self.where}: {name}")
-                if kind not in ("default", "longrope") and found.get("partial_rotary_factor", 1.0) != 1.0:
-                    raise NotModelledError(f"{kind!r} for a part of the width", where=f"{self.where}: {name}")
+                    cannot_run(f"the rotary embedding {kind!r}", f"{self.where}: {name}")
+                elif kind not in ("default", "longrope") and found.get("partial_rotary_factor", 1.0) != 1.0:
+                    cannot_run(f"{kind!r} for a part of the width", f"{self.where}: {name}")
                 return str(kind)
         return "default"
 
@@ -213,17 +239,15 @@ class Keys:
     ) -> int:
         """How many dimensions of a head are rotated: `rope_parameters` and its older spellings.
 
-        `legacy` are older keys of `partial_rotary_factor`.
-
-        Raises:
-            NotModelledError: frequencies that change while the model runs.
+        `legacy` are older keys of `partial_rotary_factor`. Frequencies that change while the model runs are not
+        modelled.
         """
         found = self.config.get("rope_scaling") or self.config.get("rope_parameters") or {}
         if not isinstance(found, Mapping):
             raise InputError(f"is {found!r}, no object", where=f"{self.where}: rope_parameters", hint="Give an object.")
         kind = found.get("rope_type") or found.get("type") or "default"
         if kind not in known:
-            raise NotModelledError(f"a rotary embedding of type {kind!r}", where=f"{self.where}: rope_parameters")
+            cannot_run(f"the rotary embedding {kind!r}", f"{self.where}: rope_parameters")
         factor = found.get("partial_rotary_factor")
         if factor is None:
             factor = self._find((*legacy, "partial_rotary_factor"), default)

@@ -73,7 +73,7 @@ class DeepseekV3Config(DecoderConfig):
         """A head's width is that of its rotated part; every head has its own key."""
         found["head_dim"] = found["qk_rope_head_dim"]
         super().settle(keys, found)
-        keys.refuse("output_router_logits", "the routers' own loss", unless=False)
+        keys.cannot_run("output_router_logits", "the routers' own loss")
         if found["num_key_value_heads"] != found["num_attention_heads"]:
             raise InputError(
                 "differs from num_attention_heads",

@@ -39,7 +39,7 @@ class GemmaConfig(DecoderConfig):
     def settle(cls, keys: Keys, found: dict[str, Any]) -> None:
         """No attention to what comes later."""
         super().settle(keys, found)
-        keys.refuse("use_bidirectional_attention", "bidirectional attention")
+        keys.cannot_run("use_bidirectional_attention", "bidirectional attention")
 
 
 class GemmaRMSNorm(nn.Module):

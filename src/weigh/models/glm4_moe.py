@@ -54,7 +54,7 @@ class Glm4MoeConfig(DecoderConfig):
     def settle(cls, keys: Keys, found: dict[str, Any]) -> None:
         """Half of a head is rotated, if the config does not say more."""
         super().settle(keys, found)
-        keys.refuse("output_router_logits", "the routers' own loss", unless=False)
+        keys.cannot_run("output_router_logits", "the routers' own loss")
         keys.divides("n_group", found["n_group"], "n_routed_experts", found["n_routed_experts"])
         found["rotary_width"] = keys.rotary_width(found["head_dim"], default=0.5)
 

@@ -46,7 +46,7 @@ class GptOssConfig(DecoderConfig):
     def settle(cls, keys: Keys, found: dict[str, Any]) -> None:
         """The first layer has a window, the second none, and so on."""
         super().settle(keys, found)
-        keys.refuse("output_router_logits", "the routers' own loss", unless=False)
+        keys.cannot_run("output_router_logits", "the routers' own loss")
         if found["layer_types"] is None:
             found["layer_types"] = tuple(FULL if i % 2 else SLIDING for i in range(found["num_hidden_layers"]))
         keys.check_layer_types(found)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from weigh.dtypes import DType
-from weigh.errors import NotModelledError
 from weigh.ghost import nn
 from weigh.ghost.tensor import Tensor
+from weigh.models import layout
 from weigh.models.common import (
     FULL,
     SLIDING,
@@ -23,6 +23,7 @@ from weigh.models.common import (
     Cache,
     CausalModel,
     CausalOutput,
+    LayerCache,
     RotaryEmbedding,
     apply_rotary_pos_emb,
     attention_interface,
@@ -34,7 +35,7 @@ from weigh.models.common import (
     position_ids,
     slice_logits_to_keep,
 )
-from weigh.models.config import DERIVED, ROPE_TYPES, Keys, Probability
+from weigh.models.config import DERIVED, ROPE_TYPES, Keys, Probability, cannot_run
 
 MODEL_TYPES = ("llama",)
 
@@ -111,8 +112,8 @@ class DecoderConfig:
         nn.activation(found["hidden_act"])
         keys.rope_type(known=cls.rope_types)
         if found.get("sliding_window") == 1:
-            raise NotModelledError("a window of one token", where=f"{keys.where}: sliding_window")
-        keys.refuse("is_causal", "bidirectional attention", unless=True)
+            cannot_run("a window of one token", f"{keys.where}: sliding_window")
+        keys.cannot_run("is_causal", "bidirectional attention", unless=True)
 
 
 @dataclass(frozen=True)
@@ -332,6 +333,16 @@ class LlamaForCausalLM(CausalModel):
             config.hidden_size,
             config.vocab_size,
             dtype,
+        )
+
+    def cache_layout(self) -> tuple[LayerCache, ...]:
+        config = self.config
+        heads, width, window = config.num_key_value_heads, config.head_dim, config.sliding_window
+        return tuple(
+            LayerCache(layout.SLIDING, heads, width, width, window)
+            if layer_type == SLIDING
+            else LayerCache(layout.FULL, heads, width, width)
+            for layer_type in config.layer_types
         )
 
     def scale_logits(self, logits: Tensor) -> Tensor:

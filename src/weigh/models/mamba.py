@@ -72,7 +72,7 @@ class MambaConfig:
         found["time_step_rank"] = found["time_step_rank"] or math.ceil(found["hidden_size"] / 16)
         nn.activation(found["hidden_act"])
         for name in ("use_mambapy", "use_falcon_mambapy"):
-            keys.refuse(name, "the scan of the package mambapy", unless=False)
+            keys.cannot_run(name, "the scan of the package mambapy")
 
 
 def mamba_selective_state_update(

@@ -33,8 +33,8 @@ class MixtralConfig(DecoderConfig):
     def settle(cls, keys: Keys, found: dict[str, Any]) -> None:
         """No noise, no losses of the routers."""
         super().settle(keys, found)
-        keys.refuse("router_jitter_noise", "noise before the router", unless=0)
-        keys.refuse("output_router_logits", "the routers' own loss", unless=False)
+        keys.cannot_run("router_jitter_noise", "noise before the router", unless=0)
+        keys.cannot_run("output_router_logits", "the routers' own loss")
 
 
 class MixtralTopKRouter(nn.Module):

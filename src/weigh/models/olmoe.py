@@ -42,7 +42,7 @@ class OlmoeConfig(DecoderConfig):
     def settle(cls, keys: Keys, found: dict[str, Any]) -> None:
         """No losses of the routers."""
         super().settle(keys, found)
-        keys.refuse("output_router_logits", "the routers' own loss", unless=False)
+        keys.cannot_run("output_router_logits", "the routers' own loss")
 
 
 class OlmoeAttention(LlamaAttention):

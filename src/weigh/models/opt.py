@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import FLOAT32, INT64, DType
-from weigh.errors import NotModelledError
 from weigh.ghost import nn, ops
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import (
@@ -58,7 +57,7 @@ class OPTConfig:
         activation = keys.word("activation_function", default="relu")
         nn.activation(activation)
         if keys.fraction("layerdrop", default=0.0):
-            raise NotModelledError("OPT that drops layers at random", where=f"{where}: layerdrop")
+            keys.cannot_run("layerdrop", "OPT that drops layers at random")
         return cls(
             vocab_size=keys.size("vocab_size", default=50272),
             hidden_size=width,

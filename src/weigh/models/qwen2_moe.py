@@ -48,7 +48,7 @@ class SparseConfig(DecoderConfig):
     def settle(cls, keys: Keys, found: dict[str, Any]) -> None:
         """No losses of the routers."""
         super().settle(keys, found)
-        keys.refuse("output_router_logits", "the routers' own loss", unless=False)
+        keys.cannot_run("output_router_logits", "the routers' own loss")
         found["mlp_only_layers"] = found["mlp_only_layers"] or ()
 
 

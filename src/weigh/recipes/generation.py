@@ -123,9 +123,9 @@ def _run(
         recording(chosen, traced=recipe.traced, attention=recipe.attention) as ledger,
         no_grad(),
     ):
-        model = models.build(config, recipe.dtype, where)
+        model = models.build(config, recipe.dtype, where, to_run=True)
         model.train(False)
-        draft = models.build(assistant, recipe.dtype, "assistant") if assistant is not None else None
+        draft = models.build(assistant, recipe.dtype, "assistant", to_run=True) if assistant is not None else None
         if draft is not None:
             draft.train(False)
         input_ids = ops.input_tensor((recipe.batch, recipe.prompt), INT64)

@@ -125,7 +125,7 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str) -> TrainingRun
     models.check_attention(config, recipe.attention)
     chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced)
     with recording(chosen, traced=recipe.traced, attention=recipe.attention) as ledger:
-        model = models.build(config, recipe.dtype, where)
+        model = models.build(config, recipe.dtype, where, to_run=True)
         if recipe.target is not None and not model.encoder_decoder:
             raise UsageError("the model has no decoder that reads a target", where="target", hint="Leave it out.")
         for technique in techniques(recipe):
