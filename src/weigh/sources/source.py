@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from weigh.sources.checkpoint import Checkpoint
+
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Source:
@@ -27,6 +29,10 @@ class Source:
     """Name and shape of every parameter, where the source has the model itself."""
     stored_dtype: str | None = None
     """The dtype of the parameters, where the source has the model itself."""
+    checkpoint: Checkpoint | None = None
+    """The header of its weights, where the source has them; what it says wins over what the config implies."""
+    adapter: Mapping[str, Any] | None = None
+    """The `adapter_config.json` of a PEFT adapter, whose base model this is."""
 
     @property
     def dtype(self) -> str | None:
