@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from weigh.dtypes import BFLOAT16
 from weigh.errors import InputError, NotModelledError
 from weigh.ghost.state import recording
 from weigh.models.common import CausalModel
+from weigh.models.layout import LATENT
 from weigh.recipes.generation import Generation, run
 from weigh.trace.events import DECODE, PREFILL
 
@@ -74,3 +77,38 @@ def test_what_is_not_modelled_is_counted_and_does_not_run(key: str, value: Any) 
 def test_latent_attention_has_a_key_for_every_head() -> None:
     with pytest.raises(InputError, match="num_key_value_heads"):
         build({"model_type": "deepseek_v3", "num_attention_heads": 8, "num_key_value_heads": 4})
+
+
+LINES = (Path(__file__).parents[1] / "data/published.jsonl").read_text(encoding="utf-8").splitlines()
+PUBLISHED: dict[str, Any] = {row["name"]: row["config"] for row in map(json.loads, LINES)}
+PUBLISHED["deepseek-v3"] = {"model_type": "deepseek_v3"}
+
+
+@pytest.mark.parametrize(
+    ("name", "billions", "embedding"),
+    [
+        ("deepseek-v3", 37, False),
+        ("gpt-oss-120b", 5.13, False),
+        ("gpt-oss-20b", 3.61, False),
+        ("mixtral-8x22b", 39, False),
+        ("mixtral-8x7b", 12.9, True),
+        ("qwen1.5-moe-a2.7b", 2.7, True),
+        ("qwen3-235b-a22b", 22, True),
+        ("qwen3-30b-a3b", 3.3, True),
+    ],
+)
+def test_active_parameters_are_those_that_the_makers_state(name: str, billions: float, embedding: bool) -> None:
+    """Model cards and technical reports; some leave out the embedding, of which a token reads one row."""
+    model = build(PUBLISHED[name])
+    found = sum(int(p.count * p.numel * p.module.active_share) for p in model.parameters())
+    if not embedding:
+        found -= PUBLISHED[name].get("vocab_size", 129280) * PUBLISHED[name].get("hidden_size", 7168)
+    assert found / 1e9 == pytest.approx(billions, rel=0.02)  # as far as they are rounded
+
+
+def test_latents_weigh_what_deepseek_states() -> None:
+    """0.268 GiB at 4,096 tokens in bf16: 576 numbers a token and layer."""
+    layers = build(PUBLISHED["deepseek-v3"]).cache_layout()
+    assert {layer.kind for layer in layers} == {LATENT}
+    assert sum(layer.latent_elements_per_token for layer in layers) * 4096 * 2 == 287_834_112
+    assert layers[0].elements_per_token == 128 * (192 + 128)

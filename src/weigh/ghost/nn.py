@@ -7,6 +7,7 @@ name, and reports group by it. Every module knows its path once `name_modules` h
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any, ClassVar
 
 from weigh.dims import Shape, Size
@@ -44,6 +45,8 @@ class Module:
     """A part of a model: parameters, buffers and other modules, in the order in which they were set."""
 
     role: ClassVar[str] = ""
+    active_share: Fraction = Fraction(1)
+    """The share of its own parameters that one token is computed with: less than all of them in experts."""
 
     def __init__(self) -> None:
         self.path = ""

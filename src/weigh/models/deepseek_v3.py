@@ -15,10 +15,12 @@ from weigh.dtypes import BOOL, FLOAT32, DType
 from weigh.errors import InputError
 from weigh.ghost import nn, ops
 from weigh.ghost.tensor import Tensor
+from weigh.models import layout
 from weigh.models.common import (
     Attention,
     Cache,
     CausalModel,
+    LayerCache,
     apply_rotary_pos_emb,
     attention_interface,
     eager_attention,
@@ -126,7 +128,7 @@ class DeepseekV3MoE(nn.Module):
     def __init__(self, config: Any, dtype: DType) -> None:
         super().__init__()
         experts, width, inner = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
-        self.experts = Experts(experts, width, inner, config.hidden_act, dtype)
+        self.experts = Experts(experts, config.num_experts_per_tok, width, inner, config.hidden_act, dtype)
         self.gate = self.router_class(config, dtype)
         self.shared_experts = GatedMLP(width, inner * config.n_shared_experts, config.hidden_act, dtype)
 
@@ -243,7 +245,23 @@ class DeepseekV3Model(LlamaModel):
 
 
 class DeepseekV3ForCausalLM(LlamaForCausalLM):
-    model_class = DeepseekV3Model
+    model_class: ClassVar[type[LlamaModel]] = DeepseekV3Model
+
+    def cache_layout(self) -> tuple[LayerCache, ...]:
+        """The latents, and one rotated key for all heads."""
+        return (latent_cache(self.config),) * self.cache_layers
+
+
+def latent_cache(config: Any, index_width: int = 0) -> LayerCache:
+    """What a layer of latent attention keeps."""
+    return LayerCache(
+        layout.LATENT,
+        config.num_attention_heads,
+        config.qk_nope_head_dim + config.qk_rope_head_dim,
+        config.v_head_dim,
+        latent_width=config.kv_lora_rank + config.qk_rope_head_dim,
+        index_width=index_width,
+    )
 
 
 def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> CausalModel:

@@ -8,6 +8,8 @@ Shapes: S pairs of a token and an expert that it chose, E experts, D hidden size
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from weigh.dtypes import FLOAT32, INT32, DType
 from weigh.ghost import nn, ops
 from weigh.ghost.state import state
@@ -40,9 +42,18 @@ class Experts(nn.Module):
     has_bias = False
     is_transposed = False
 
-    def __init__(self, num_experts: int, hidden_dim: int, intermediate_dim: int, hidden_act: str, dtype: DType) -> None:
+    def __init__(
+        self,
+        num_experts: int,
+        num_experts_per_tok: int,
+        hidden_dim: int,
+        intermediate_dim: int,
+        hidden_act: str,
+        dtype: DType,
+    ) -> None:
         super().__init__()
         self.num_experts = num_experts
+        self.active_share = Fraction(num_experts_per_tok, num_experts)
         self.gate_up_proj = nn.parameter((num_experts, 2 * intermediate_dim, hidden_dim), dtype)
         self.down_proj = nn.parameter((num_experts, hidden_dim, intermediate_dim), dtype)
         self.gate_up_proj_bias: Tensor | None = None

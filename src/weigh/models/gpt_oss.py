@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -61,6 +62,7 @@ class GptOssExperts(Experts):
         nn.Module.__init__(self)
         experts, width, inner = config.num_local_experts, config.hidden_size, config.intermediate_size
         self.num_experts = experts
+        self.active_share = Fraction(config.num_experts_per_tok, experts)
         self.gate_up_proj = nn.parameter((experts, width, 2 * inner), dtype)
         self.gate_up_proj_bias = nn.parameter((experts, 2 * inner), dtype)
         self.down_proj = nn.parameter((experts, inner, width), dtype)

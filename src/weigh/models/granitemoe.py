@@ -56,7 +56,9 @@ class GraniteMoeMoE(nn.Module):
         super().__init__()
         self.router = GraniteMoeTopKRouter(config, dtype)
         width, inner = config.hidden_size, config.intermediate_size
-        self.experts = Experts(config.num_local_experts, width, inner, config.hidden_act, dtype)
+        self.experts = Experts(
+            config.num_local_experts, config.num_experts_per_tok, width, inner, config.hidden_act, dtype
+        )
 
     def forward(self, layer_input: Tensor) -> Tensor:
         bsz, length, emb_size = layer_input.shape

@@ -61,7 +61,7 @@ class LayerCache:
     """Tokens that a token sees, itself included (a chunk's length, where attention is chunked)."""
     latent_width: int = 0
     """Numbers a token where the compressed vector is kept instead of keys and values (MLA: its rank and the shared
-    rotary key); 0 where there is none."""
+    rotary key), as transformers does from 5.23 at the latest; 0 where there is none."""
     index_width: int = 0
     """Numbers a token besides (the keys of a sparse attention's indexer)."""
     states: tuple[State, ...] = ()

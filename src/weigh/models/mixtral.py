@@ -61,7 +61,9 @@ class MixtralSparseMoeBlock(nn.Module):
         super().__init__()
         self.gate = MixtralTopKRouter(config, dtype)
         width, inner = config.hidden_size, config.intermediate_size
-        self.experts = Experts(config.num_local_experts, width, inner, config.hidden_act, dtype)
+        self.experts = Experts(
+            config.num_local_experts, config.num_experts_per_tok, width, inner, config.hidden_act, dtype
+        )
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         batch_size, sequence_length, hidden_dim = hidden_states.shape

@@ -77,7 +77,7 @@ class OlmoeSparseMoeBlock(nn.Module):
         super().__init__()
         self.gate = Qwen2MoeTopKRouter(config, dtype)
         width, inner = config.hidden_size, config.intermediate_size
-        self.experts = Experts(config.num_experts, width, inner, config.hidden_act, dtype)
+        self.experts = Experts(config.num_experts, config.num_experts_per_tok, width, inner, config.hidden_act, dtype)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         batch_size, sequence_length, hidden_dim = hidden_states.shape

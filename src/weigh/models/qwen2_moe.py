@@ -115,7 +115,7 @@ class Qwen2MoeSparseMoeBlock(nn.Module):
         super().__init__()
         width, inner, act = config.hidden_size, config.moe_intermediate_size, config.hidden_act
         self.gate = Qwen2MoeTopKRouter(config, dtype)
-        self.experts = Experts(config.num_experts, width, inner, act, dtype)
+        self.experts = Experts(config.num_experts, config.num_experts_per_tok, width, inner, act, dtype)
         self.shared_expert = GatedMLP(width, config.shared_expert_intermediate_size, act, dtype)
         self.shared_expert_gate = nn.Linear(width, 1, dtype)
 

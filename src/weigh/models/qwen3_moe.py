@@ -50,7 +50,7 @@ class Qwen3MoeSparseMoeBlock(nn.Module):
     def __init__(self, config: Any, dtype: DType) -> None:
         super().__init__()
         width, inner = config.hidden_size, config.moe_intermediate_size
-        self.experts = Experts(config.num_experts, width, inner, config.hidden_act, dtype)
+        self.experts = Experts(config.num_experts, config.num_experts_per_tok, width, inner, config.hidden_act, dtype)
         self.gate = Qwen2MoeTopKRouter(config, dtype)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
