@@ -16,11 +16,13 @@ from typing import Any
 
 from weigh import dtypes, models
 from weigh.dims import Size
+from weigh.dtypes import DType
 from weigh.errors import InputError, WeighError
 from weigh.ghost.state import recording
 from weigh.recipes import generation, training
 from weigh.recipes.generation import Generation
 from weigh.recipes.training import Training
+from weigh.techniques.fsdp2 import FullyShard
 from weigh.techniques.lora import Lora
 from weigh.trace.events import (
     BACKWARD,
@@ -214,7 +216,7 @@ def _predict_case(row: Mapping[str, Any], where: str) -> dict[str, int]:
 
 _TRAIN_SETTINGS = {
     "accum", "attn", "autocast", "backend", "ckpt", "clip", "dec_len", "dtype", "foreach", "freeze", "fused", "lora",
-    "momentum", "opt", "set_to_none", "steps",
+    "momentum", "opt", "parallel", "set_to_none", "steps",
 }  # fmt: skip
 _INFER_SETTINGS = {"attn", "backend", "cache", "dtype", "logits_to_keep", "new"}
 
@@ -223,7 +225,7 @@ def _predict_witness(row: Mapping[str, Any], where: str) -> dict[str, int]:
     kind, config = row.get("kind"), row.get("config")
     if not isinstance(config, dict):
         raise WeighError("the row has no config")
-    if kind == "train":
+    if kind in ("train", "fsdp2"):
         _check_settings(row, _TRAIN_SETTINGS)
         run = training.run(config, training_recipe(row), where)
         return _both(run.trace, _training_metrics)
@@ -261,9 +263,22 @@ def training_recipe(row: Mapping[str, Any]) -> Training:
         set_to_none=settings.get("set_to_none", True),
         freeze=settings.get("freeze"),
         lora=_lora(lora, bool(ckpt)) if lora else None,
+        shard=_fully_shard(settings["parallel"]) if "parallel" in settings else None,
         steps=settings.get("steps") or 2,
         labels_are_inputs=True,
         traced=True,
+    )
+
+
+def _fully_shard(settings: Mapping[str, Any]) -> FullyShard:
+    def dtype(name: str) -> DType | None:
+        return dtypes.get(settings[name]) if settings.get(name) else None
+
+    return FullyShard(
+        settings["world"],
+        reshard_after_forward=settings.get("reshard_after_forward"),
+        param_dtype=dtype("param_dtype"),
+        reduce_dtype=dtype("reduce_dtype"),
     )
 
 

@@ -9,7 +9,8 @@ import weigh
 from weigh import models
 from weigh.errors import UsageError
 
-ROWS = [json.loads(line) for line in (Path(__file__).parents[1] / "data/witness/rows.jsonl").read_text().splitlines()]
+DATA = Path(__file__).parents[1] / "data/witness"
+ROWS = [json.loads(line) for file in sorted(DATA.glob("*.jsonl")) for line in file.read_text().splitlines()]
 
 
 def config(family: str) -> dict[str, object]:

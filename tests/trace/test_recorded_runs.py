@@ -18,12 +18,14 @@ from weigh.trace.expand import expand
 from weigh.trace.witness import read_witness
 
 DATA = Path(__file__).parents[1] / "data" / "witness"
-ROWS = {row["id"]: row for row in map(json.loads, (DATA / "rows.jsonl").read_text().splitlines())}
+ROWS = {
+    row["id"]: row for file in sorted(DATA.glob("*.jsonl")) for row in map(json.loads, file.read_text().splitlines())
+}
 RECORDED = sorted(DATA.glob("events/*.json.gz"))
 
 
 def ghost(row: dict[str, Any]) -> Trace:
-    if row["kind"] == "train":
+    if row["kind"] != "infer":
         return training.run(row["config"], validate.training_recipe(row)).trace
     return generation.run(row["config"], validate.generation_recipe(row)).trace
 
@@ -112,6 +114,8 @@ def test_every_layer_reaches_its_recorded_level(row: str) -> None:
         if (row, short) == NAMELESS:
             ours = {k: v for k, v in ours.items() if ".layers." not in k}
             recorded = {k: v for k, v in recorded.items() if ".layers." not in k}
+        if ROWS[row]["kind"] == "fsdp2":  # outside of the blocks the recorder names what hooks do after other modules
+            ours, recorded = ({k: v for k, v in found.items() if ".layers." in k} for found in (ours, recorded))
         assert ours == recorded
 
 

@@ -24,8 +24,10 @@ from weigh.trace.replay import Replay, replay
 from weigh.trace.witness import read_witness
 
 DATA = Path(__file__).parents[1] / "data" / "witness"
-ROWS = {row["id"]: row for row in map(json.loads, (DATA / "rows.jsonl").read_text().splitlines())}
-FIGURES = {row["id"]: row for row in map(json.loads, (DATA / "allocator.jsonl").read_text().splitlines())}
+ROWS = {
+    row["id"]: row for file in sorted(DATA.glob("*.jsonl")) for row in map(json.loads, file.read_text().splitlines())
+}
+FIGURES = {row["id"]: row for row in map(json.loads, (DATA.parent / "allocator.jsonl").read_text().splitlines())}
 RECORDED = sorted(FIGURES.keys() & {path.name.split(".")[0] for path in DATA.glob("events/*.json.gz")})
 MODES = {"default": AllocatorSettings(), "expandable": AllocatorSettings(expandable_segments=True)}
 

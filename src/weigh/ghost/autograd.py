@@ -18,6 +18,7 @@ Leaves out: hooks on tensors, double backward, retained graphs.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from weigh.dims import Shape
@@ -88,6 +89,15 @@ class _Leaf:
         self.buffer: dict[int, Tensor] = {}
 
 
+def queue_callback(callback: Callable[[], None]) -> None:
+    """Call this when the backward pass that is running, the outermost if they are nested, has run."""
+    _passes[0].append(callback)
+
+
+_passes: list[list[Callable[[], None]]] = []
+"""The callbacks of the backward passes that are running, the outermost first."""
+
+
 def backward(roots: list[Tensor], gradients: list[Tensor | None]) -> None:
     """Run the tape from `roots` back, freeing what its nodes saved.
 
@@ -97,6 +107,8 @@ def backward(roots: list[Tensor], gradients: list[Tensor | None]) -> None:
     ledger = state.ledger
     before = state.grad_enabled, ledger.path, ledger.unit
     state.grad_enabled = False
+    callbacks: list[Callable[[], None]] = []
+    _passes.append(callbacks)
     try:
         task = _Task()
         task.count_leaves(roots)
@@ -107,10 +119,13 @@ def backward(roots: list[Tensor], gradients: list[Tensor | None]) -> None:
             assert root.node is not None, "backward() of a tensor that nothing differentiable made"
             task.deliver(root.node, root.output_nr, seed)
         task.run()
+        for callback in callbacks:
+            callback()
         for seed in seeds:
             seed.handles -= 1
             seed.storage.handles -= 1
     finally:
+        _passes.pop()
         state.grad_enabled, ledger.path, ledger.unit = before
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import partial
 from typing import Any, ClassVar
 
 from weigh.dims import Shape, Size
@@ -71,6 +72,11 @@ class Module:
             return self.forward(*args, **kwargs)
         finally:
             ledger.path = before
+
+    def wrap_in(self, outer: Callable[..., Any]) -> None:
+        """Put `outer` around `forward` and around whatever is around it already."""
+        inner = self.wrap
+        self.wrap = outer if inner is None else lambda forward, *args: outer(partial(inner, forward), *args)
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """The modules inside, by attribute name."""

@@ -46,6 +46,18 @@ class Storage:
         if self.number:
             self.ledger.free(self.number)
 
+    def release(self) -> None:
+        """`untyped_storage().resize_(0)`: the bytes go, the tensors on the storage stay."""
+        if self.number:
+            self.ledger.free(self.number)
+            self.number = 0
+
+    def claim(self, op: str, shape: Shape, dtype: DType, purpose: str, path: str) -> None:
+        """`untyped_storage().resize_(n)`: the bytes come back, where they are gone."""
+        if not self.number:
+            self.number = self.ledger.allocate(self.num_bytes, op, shape, dtype.name, purpose, None)
+            self.relabel(purpose, path)
+
     @property
     def unit(self) -> int | None:
         """The repeated block that owns the storage."""

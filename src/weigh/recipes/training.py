@@ -26,6 +26,7 @@ from weigh.trace.events import BACKWARD, CLIP, FORWARD, GRADIENT, STEP, Trace
 
 if TYPE_CHECKING:
     from weigh.techniques import Technique
+    from weigh.techniques.fsdp2 import FullyShard
     from weigh.techniques.lora import Lora
 
 
@@ -67,6 +68,8 @@ class Training:
     """A part to freeze (see `weigh.techniques.freezing`)."""
     lora: Lora | None = None
     """Adapters beside frozen layers (see `weigh.techniques.lora`)."""
+    shard: FullyShard | None = None
+    """Parameters sharded over ranks (see `weigh.techniques.fsdp2`)."""
     device: str = "cuda"
     """Whose kernels run: "cuda" or "cpu"."""
     steps: int = 2
@@ -115,6 +118,8 @@ def techniques(recipe: Training) -> Iterator[Technique]:
         yield Freezing(recipe.freeze)
     if recipe.lora is not None:
         yield recipe.lora
+    if recipe.shard is not None:
+        yield recipe.shard
     if recipe.checkpointing is not None:
         from weigh.techniques.checkpointing import Checkpointing
 

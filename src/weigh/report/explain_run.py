@@ -15,6 +15,7 @@ from weigh.trace.events import (
     KV_CACHE,
     OPTIMIZER_STATE,
     TEMPORARY,
+    UNSHARDED,
     WEIGHT,
 )
 from weigh.units import format_bytes
@@ -40,6 +41,10 @@ RULES = {
         "tools/autograd/derivatives.yaml says what each op saves; one storage counts once",
     ),
     KV_CACHE: ("keys and values of every token so far, in every layer", "transformers/cache_utils.py"),
+    UNSHARDED: (
+        "whole weights of the blocks that are running or about to run, gathered from the ranks that share them",
+        "torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py",
+    ),
     COMMUNICATION: ("buffers on their way between devices", "the collective's inputs and outputs"),
     TEMPORARY: (
         "made and dropped within the backward pass or the optimizer's step",

@@ -19,6 +19,7 @@ from weigh.trace.events import (
     KV_CACHE,
     OPTIMIZER_STATE,
     TEMPORARY,
+    UNSHARDED,
     WEIGHT,
 )
 from weigh.units import format_bytes
@@ -37,6 +38,7 @@ COLOURS = {
     GRADIENT: "#e69f00",
     KV_CACHE: "#56b4e9",
     ACTIVATION: "#009e73",
+    UNSHARDED: "#66c2a5",
     COMMUNICATION: "#f0e442",
     TEMPORARY: "#d55e00",
 }

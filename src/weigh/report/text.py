@@ -13,6 +13,7 @@ from weigh.trace.events import (
     KV_CACHE,
     OPTIMIZER_STATE,
     TEMPORARY,
+    UNSHARDED,
     WEIGHT,
 )
 from weigh.units import format_bytes
@@ -28,6 +29,7 @@ PLURAL = {
     GRADIENT: "gradients",
     KV_CACHE: "KV cache",
     ACTIVATION: "activations",
+    UNSHARDED: "unsharded weights",
     COMMUNICATION: "communication",
     TEMPORARY: "temporaries",
 }
@@ -41,6 +43,7 @@ _COLOURS = {
     GRADIENT: 214,
     KV_CACHE: 74,
     ACTIVATION: 36,
+    UNSHARDED: 72,
     COMMUNICATION: 185,
     TEMPORARY: 166,
 }

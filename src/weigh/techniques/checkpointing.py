@@ -50,7 +50,7 @@ class Checkpointing(Technique):
             if hasattr(module, "gradient_checkpointing"):  # as `gradient_checkpointing_enable` tells the parts that ask
                 module.gradient_checkpointing = True
         for block in blocks:
-            block.wrap = checkpoint if self.mode == "full" else reentrant_checkpoint
+            block.wrap_in(checkpoint if self.mode == "full" else reentrant_checkpoint)
 
 
 class _StopRecomputation(Exception):

@@ -58,7 +58,7 @@ class Lora(Technique):
             )
         if self.input_gradients:
             embedding = next(m for m in model.modules() if m.role == nn.EMBEDDING)
-            embedding.wrap = _require_gradient
+            embedding.wrap_in(_require_gradient)
         name_modules(model)
 
 

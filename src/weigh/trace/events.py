@@ -20,8 +20,10 @@ KV_CACHE = "kv cache"
 INPUT = "input"
 TEMPORARY = "temporary"
 COMMUNICATION = "communication"
+UNSHARDED = "unsharded weight"
+"""A weight put together from its shards for as long as it is needed."""
 
-PURPOSES = (WEIGHT, BUFFER, GRADIENT, OPTIMIZER_STATE, ACTIVATION, KV_CACHE, INPUT, TEMPORARY, COMMUNICATION)
+PURPOSES = (WEIGHT, BUFFER, GRADIENT, OPTIMIZER_STATE, ACTIVATION, KV_CACHE, INPUT, TEMPORARY, COMMUNICATION, UNSHARDED)
 
 LOAD = "load"
 FORWARD = "forward"
