@@ -1,5 +1,7 @@
 from weigh import dtypes as dtypes
+from weigh.api import compare as compare
 from weigh.api import generate as generate
+from weigh.api import kv as kv
 from weigh.api import model as model
 from weigh.api import params as params
 from weigh.api import train as train

@@ -17,15 +17,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from weigh import dtypes, models
-from weigh.errors import InputError, UnknownNameError, UsageError
+from weigh.errors import InputError, NotModelledError, UnknownNameError, UsageError
 from weigh.sources.source import Source
 
 if TYPE_CHECKING:
     from weigh.dtypes import DType
-    from weigh.ghost.nn import Module
     from weigh.hardware import Device
+    from weigh.models.common import CausalModel
     from weigh.report.assumption import Assumption
+    from weigh.report.compare import Comparison, Side
     from weigh.report.generation import GenerationReport
+    from weigh.report.kv import KvReport
     from weigh.report.parameters import ParametersReport
     from weigh.report.parts import Parts
     from weigh.report.training import TrainingReport
@@ -147,6 +149,59 @@ def generate(
     return GenerationReport(found, made, _parts(found), device=_device(device, recipe), assumptions=assumptions)
 
 
+def kv(source: Any, dtype: str | DType | None = None, **settings: Any) -> KvReport:
+    """What the keys, values and states of sequences take; settings are those of `weigh.recipes.keeping.Keeping`.
+
+    `dtype` is the model's, else its own. Nothing is run.
+
+    >>> kv("llama-3-8b", context="8k", concurrency=16).bytes_per_token
+    131072
+
+    Raises:
+        InputError: the model cannot be read.
+        NotModelledError: its family does not say what it keeps.
+        UsageError: there is no such setting, or it cannot have that value.
+    """
+    from weigh.recipes.keeping import Keeping, keep
+    from weigh.recipes.settings import make
+    from weigh.report.defaults import cache_context, own_dtype
+    from weigh.report.kv import KvReport
+
+    found = model(source)
+    own, assumptions = own_dtype(found) if dtype is None else (_dtype(dtype), [])
+    words = {name: value for name, value in settings.items() if value is not None}
+    if "context" not in words:
+        words["context"], taken = cache_context(found)
+        assumptions.append(taken)
+    how = make(Keeping, words)
+    return KvReport(found, own, how, keep(_ghost(found).cache_layout(), how, own), tuple(assumptions))
+
+
+def compare(a: Any, b: Any, dtype: str | DType | None = None) -> Comparison:
+    """Two models side by side, in `dtype`, else each in its own.
+
+    >>> compare("llama-2-7b", "llama-3-8b").figures()["parameters"]
+    (6738415616, 8030261248)
+
+    Raises:
+        InputError: a model cannot be read.
+    """
+    from weigh.report.compare import Comparison
+
+    return Comparison(_side(a, dtype), _side(b, dtype))
+
+
+def _side(source: Any, dtype: str | DType | None) -> Side:
+    from weigh.report.compare import Side
+
+    found = model(source)
+    try:
+        kept: KvReport | None = kv(found, dtype)
+    except NotModelledError:
+        kept = None
+    return Side(params(found, dtype), kept)
+
+
 def _recipe(kind: type[R], source: Source, words: Mapping[str, Any], length: str) -> tuple[R, tuple[Assumption, ...]]:
     """The recipe in these words, and what was assumed to complete it."""
     from weigh.recipes.settings import make
@@ -179,7 +234,7 @@ def _dtype(dtype: str | DType) -> DType:
         raise UsageError(error.what, where="dtype", hint=error.hint) from None
 
 
-def _ghost(source: Source) -> Module:
+def _ghost(source: Source) -> CausalModel:
     """The model of a source, on ghost tensors."""
     from weigh.ghost.state import recording
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "params": ("weighing", "how many parameters a model has, and what they weigh"),
+    "kv": ("weighing", "what the keys, values and states of sequences take"),
+    "compare": ("comparing", "two models side by side"),
     "train": ("weighing", "what training it takes, moment by moment"),
     "generate": ("weighing", "what generating with it takes"),
     "dtypes": ("lists", "the number formats: bytes, ranges, precision"),
@@ -36,6 +38,7 @@ usage: weigh COMMAND ...
 {commands}
 
   weigh params gpt2
+  weigh kv llama-3-8b --context 32k --concurrency 16 --kv-dtype fp8
   weigh train llama-2-7b --dtype bf16 --batch 4 --sequence 4k --checkpointing full --device h100
   weigh generate path/to/config.json --prompt 8k --explain
 

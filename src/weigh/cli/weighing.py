@@ -1,4 +1,4 @@
-"""`weigh params`, `weigh train` and `weigh generate`."""
+"""`weigh params`, `weigh kv`, `weigh train` and `weigh generate`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ if TYPE_CHECKING:
 
     from weigh.report.text import Style
 
-_MODEL = "a name that `weigh models` lists, a config.json or its folder, - for standard input, or a dict as text"
+MODEL = "a name that `weigh models` lists, a config.json or its folder, - for standard input, or a dict as text"
+"""What a model may be."""
 
 
 def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
     """The answer of one command, and its exit code."""
     parser = Parser(command, f"{COMMANDS[command][1].capitalize()}.")
-    parser.add_argument("model", metavar="MODEL", help=_MODEL)
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument("--explain", action="store_true", help="the working: rules, sources, assumptions")
-    return _params(parser, words) if command == "params" else _run(command, parser, words)
+    if command == "params":
+        return _params(parser, words)
+    return _kv(parser, words) if command == "kv" else _run(command, parser, words)
 
 
 def _params(parser: Parser, words: Sequence[str]) -> tuple[str, int]:
@@ -36,7 +39,22 @@ def _params(parser: Parser, words: Sequence[str]) -> tuple[str, int]:
         return parser.format_help(), 0
     _check_way(found.by, ways)
     report = api.params(found.model, found.dtype)
-    return (_json(report.as_dict()) if found.json else report.text(_style(), found.by, found.explain)), 0
+    return (_json(report.as_dict()) if found.json else report.text(style(), found.by, found.explain)), 0
+
+
+def _kv(parser: Parser, words: Sequence[str]) -> tuple[str, int]:
+    from weigh.recipes.keeping import Keeping
+    from weigh.recipes.settings import settings
+
+    parser.add_argument("--dtype", help="the model's number format, instead of its own")
+    listed = settings(Keeping)
+    add_settings(parser, listed)
+    found = parser.read(words)
+    if found is None:
+        explain_settings(parser, listed, Keeping)
+        return parser.format_help(), 0
+    report = api.kv(found.model, found.dtype, **read_settings(found, listed))
+    return (_json(report.as_dict()) if found.json else report.text(style(), found.explain)), 0
 
 
 def _run(command: str, parser: Parser, words: Sequence[str]) -> tuple[str, int]:
@@ -71,7 +89,7 @@ def _run(command: str, parser: Parser, words: Sequence[str]) -> tuple[str, int]:
     code = 1 if report.fit is not None and report.fit.verdict == "no" else 0
     if found.json:
         return _json(report.as_dict(found.by)), code
-    return report.text(_style(), found.by, found.explain), code
+    return report.text(style(), found.by, found.explain), code
 
 
 def _check_way(way: str, ways: tuple[str, ...]) -> None:
@@ -87,7 +105,7 @@ def _json(answer: dict[str, Any]) -> str:
     return json.dumps(answer, indent=2, ensure_ascii=False)
 
 
-def _style() -> Style:
+def style() -> Style:
     """Colour and width of the terminal; plain where there is none, or where NO_COLOR asks for it (https://no-color.org)."""
     from weigh.report.text import PLAIN, Style
 

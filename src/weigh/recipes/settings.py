@@ -197,7 +197,9 @@ _CHOICES: dict[str, tuple[str, ...] | str] = {
     "device": ("cuda", "cpu"),
     "freeze": "weigh.techniques.freezing:PARTS",
     "implementation": "weigh.optimizers:IMPLEMENTATIONS",
+    "latent": ("compressed", "expanded"),
     "optimizer": "weigh.optimizers:OPTIMIZERS",
+    "windows": ("capped", "reserved"),
 }
 """The words that a field takes, or where they are listed; loaded when one is checked."""
 

@@ -71,6 +71,15 @@ def own_dtype(source: Source) -> tuple[DType, list[Assumption]]:
     ]
 
 
+def cache_context(source: Source) -> tuple[int, Assumption]:
+    """How many tokens a cache is weighed for where nobody says: the longest that the model is made for."""
+    longest = _context(source)
+    if longest is None:
+        return SEQUENCE, Assumption(f"{SEQUENCE} tokens", "no context was given", "caches grow with their tokens")
+    why = "no context was given, and the model is made for so many"
+    return longest, Assumption(f"{longest} tokens", why, "caches grow with their tokens")
+
+
 def quantized(source: Source) -> list[Assumption]:
     """A warning for configs of quantized checkpoints."""
     if not source.config.get("quantization_config"):

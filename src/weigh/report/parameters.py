@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from weigh import dtypes
@@ -34,6 +35,10 @@ class TensorRow:
     """Of each."""
     component: str
     """The part of the model that it belongs to."""
+    active_share: Fraction = Fraction(1)
+    """The share of it that one token is computed with."""
+    trainable: bool = True
+    """Whether training changes it."""
 
     @property
     def each(self) -> int:
@@ -67,11 +72,12 @@ class ParametersReport:
     def of(cls, source: Source, model: Module, dtype: DType, assumptions: tuple[Assumption, ...]) -> ParametersReport:
         """The report of a ghost model."""
         parts = Parts(model)
-        rows: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+        rows: dict[tuple[str, tuple[int, ...], Fraction, bool], list[str]] = {}
         counted: set[int] = set()
         for p in model.parameters():
             counted.add(id(p.tensor))
-            rows.setdefault((pattern(p.names[0]), p.tensor.shape), []).extend(p.names)  # type: ignore[arg-type]
+            key = (pattern(p.names[0]), p.tensor.shape, p.module.active_share, p.tensor.requires_grad)
+            rows.setdefault(key, []).extend(p.names)  # type: ignore[arg-type]
         names = {id(p.tensor): p.names[0] for p in model.parameters()}
         tied = tuple(
             f"{module.path}.{attribute} is {names[id(tensor)]}"
@@ -81,13 +87,28 @@ class ParametersReport:
             and f"{module.path}.{attribute}" != names[id(tensor)]
             and layer(module.path) is None
         )
-        found = (TensorRow(tuple(n), shape, parts.role(key) or OTHER) for (key, shape), n in rows.items())
+        found = (
+            TensorRow(tuple(names), shape, parts.role(path) or OTHER, active_share, trainable)
+            for (path, shape, active_share, trainable), names in rows.items()
+        )
         return cls(source, dtype, tuple(found), tied, assumptions)
 
     @property
     def total(self) -> int:
         """How many parameters."""
         return sum(row.total for row in self.rows)
+
+    @property
+    def trainable(self) -> int:
+        """How many of them training changes: all, or an adapter's."""
+        return sum(row.total for row in self.rows if row.trainable)
+
+    @property
+    def active(self) -> int:
+        """How many one token is computed with: all, but for the experts that it does not choose."""
+        share = sum((row.total * row.active_share for row in self.rows), Fraction())
+        assert share.denominator == 1
+        return share.numerator
 
     @property
     def num_bytes(self) -> int:
@@ -142,6 +163,8 @@ class ParametersReport:
             **header("params", self.source, self.dtype),
             "parameters": {
                 "total": self.total,
+                "trainable": self.trainable,
+                "active": self.active,
                 "without_embeddings": self.without_embeddings,
                 "literature_tally": self.literature_tally,
                 "bytes": self.num_bytes,
@@ -204,6 +227,10 @@ class ParametersReport:
             notes.append(
                 f"  {len(layers)} layers of {each}; {format_count(self.without_embeddings)} without embeddings"
             )
+        if self.active != self.total:
+            notes.append(f"  {format_count(self.active)} active per token ({self.active:,})")
+        if self.trainable != self.total:
+            notes.append(f"  {self.trainable:,} of them trainable ({share(self.trainable, self.total)})")
         sizes = (
             f"{name} {format_bytes(self.bytes_in(dtypes.get(name)))}" for name in _ELSEWHERE if name != self.dtype.name
         )
