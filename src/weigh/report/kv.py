@@ -191,7 +191,8 @@ class KvReport:
                 width = f"{layer.latent_width} in {key.name}"
             else:
                 heads = heads_of_rank(layer.heads, self.how.tensor)
-                width = f"{heads} {'head' if heads == 1 else 'heads'} x ({layer.key_width} in {key.name} + {layer.value_width} in {value.name})"
+                numbers = f"{layer.key_width} in {key.name} + {layer.value_width} in {value.name}"
+                width = f"{heads} {'head' if heads == 1 else 'heads'} x ({numbers})"
             index = f" + index {layer.index_width} in {key.name}" if layer.index_width else ""
             said.append(f"{kept.tokens:,} tokens x ({width}{index} = {kept.bytes_per_token:,} bytes)")
         for state in layer.states:
