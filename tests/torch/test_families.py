@@ -36,18 +36,26 @@ def gpt2_configs(draw: st.DrawFn) -> dict[str, Any]:
 
 
 DECODERS: dict[str, tuple[str, ...]] = {
+    "apertus": ("attention_bias",),
     "arcee": ("attention_bias", "mlp_bias"),
+    "bitnet": ("attention_bias",),
     "cohere": ("attention_bias", "use_qk_norm"),
     "cohere2": ("attention_bias",),
+    "ernie4_5": ("use_bias",),
     "exaone4": (),
     "gemma": ("attention_bias",),
     "gemma2": ("attention_bias",),
     "gemma3_text": ("attention_bias",),
+    "glm": ("attention_bias",),
+    "glm4": ("attention_bias",),
     "glm4_moe": ("attention_bias", "use_qk_norm"),
     "gpt_oss": ("attention_bias",),
     "granite": ("attention_bias", "mlp_bias"),
     "granitemoe": ("attention_bias",),
+    "hunyuan_v1_dense": ("attention_bias",),
+    "internlm3": (),
     "llama": ("attention_bias", "mlp_bias"),
+    "ministral3": (),
     "mistral": (),
     "mixtral": (),
     "olmo": ("attention_bias",),
@@ -83,6 +91,8 @@ SPARSE: dict[str, dict[str, Any]] = {
     "qwen3_moe": {**INNER, **STEPS},
 }
 """Their experts' own sizes, and which layers have any."""
+WITHOUT_HEAD_DIM = ("bitnet", "stablelm")
+"""Whose heads share the width."""
 LAYER_TYPES = (
     "cohere2",
     "exaone4",
@@ -103,7 +113,7 @@ def decoder_configs(draw: st.DrawFn) -> dict[str, Any]:
     kv_heads = draw(st.integers(1, 3))
     heads = kv_heads * draw(st.integers(1, 4))
     head_dim = 2 * draw(st.integers(1, 12))
-    explicit = family != "stablelm" and draw(st.booleans())
+    explicit = family == "hunyuan_v1_dense" or (family not in WITHOUT_HEAD_DIM and draw(st.booleans()))
     layers = draw(st.integers(1, 9))
     config: dict[str, Any] = {
         "model_type": family,
@@ -147,6 +157,30 @@ def _plain(draw: st.DrawFn, inner: str = "intermediate_size", head_dim: int = 1,
         inner: draw(st.integers(1, 300)),
         "tie_word_embeddings": draw(st.booleans()),
         **sizes,
+    }
+
+
+def _gpt_neo(draw: st.DrawFn) -> dict[str, Any]:
+    heads, times = draw(st.integers(1, 6)), draw(st.integers(1, 4))
+    return {
+        "hidden_size": heads * draw(st.integers(1, 24)),
+        "num_heads": heads,
+        "num_layers": 2 * times,
+        "attention_types": [[["global", "local"], times]],
+        "max_position_embeddings": draw(st.integers(1, 300)),
+        "intermediate_size": draw(st.none() | st.integers(1, 300)),
+        "tie_word_embeddings": draw(st.booleans()),
+    }
+
+
+def _mpt(draw: st.DrawFn) -> dict[str, Any]:
+    heads = draw(st.integers(1, 6))
+    return {
+        "d_model": heads * draw(st.integers(1, 24)),
+        "n_heads": heads,
+        "n_layers": draw(st.integers(1, 9)),
+        "max_seq_len": draw(st.integers(1, 300)),
+        "tie_word_embeddings": draw(st.booleans()),
     }
 
 
@@ -281,10 +315,12 @@ OTHERS: dict[str, Callable[[st.DrawFn], dict[str, Any]]] = {
     "falcon": _falcon,
     "falcon_mamba": _mamba,
     "gpt_bigcode": _gpt_bigcode,
+    "gpt_neo": _gpt_neo,
     "gpt_neox": _gpt_neox,
     "gptj": _gptj,
     "mamba": _mamba,
     "mamba2": _mamba2,
+    "mpt": _mpt,
     "opt": _opt,
     "phi": _phi,
     "t5": _t5,

@@ -17,32 +17,42 @@ if TYPE_CHECKING:
     from weigh.models.common import CausalModel
 
 FAMILIES = {
+    "apertus": "weigh.models.apertus",
     "arcee": "weigh.models.arcee",
     "bert": "weigh.models.bert",
+    "bitnet": "weigh.models.bitnet",
     "bloom": "weigh.models.bloom",
     "codegen": "weigh.models.codegen",
     "cohere": "weigh.models.cohere",
     "cohere2": "weigh.models.cohere2",
     "deepseek_v3": "weigh.models.deepseek_v3",
+    "ernie4_5": "weigh.models.ernie4_5",
     "exaone4": "weigh.models.exaone4",
     "falcon": "weigh.models.falcon",
     "falcon_mamba": "weigh.models.falcon_mamba",
     "gemma": "weigh.models.gemma",
     "gemma2": "weigh.models.gemma2",
     "gemma3_text": "weigh.models.gemma3_text",
+    "glm": "weigh.models.glm",
+    "glm4": "weigh.models.glm4",
     "glm4_moe": "weigh.models.glm4_moe",
     "gpt2": "weigh.models.gpt2",
     "gpt_bigcode": "weigh.models.gpt_bigcode",
+    "gpt_neo": "weigh.models.gpt_neo",
     "gpt_neox": "weigh.models.gpt_neox",
     "gpt_oss": "weigh.models.gpt_oss",
     "gptj": "weigh.models.gptj",
     "granite": "weigh.models.granite",
     "granitemoe": "weigh.models.granitemoe",
+    "hunyuan_v1_dense": "weigh.models.hunyuan_v1_dense",
+    "internlm3": "weigh.models.internlm3",
     "llama": "weigh.models.llama",
     "mamba": "weigh.models.mamba",
     "mamba2": "weigh.models.mamba2",
+    "ministral3": "weigh.models.ministral3",
     "mistral": "weigh.models.mistral",
     "mixtral": "weigh.models.mixtral",
+    "mpt": "weigh.models.mpt",
     "olmo": "weigh.models.olmo",
     "olmo2": "weigh.models.olmo2",
     "olmo3": "weigh.models.olmo3",
@@ -62,7 +72,9 @@ FAMILIES = {
 }
 """`model_type` -> the module that describes it."""
 
-EAGER_ONLY = frozenset({"bloom", "codegen", "falcon_mamba", "gemma2", "gpt_oss", "gptj", "mamba", "mamba2"})
+EAGER_ONLY = frozenset(
+    {"bloom", "codegen", "falcon_mamba", "gemma2", "gpt_neo", "gpt_oss", "gptj", "mamba", "mamba2", "mpt"}
+)
 """Families whose upstream class leaves `_supports_sdpa` false: they run eagerly, and refuse to be asked for more."""
 
 

@@ -16,11 +16,13 @@ from weigh.ghost import nn, ops
 from weigh.ghost.ops.table import Op, apply
 from weigh.ghost.state import no_grad
 from weigh.ghost.tensor import Tensor
+from weigh.models import layout
 from weigh.models.alibi import alibi_slopes, build_alibi_tensor
 from weigh.models.common import (
     Cache,
     CausalModel,
     CausalOutput,
+    LayerCache,
     causal_lm_loss,
     create_causal_mask,
     slice_logits_to_keep,
@@ -249,6 +251,10 @@ class BloomForCausalLM(CausalModel):
         self.transformer = BloomModel(config, dtype)
         tied_to = self.transformer.word_embeddings if config.tie_word_embeddings else None
         self.lm_head = nn.Head(tied_to, config.hidden_size, config.vocab_size, dtype)
+
+    def cache_layout(self) -> tuple[LayerCache, ...]:
+        config = self.config
+        return layout.full_attention(config.n_layer, config.n_head, config.hidden_size // config.n_head)
 
     def forward(
         self,

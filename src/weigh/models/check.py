@@ -14,10 +14,11 @@ from weigh.models import FAMILIES
 from weigh.models.config import Keys
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 COMMON: tuple[tuple[str, ...], ...] = (
     ("hidden_size", "n_embd", "d_model"),
     _LAYERS,
-    ("num_attention_heads", "n_head", "n_heads"),
+    _HEADS,
     ("vocab_size",),
 )
 """The sizes that every config must give, each under one of the names in use."""

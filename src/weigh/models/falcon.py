@@ -17,11 +17,13 @@ from weigh.errors import InputError, UsageError
 from weigh.ghost import nn, ops
 from weigh.ghost.state import state
 from weigh.ghost.tensor import Tensor
+from weigh.models import layout
 from weigh.models.alibi import build_alibi_tensor
 from weigh.models.common import (
     Cache,
     CausalModel,
     CausalOutput,
+    LayerCache,
     RotaryEmbedding,
     StaticCache,
     apply_rotary_pos_emb,
@@ -366,6 +368,14 @@ class FalconForCausalLM(CausalModel):
         self.transformer = FalconModel(config, dtype)
         tied_to = self.transformer.word_embeddings if config.tie_word_embeddings else None
         self.lm_head = nn.Head(tied_to, config.hidden_size, config.vocab_size, dtype)
+
+    def cache_layout(self) -> tuple[LayerCache, ...]:
+        """Keys and values are repeated for every head before they are kept, in the new architecture."""
+        config = self.config
+        heads = config.num_attention_heads if config.new_decoder_architecture else config.num_kv_heads
+        if config.multi_query and not config.new_decoder_architecture:
+            heads = 1
+        return layout.full_attention(config.num_hidden_layers, heads, config.head_dim)
 
     def forward(
         self,

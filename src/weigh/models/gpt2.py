@@ -17,10 +17,12 @@ from weigh.errors import NotModelledError, UsageError
 from weigh.ghost import nn, ops
 from weigh.ghost.state import state
 from weigh.ghost.tensor import Tensor
+from weigh.models import layout
 from weigh.models.common import (
     Cache,
     CausalModel,
     CausalOutput,
+    LayerCache,
     attention_interface,
     causal_lm_loss,
     create_causal_mask,
@@ -216,6 +218,10 @@ class GPT2LMHeadModel(CausalModel):
         self.lm_head = nn.Head(
             self.transformer.wte if config.tie_word_embeddings else None, config.n_embd, config.vocab_size, dtype
         )
+
+    def cache_layout(self) -> tuple[LayerCache, ...]:
+        config = self.config
+        return layout.full_attention(config.n_layer, config.n_head, config.n_embd // config.n_head)
 
     def forward(
         self,

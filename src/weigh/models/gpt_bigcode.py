@@ -14,10 +14,12 @@ from typing import Any
 from weigh.dtypes import BOOL, DType
 from weigh.ghost import nn
 from weigh.ghost.tensor import Tensor
+from weigh.models import layout
 from weigh.models.common import (
     Cache,
     CausalModel,
     CausalOutput,
+    LayerCache,
     attention_interface,
     causal_lm_loss,
     check_positions,
@@ -200,6 +202,11 @@ class GPTBigCodeForCausalLM(CausalModel):
         self.transformer = GPTBigCodeModel(config, dtype)
         tied_to = self.transformer.wte if config.tie_word_embeddings else None
         self.lm_head = nn.Head(tied_to, config.n_embd, config.vocab_size, dtype)
+
+    def cache_layout(self) -> tuple[LayerCache, ...]:
+        config = self.config
+        heads = 1 if config.multi_query else config.n_head
+        return layout.full_attention(config.n_layer, heads, config.n_embd // config.n_head)
 
     def forward(
         self,

@@ -12,10 +12,12 @@ from typing import Any
 from weigh.dtypes import DType
 from weigh.ghost import nn, ops
 from weigh.ghost.tensor import Tensor
+from weigh.models import layout
 from weigh.models.common import (
     Cache,
     CausalModel,
     CausalOutput,
+    LayerCache,
     RotaryEmbedding,
     attention_interface,
     causal_lm_loss,
@@ -210,6 +212,12 @@ class GPTNeoXForCausalLM(CausalModel):
             config.hidden_size,
             config.vocab_size,
             dtype,
+        )
+
+    def cache_layout(self) -> tuple[LayerCache, ...]:
+        config = self.config
+        return layout.full_attention(
+            config.num_hidden_layers, config.num_attention_heads, config.hidden_size // config.num_attention_heads
         )
 
     def forward(

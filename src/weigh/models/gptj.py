@@ -15,10 +15,12 @@ from weigh.dtypes import FLOAT32, DType
 from weigh.errors import InputError
 from weigh.ghost import nn, ops
 from weigh.ghost.tensor import Tensor
+from weigh.models import layout
 from weigh.models.common import (
     Cache,
     CausalModel,
     CausalOutput,
+    LayerCache,
     causal_lm_loss,
     check_positions,
     create_causal_mask,
@@ -260,6 +262,10 @@ class GPTJForCausalLM(CausalModel):
         self.transformer = self.transformer_class(config, dtype)
         tied_to = self.transformer.wte if config.tie_word_embeddings else None
         self.lm_head = nn.Head(tied_to, config.n_embd, config.vocab_size, dtype, bias=True)
+
+    def cache_layout(self) -> tuple[LayerCache, ...]:
+        config = self.config
+        return layout.full_attention(config.n_layer, config.n_head, config.n_embd // config.n_head)
 
     def forward(
         self,

@@ -76,3 +76,8 @@ class LayerCache:
     def latent_elements_per_token(self) -> int:
         """Numbers that a token adds in an engine that keeps the compressed vector."""
         return self.latent_width + self.index_width if self.latent_width else self.elements_per_token
+
+
+def full_attention(layers: int, heads: int, width: int) -> tuple[LayerCache, ...]:
+    """Layers alike, each of which keeps keys and values of `heads` heads, `width` wide, of every token."""
+    return (LayerCache(FULL, heads, width, width),) * layers

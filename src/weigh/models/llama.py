@@ -179,6 +179,10 @@ class LlamaAttention(nn.Module):
         cos, sin = position_embeddings
         return apply_rotary_pos_emb(query, key, cos, sin)
 
+    def gather(self, attn_output: Tensor) -> Tensor:
+        """What comes before the output projection."""
+        return attn_output
+
     def finish(self, attn_output: Tensor) -> Tensor:
         """What comes after the output projection."""
         return attn_output
@@ -200,6 +204,7 @@ class LlamaAttention(nn.Module):
         groups = self.num_key_value_groups
         attn_output, attn_weights = attention(query_states, key_states, value_states, mask, dropout, groups)
         attn_output = attn_output.reshape(batch, length, self.num_heads * self.head_dim).contiguous()
+        attn_output = self.gather(attn_output)
         attn_output = self.o_proj(attn_output)
         attn_output = self.finish(attn_output)
         return attn_output, attn_weights

@@ -12,10 +12,12 @@ from typing import Any
 from weigh.dtypes import FLOAT32, INT64, DType
 from weigh.ghost import nn, ops
 from weigh.ghost.tensor import Tensor
+from weigh.models import layout
 from weigh.models.common import (
     Cache,
     CausalModel,
     CausalOutput,
+    LayerCache,
     attention_interface,
     causal_lm_loss,
     check_positions,
@@ -228,6 +230,12 @@ class OPTForCausalLM(CausalModel):
             config.word_embed_proj_dim,
             config.vocab_size,
             dtype,
+        )
+
+    def cache_layout(self) -> tuple[LayerCache, ...]:
+        config = self.config
+        return layout.full_attention(
+            config.num_hidden_layers, config.num_attention_heads, config.hidden_size // config.num_attention_heads
         )
 
     def forward(

@@ -12,10 +12,12 @@ from typing import Any
 from weigh.dtypes import DType
 from weigh.ghost import nn, ops
 from weigh.ghost.tensor import Tensor
+from weigh.models import layout
 from weigh.models.common import (
     Cache,
     CausalModel,
     CausalOutput,
+    LayerCache,
     RotaryEmbedding,
     apply_rotary_pos_emb,
     attention_interface,
@@ -212,6 +214,10 @@ class PhiForCausalLM(CausalModel):
         self.model = PhiModel(config, dtype)
         tied_to = self.model.embed_tokens if config.tie_word_embeddings else None
         self.lm_head = nn.Head(tied_to, config.hidden_size, config.vocab_size, dtype, bias=True)
+
+    def cache_layout(self) -> tuple[LayerCache, ...]:
+        config = self.config
+        return layout.full_attention(config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
 
     def forward(
         self,

@@ -103,14 +103,14 @@ def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tupl
     """Turns the first part of the width, and appends the rest, even where there is none."""
     cos = cos.unsqueeze(1)
     sin = sin.unsqueeze(1)
-    q_rot, q_pass = _cut(q, cos.shape[-1])
-    k_rot, k_pass = _cut(k, cos.shape[-1])
+    q_rot, q_pass = cut(q, cos.shape[-1])
+    k_rot, k_pass = cut(k, cos.shape[-1])
     q_embed = ops.cat([(q_rot * cos) + (rotate_half(q_rot) * sin), q_pass], -1)
     k_embed = ops.cat([(k_rot * cos) + (rotate_half(k_rot) * sin), k_pass], -1)
     return q_embed, k_embed
 
 
-def _cut(x: Tensor, rotary_dim: Size) -> tuple[Tensor, Tensor]:
+def cut(x: Tensor, rotary_dim: Size) -> tuple[Tensor, Tensor]:
     """`x[..., :rotary_dim], x[..., rotary_dim:]`: indexing makes an alias, not a slice, of what it takes whole."""
     width = x.shape[-1]
     turned = x.view(*x.shape) if rotary_dim == width else x.narrow(-1, rotary_dim)

@@ -58,6 +58,7 @@ from weigh.ghost.ops.network import (
     nll_loss,
     softmax,
 )
+from weigh.ghost.ops.piecewise import expm1, floor, minimum
 from weigh.ghost.ops.pointwise import (
     add,
     add_,
@@ -94,7 +95,6 @@ from weigh.ghost.ops.positions import (
     less_than,
     log,
     masked_fill,
-    minimum,
     new_zeros,
     power,
     repeat,
@@ -135,6 +135,8 @@ from weigh.ghost.ops.views import (
 from weigh.ghost.ops.windows import greater, roll
 
 __all__ = [
+    "expm1",
+    "floor",
     "copy_slice",
     "new_empty",
     "bitwise_not",

@@ -90,17 +90,6 @@ class NewZeros(_Plain):
         return empty(x.shape, x.dtype, cls.name)
 
 
-class Minimum(Op):
-    """`torch.min(a, b)`."""
-
-    name = "aten::minimum"
-    differentiable = 0
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        return elementwise("aten::minimum", a, b)
-
-
 class Power(Op):
     """`torch.pow(base, exponents)` of an fp32 number and whole numbers."""
 
@@ -189,11 +178,6 @@ def zeros_as(x: Tensor) -> Tensor:
 def new_zeros(x: Tensor) -> Tensor:
     """`x.new_zeros(x.shape)`."""
     return apply(NewZeros, x)  # type: ignore[no-any-return]
-
-
-def minimum(a: Tensor, b: Tensor) -> Tensor:
-    """`torch.min(a, b)`."""
-    return apply(Minimum, a, b)  # type: ignore[no-any-return]
 
 
 def power(base: Tensor, exponents: Tensor) -> Tensor:
