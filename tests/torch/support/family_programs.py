@@ -77,6 +77,7 @@ for _name, _row in {
     "equal_to": "eq.Scalar",
     "absolute": "abs",
     "log": "log",
+    "floor": "floor",
     "full_like": "full_like",
     "zeros_as": "zeros_like",
     "new_zeros": "new_zeros",
@@ -85,8 +86,10 @@ for _name, _row in {
     "roll": "roll",
 }.items():
     program(_name, _row, unary(1, grad=False), lambda ops, x, name=_name: getattr(ops, name)(x))
-for _name, _row in {"greater_equal": "ge", "greater": "gt", "minimum": "minimum"}.items():
+for _name, _row in {"greater_equal": "ge", "greater": "gt"}.items():
     program(_name, _row, _without_gradient, lambda ops, a, b, name=_name: getattr(ops, name)(a, b))
+program("minimum", "minimum eq", binary, lambda ops, a, b: ops.minimum(a, b))
+program("expm1", "expm1", unary(), lambda ops, x: ops.expm1(x))
 program("power", "pow.Tensor", _exponents, lambda ops, a, b: ops.power(a, b))
 program("masked_fill", "masked_fill", _masked, lambda ops, x, mask: ops.masked_fill(x, mask))
 program("repeat", "repeat", _repeated, lambda ops, x, sizes: ops.repeat(x, *sizes))

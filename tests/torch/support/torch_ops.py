@@ -64,6 +64,7 @@ class TorchOps(TorchExpertOps, TorchFamilyOps, TorchRecurrentOps):
     less_equal, tril, logical_and = map(staticmethod, (torch.less_equal, torch.tril, torch.bitwise_and))
     add_ = staticmethod(lambda a, b: a.add_(b))
     absolute, log, full_like = map(staticmethod, (torch.abs, torch.log, lambda x: torch.full_like(x, 1)))
+    expm1, floor = map(staticmethod, (torch.expm1, torch.floor))
     isinf, minimum, power, greater = map(staticmethod, (torch.isinf, torch.minimum, torch.pow, torch.greater))
     greater_equal, clamp_between = map(staticmethod, (torch.greater_equal, torch.clamp))
     zeros_as, stack_last = map(staticmethod, (torch.zeros_like, lambda tensors: torch.stack(tensors, -1)))
