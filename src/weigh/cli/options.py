@@ -81,6 +81,9 @@ def add_settings(parser: Parser, settings: Sequence[Setting]) -> None:
         if setting.type == "bool":
             name, value = (f"--no-{flag}", False) if setting.default else (f"--{flag}", True)
             group.add_argument(name, dest=setting.name, action="store_const", const=value, help=setting.field)
+        elif setting.type == "bool | None":
+            yes_or_no = argparse.BooleanOptionalAction
+            group.add_argument(f"--{flag}", dest=setting.name, action=yes_or_no, default=None, help=setting.field)
         else:
             group.add_argument(f"--{flag}", dest=setting.name, metavar=_metavar(setting), help=setting.field)
 

@@ -24,7 +24,7 @@ COMPUTE_DTYPES = ("fp32", "bf16", "fp16", "fp64")
 RENAMED = {"device": "kernels"}
 """Fields that people know under another word: a device is a GPU by its name, and kernels are CUDA's or the CPU's."""
 
-AT_LEAST_ZERO = ("logits_to_keep",)
+AT_LEAST_ZERO = ("logits_to_keep", "rank")
 
 NOTHING = ("none", "off")
 
@@ -199,6 +199,7 @@ _CHOICES: dict[str, tuple[str, ...] | str] = {
     "implementation": "weigh.optimizers:IMPLEMENTATIONS",
     "latent": ("compressed", "expanded"),
     "optimizer": "weigh.optimizers:OPTIMIZERS",
+    "shard": ("fsdp2",),
     "windows": ("capped", "reserved"),
 }
 """The words that a field takes, or where they are listed; loaded when one is checked."""

@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Any
 from weigh import models
 from weigh.dims import Size
 from weigh.dtypes import FLOAT32, INT64, DType
-from weigh.errors import UsageError
+from weigh.errors import NotModelledError, UsageError
 from weigh.ghost import ops
 from weigh.ghost.autocast import autocast
-from weigh.ghost.ledger import Ledger, NotSteady
+from weigh.ghost.ledger import NotSteady
 from weigh.ghost.nn import Parameter
 from weigh.ghost.repeat import unrolled
-from weigh.ghost.state import by_owner, recording
+from weigh.ghost.state import by_owner, recording, state
 from weigh.ghost.tensor import Tensor
 from weigh.kernels import kernels
 from weigh.models.common import CausalModel
 from weigh.optimizers import Optimizer, optimizer
 from weigh.optimizers.base import clip_grad_norm
+from weigh.techniques.mesh import Mesh
 from weigh.trace.events import BACKWARD, CLIP, FORWARD, GRADIENT, STEP, Trace
 
 if TYPE_CHECKING:
     from weigh.techniques import Technique
-    from weigh.techniques.fsdp2 import FullyShard
     from weigh.techniques.lora import Lora
 
 
@@ -68,8 +68,30 @@ class Training:
     """A part to freeze (see `weigh.techniques.freezing`)."""
     lora: Lora | None = None
     """Adapters beside frozen layers (see `weigh.techniques.lora`)."""
-    shard: FullyShard | None = None
-    """Parameters sharded over ranks (see `weigh.techniques.fsdp2`)."""
+    nodes: int = 1
+    """Machines."""
+    gpus_per_node: int = 1
+    """Devices in each machine."""
+    shard: str | None = None
+    """What the devices that share the data also share: "fsdp2" (parameters, gradients and states)."""
+    replicas: int = 1
+    """Groups of devices that each hold everything once (hybrid sharding)."""
+    reshard_after_forward: bool | None = None
+    """FSDP: drop the gathered parameters after the forward pass; None is its default, all but the root's."""
+    param_dtype: DType | None = None
+    """FSDP's mixed precision: parameters are gathered, and the model runs, in this dtype."""
+    reduce_dtype: DType | None = None
+    """FSDP's mixed precision: gradients are reduced in this dtype; None is that of the gradients."""
+    tensor: int = 1
+    """Devices that share each layer."""
+    pipeline: int = 1
+    """Stages that share the layers."""
+    context: int = 1
+    """Devices that share each sequence."""
+    expert: int = 1
+    """Devices that share the experts."""
+    rank: int = 0
+    """Which device is weighed."""
     device: str = "cuda"
     """Whose kernels run: "cuda" or "cpu"."""
     steps: int = 2
@@ -81,6 +103,12 @@ class Training:
     traced: bool = False
     """Run as a dispatch mode over fake tensors sees it (for comparison with recorded witnesses)."""
 
+    @property
+    def mesh(self) -> Mesh:
+        """The devices. Raises `UsageError` where they do not divide."""
+        world = self.nodes * self.gpus_per_node
+        return Mesh(world, self.tensor, self.pipeline, self.context, self.expert, self.replicas)
+
 
 @dataclass(slots=True)
 class TrainingRun:
@@ -91,7 +119,78 @@ class TrainingRun:
     parameters: list[Parameter]
 
 
-def run(config: Mapping[str, Any], recipe: Training, where: str = "config", unroll: bool = False) -> TrainingRun:
+class Loop:
+    """A training as a plain PyTorch script writes it. Runtimes override what they do otherwise."""
+
+    def build(self, config: Mapping[str, Any], recipe: Training, where: str) -> CausalModel:
+        """The model, before any technique."""
+        return models.build(config, recipe.dtype, where, to_run=True)
+
+    def techniques(self, recipe: Training) -> Iterator[Technique]:
+        """The techniques of a recipe, in the order in which they are applied.
+
+        Raises:
+            WeighError: one of them is not known here.
+        """
+        if recipe.freeze is not None:
+            from weigh.techniques.freezing import Freezing
+
+            yield Freezing(recipe.freeze)
+        if recipe.lora is not None:
+            yield recipe.lora
+        yield from parallel(recipe)
+        if recipe.checkpointing is not None:
+            from weigh.techniques.checkpointing import Checkpointing
+
+            yield Checkpointing(recipe.checkpointing)
+
+    def optimizer(self, recipe: Training) -> Optimizer:
+        """The optimizer, before it owns parameters."""
+        if recipe.optimizer is None:
+            return _NoOptimizer("foreach")
+        implementation = recipe.implementation or ("foreach" if recipe.device == "cuda" else "forloop")
+        return optimizer(recipe.optimizer, implementation, recipe.momentum, recipe.weight_decay)
+
+    def loss(self, model: CausalModel, recipe: Training, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a micro-batch; the logits die with the output."""
+        with autocast(recipe.autocast) if recipe.autocast is not None else nullcontext():
+            out = model(input_ids, labels)
+            loss: Tensor = out.loss
+        return loss
+
+    def step(
+        self, model: CausalModel, recipe: Training, chosen: Optimizer, input_ids: Tensor, labels: Tensor, number: int
+    ) -> None:
+        """One step: every micro-batch forward and back, then the update."""
+        ledger = state.ledger
+        for _ in range(recipe.accumulation):
+            ledger.mark(FORWARD, number)
+            loss = self.loss(model, recipe, input_ids, labels)
+            if recipe.accumulation > 1:
+                loss = loss / recipe.accumulation
+            if loss.node is None:
+                raise UsageError(
+                    "the loss depends on nothing that wants a gradient",
+                    hint="A reentrant checkpoint needs inputs that do: use full checkpointing, or freeze less.",
+                )
+            ledger.mark(BACKWARD, number)
+            loss.backward()
+            del loss
+        with by_owner():
+            if recipe.clip:
+                ledger.mark(CLIP, number)
+                clip_grad_norm(chosen.parameters)
+            ledger.mark(STEP, number)
+            chosen.step()
+            chosen.zero_grad(recipe.set_to_none)
+
+
+PLAIN = Loop()
+
+
+def run(
+    config: Mapping[str, Any], recipe: Training, where: str = "config", unroll: bool = False, loop: Loop = PLAIN
+) -> TrainingRun:
     """Train the model of a config for `recipe.steps` steps on ghost tensors.
 
     Blocks that are alike are run once (`unroll` runs them all); where they turn out not to be alike, they are all run.
@@ -100,40 +199,43 @@ def run(config: Mapping[str, Any], recipe: Training, where: str = "config", unro
         InputError: the config cannot be read.
         UnknownNameError: an unknown optimizer, kernel, ...
     """
-    if unroll or any(technique.uneven for technique in techniques(recipe)):
+    if unroll or any(technique.uneven for technique in loop.techniques(recipe)):
         with unrolled():
-            return _run(config, recipe, where)
+            return _run(config, recipe, where, loop)
     try:
-        return _run(config, recipe, where)
+        return _run(config, recipe, where, loop)
     except NotSteady:
         with unrolled():
-            return _run(config, recipe, where)
+            return _run(config, recipe, where, loop)
 
 
-def techniques(recipe: Training) -> Iterator[Technique]:
-    """The techniques of a recipe, in the order in which they are applied."""
-    if recipe.freeze is not None:
-        from weigh.techniques.freezing import Freezing
-
-        yield Freezing(recipe.freeze)
-    if recipe.lora is not None:
-        yield recipe.lora
+def parallel(recipe: Training) -> Iterator[Technique]:
+    """What a mesh of devices makes of the model."""
+    mesh = recipe.mesh
+    for axis in ("tensor", "pipeline", "context", "expert"):
+        if getattr(mesh, axis) > 1:
+            raise NotModelledError(f"{axis} parallelism", where=axis)
     if recipe.shard is not None:
-        yield recipe.shard
-    if recipe.checkpointing is not None:
-        from weigh.techniques.checkpointing import Checkpointing
+        from weigh.techniques.fsdp2 import FullyShard
 
-        yield Checkpointing(recipe.checkpointing)
+        yield FullyShard(
+            mesh.shard,
+            mesh.replicas,
+            recipe.reshard_after_forward,
+            recipe.param_dtype,
+            recipe.reduce_dtype,
+            recipe.rank,
+        )
 
 
-def _run(config: Mapping[str, Any], recipe: Training, where: str) -> TrainingRun:
+def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop) -> TrainingRun:
     models.check_attention(config, recipe.attention)
     chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced)
     with recording(chosen, traced=recipe.traced, attention=recipe.attention) as ledger:
-        model = models.build(config, recipe.dtype, where, to_run=True)
+        model = loop.build(config, recipe, where)
         if recipe.target is not None and not model.encoder_decoder:
             raise UsageError("the model has no decoder that reads a target", where="target", hint="Leave it out.")
-        for technique in techniques(recipe):
+        for technique in loop.techniques(recipe):
             technique.apply(model)
         parameters = model.parameters()
         trainable = [p for p in parameters if p.tensor.requires_grad]
@@ -142,20 +244,13 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str) -> TrainingRun
         if recipe.target is not None or not recipe.labels_are_inputs:
             length = recipe.target if recipe.target is not None else recipe.sequence
             labels = ops.input_tensor((recipe.batch, length), INT64)
-        chosen_optimizer = _optimizer(recipe)
+        chosen_optimizer = loop.optimizer(recipe)
         chosen_optimizer.own(trainable)
         if recipe.warm:
             _warm_up(chosen_optimizer, recipe)
         for number in range(recipe.steps):
-            _step(model, recipe, ledger, chosen_optimizer, input_ids, labels, number)
+            loop.step(model, recipe, chosen_optimizer, input_ids, labels, number)
         return TrainingRun(recipe, ledger.trace(), parameters)
-
-
-def _optimizer(recipe: Training) -> Optimizer:
-    if recipe.optimizer is None:
-        return _NoOptimizer("foreach")
-    implementation = recipe.implementation or ("foreach" if recipe.device == "cuda" else "forloop")
-    return optimizer(recipe.optimizer, implementation, recipe.momentum, recipe.weight_decay)
 
 
 def _warm_up(chosen: Optimizer, recipe: Training) -> None:
@@ -174,31 +269,3 @@ class _NoOptimizer(Optimizer):
 
     def step(self) -> None:
         """Nothing."""
-
-
-def _step(
-    model: CausalModel, recipe: Training, ledger: Ledger, chosen: Optimizer, input_ids: Any, labels: Any, number: int
-) -> None:
-    for _ in range(recipe.accumulation):
-        ledger.mark(FORWARD, number)
-        with autocast(recipe.autocast) if recipe.autocast is not None else nullcontext():
-            out = model(input_ids, labels)
-            loss = out.loss
-        del out
-        if recipe.accumulation > 1:
-            loss = loss / recipe.accumulation
-        if loss.node is None:
-            raise UsageError(
-                "the loss depends on nothing that wants a gradient",
-                hint="A reentrant checkpoint needs inputs that do: use full checkpointing, or freeze less.",
-            )
-        ledger.mark(BACKWARD, number)
-        loss.backward()
-        del loss
-    with by_owner():
-        if recipe.clip:
-            ledger.mark(CLIP, number)
-            clip_grad_norm(chosen.parameters)
-        ledger.mark(STEP, number)
-        chosen.step()
-        chosen.zero_grad(recipe.set_to_none)

@@ -1,0 +1,59 @@
+"""Runtimes: programs that train or serve models, each with its own loop, defaults and overheads. One file each.
+
+A runtime file says, with a link to that program's source and the versions read, what differs between programs that run
+the same model: how the loop is written (which variable keeps which tensor alive), which settings it takes where nobody
+says, and what lies outside of the framework's allocator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from weigh.errors import UnknownNameError
+from weigh.recipes.training import PLAIN, Loop
+
+RUNTIMES = {
+    "pytorch": "weigh.runtimes.pytorch",
+    "transformers": "weigh.runtimes.transformers",
+}
+"""Name -> the module that describes it, as `RUNTIME`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """Memory of the device that no tensor has."""
+
+    what: str
+    num_bytes: int
+    source: str
+    """Where the figure comes from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """A program that runs models."""
+
+    name: str
+    versions: str
+    """Which were read."""
+    loop: Loop = PLAIN
+    """How it trains."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """The settings of a `Training` that it chooses otherwise than the recipe does."""
+    outside: tuple[Overhead, ...] = ()
+    """What it takes on every device beside the allocator's memory."""
+
+
+def get(name: str) -> Runtime:
+    """A runtime by its name.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+    """
+    if name not in RUNTIMES:
+        raise UnknownNameError("runtime", name, RUNTIMES)
+    found: Runtime = import_module(RUNTIMES[name]).RUNTIME
+    return found

@@ -1,0 +1,118 @@
+"""Measured cases: what a GPU used, as somebody published it.
+
+A case's keys become the words of a recipe (`weigh.recipes.training`), and its runtime says how they are run. A key that
+decides memory and that nothing here understands is an error, so that no case is predicted as another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from weigh import dtypes, models, runtimes
+from weigh.errors import NotModelledError, WeighError
+from weigh.ghost.state import recording
+from weigh.recipes import training
+from weigh.recipes.settings import make
+from weigh.recipes.training import Training
+from weigh.validate.measured import training_metrics
+
+AXES = {"tensor": "tensor", "pipeline": "pipeline", "context": "context", "expert": "expert"}
+"""A case's names for the axes of the mesh, and the recipe's."""
+
+
+def predict_case(row: Mapping[str, Any], where: str) -> dict[str, int]:
+    """A prediction for every metric of a case that weigh can predict.
+
+    Raises:
+        WeighError: it cannot predict this case; it says why.
+    """
+    config = (row.get("model") or {}).get("config")
+    if not isinstance(config, dict):
+        raise WeighError("the case has no config")
+    if row.get("task") in ("finetune", "pretrain"):
+        return _training_case(row, config, where)
+    if "parameters" not in row["measured"]:
+        raise NotModelledError(f"a measured run of {row.get('runtime') or row.get('task') or 'this kind'}")
+    with recording():
+        model = models.build(config, dtypes.BFLOAT16, where)
+        return {"parameters": sum(p.count * int(p.numel) for p in model.parameters())}  # type: ignore[arg-type, misc]
+
+
+def _training_case(row: Mapping[str, Any], config: Mapping[str, Any], where: str) -> dict[str, int]:
+    runtime = runtimes.get(str(row.get("runtime")))
+    words = {**runtime.defaults, **training_words(row)}
+    recipe: Training = make(Training, words)
+    run = training.run(config, recipe, where, loop=runtime.loop)
+    outside = sum(overhead.num_bytes for overhead in runtime.outside)
+    return training_metrics(run, tuple(row["measured"]), outside)
+
+
+def training_words(case: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a `Training` that a case states, by name.
+
+    Raises:
+        NotModelledError: it states something that no setting can say.
+    """
+    words: dict[str, Any] = {"batch": case["batch"], "sequence": case["sequence"]}
+    words |= {"accumulation": case.get("gradient_accumulation") or 1}
+    words |= dict(_precision(case))
+    words |= dict(_optimizer(case))
+    words |= dict(_parallel(case.get("parallel") or {}))
+    mode = (case.get("checkpointing") or {}).get("mode")
+    if mode not in (None, "none", "full"):
+        raise NotModelledError(f"{mode} checkpointing", where="checkpointing")
+    words["checkpointing"] = "full" if mode == "full" else None
+    if case.get("adapter"):
+        words["lora"] = _adapter(case["adapter"])
+    attention = case.get("attention")
+    if attention in ("eager", "sdpa"):
+        words["attention"] = attention
+    elif attention == "flash":
+        words |= {"attention": "sdpa", "attention_kernel": "flash"}
+    elif attention is not None:
+        raise NotModelledError(f"{attention} attention", where="attention")
+    if case.get("loss") not in (None, "eager"):
+        raise NotModelledError(f"the loss {case['loss']!r}", where="loss")
+    if case.get("compile"):
+        raise NotModelledError("compiled code", where="compile")
+    if case.get("offload"):
+        raise NotModelledError("offloading", where="offload")
+    return words
+
+
+def _precision(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    weights, precision = case.get("weights") or {}, case.get("precision") or {}
+    if weights.get("quantization"):
+        raise NotModelledError(f"{weights['quantization'].get('method')} weights", where="weights.quantization")
+    dtype = weights.get("dtype") or "fp32"
+    if precision.get("master_weights") not in (None, dtype):
+        raise NotModelledError(f"{precision['master_weights']} master weights", where="precision.master_weights")
+    yield "dtype", dtype
+    if precision.get("autocast"):
+        yield "autocast", precision.get("compute")
+
+
+def _optimizer(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    found = case.get("optimizer") or {}
+    yield "optimizer", found.get("name")
+    if found.get("implementation"):
+        yield "implementation", found["implementation"]
+
+
+def _parallel(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    yield "gpus_per_node", found.get("world") or 1
+    for theirs, ours in AXES.items():
+        if found.get(theirs):
+            yield ours, found[theirs]
+    if found.get("shard") not in (None, "none"):
+        yield "shard", found["shard"]
+
+
+def _adapter(adapter: Mapping[str, Any]) -> Mapping[str, Any]:
+    if adapter.get("kind") != "lora":
+        raise NotModelledError(f"the adapter {adapter.get('kind')!r}", where="adapter")
+    found: dict[str, Any] = {"rank": adapter["rank"], "targets": tuple(adapter["targets"])}
+    if adapter.get("dropout") is not None:
+        found["dropout"] = adapter["dropout"]
+    return found

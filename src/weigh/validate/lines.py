@@ -1,0 +1,97 @@
+"""What a comparison with references is made of: lines, and what they come to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One metric of one row."""
+
+    id: str
+    metric: str
+    reference: int | None
+    predicted: int | None
+    reason: str | None
+    """Why there is no prediction; None where there is one."""
+    groups: tuple[str, ...] = ()
+    """What the row is summed up under: its family and its settings."""
+
+    @property
+    def relative_error(self) -> float | None:
+        """(predicted - reference) / reference, against one byte where the reference is none; None without either."""
+        if self.predicted is None or self.reference is None:
+            return None
+        return (self.predicted - self.reference) / max(abs(self.reference), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """Every line of a file, and what they come to."""
+
+    lines: tuple[Line, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """Counts, median, 90th percentile and worst of the absolute relative errors: over all, and by group."""
+        groups: dict[str, list[Line]] = {}
+        for line in self.lines:
+            for group in line.groups:
+                groups.setdefault(group, []).append(line)
+        return {"all": _figures(list(self.lines)), "groups": {g: _figures(groups[g]) for g in sorted(groups)}}
+
+    def as_dict(self) -> dict[str, Any]:
+        """The published JSON: `rows` and `summary`."""
+        rows = [
+            {
+                "id": line.id,
+                "metric": line.metric,
+                "reference": line.reference,
+                "predicted": line.predicted,
+                "relative_error": line.relative_error,
+                "reason": line.reason,
+            }
+            for line in self.lines
+        ]
+        return {"rows": rows, "summary": self.summary()}
+
+    def text(self) -> str:
+        """A table of the lines, then the summary."""
+        out = [f"{'row':44} {'metric':22} {'reference':>18} {'predicted':>18} {'error':>10}"]
+        out += [_text_of(line) for line in self.lines]
+        summary = self.summary()
+        out += ["", f"{'':30} {'values':>8} {'exact':>8} {'none':>6} {'median':>10} {'90 %':>10} {'worst':>10}"]
+        for name, figures in [("all", summary["all"]), *summary["groups"].items()]:
+            cells = [_percent(figures[k]) for k in ("median", "percentile_90", "worst")]
+            counts = f"{figures['values']:>8} {figures['exact']:>8} {figures['not_predicted']:>6}"
+            out.append(f"{name:30} {counts} {cells[0]:>10} {cells[1]:>10} {cells[2]:>10}")
+        return "\n".join(out)
+
+
+def _text_of(line: Line) -> str:
+    reference = "-" if line.reference is None else f"{line.reference:,}"
+    start = f"{line.id:44} {line.metric:22} {reference:>18}"
+    if line.predicted is None:
+        return f"{start} {'-':>18}   {line.reason}"
+    return f"{start} {line.predicted:>18,} {_percent(line.relative_error):>10}"
+
+
+def _percent(error: float | None) -> str:
+    if error is None:
+        return "-"
+    return "0" if not error else f"{error * 100:+.4f} %"
+
+
+def _figures(lines: list[Line]) -> dict[str, Any]:
+    errors = sorted(abs(e) for e in (line.relative_error for line in lines) if e is not None)
+    count = len(errors)
+    return {
+        "values": len(lines),
+        "predicted": count,
+        "not_predicted": len(lines) - count,
+        "exact": sum(1 for e in errors if not e),
+        "median": errors[(count - 1) // 2] if errors else None,
+        "percentile_90": errors[max(0, -(-9 * count // 10) - 1)] if errors else None,
+        "worst": errors[-1] if errors else None,
+    }

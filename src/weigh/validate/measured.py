@@ -1,0 +1,78 @@
+"""What a run says to the metrics by which measured cases are published, through the caching allocator's eyes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+
+from weigh.recipes.training import TrainingRun
+from weigh.trace.events import LOAD
+from weigh.trace.peak import phase_peaks
+from weigh.trace.replay import Replay, replay
+
+
+class Measured:
+    """The figures of one run as `torch.cuda` and the driver would report them, in bytes, each worked out once."""
+
+    def __init__(self, run: TrainingRun, outside: int) -> None:
+        self.trace = run.trace
+        self.outside = outside
+
+    @cached_property
+    def replayed(self) -> Replay:
+        """The whole run through the allocator."""
+        return replay(self.trace)
+
+    @property
+    def max_allocated(self) -> int:
+        """torch.cuda.max_memory_allocated() over the run."""
+        return self.replayed.allocated
+
+    @property
+    def max_allocated_first_step(self) -> int:
+        """The same until the end of the first step."""
+        return max(p.allocated for p in self.replayed.phases if p.mark.round == 0)
+
+    @property
+    def max_reserved(self) -> int:
+        """torch.cuda.max_memory_reserved() over the run."""
+        return self.replayed.reserved
+
+    @property
+    def reserved_after_step(self) -> int:
+        """torch.cuda.memory_reserved() at the end."""
+        return self.replayed.end_reserved
+
+    @property
+    def allocated_after_step(self) -> int:
+        """torch.cuda.memory_allocated() after the last step."""
+        return int(phase_peaks(self.trace, True)[-1].after)  # type: ignore[arg-type]
+
+    @property
+    def allocated_after_first_step(self) -> int:
+        """The same after the first step."""
+        return int([p for p in phase_peaks(self.trace, True) if p.mark.round == 0][-1].after)  # type: ignore[arg-type]
+
+    @property
+    def after_load(self) -> int:
+        """torch.cuda.memory_allocated() before the first step."""
+        return int([p for p in phase_peaks(self.trace, True) if p.mark.phase == LOAD][-1].after)  # type: ignore[arg-type]
+
+    @property
+    def device_used(self) -> int:
+        """What the driver reports in use: everything reserved, and what is outside of the allocator."""
+        return self.max_reserved + self.outside
+
+
+METRICS = tuple(name for name in vars(Measured) if not name.startswith("_") and name != "replayed")
+
+
+def training_metrics(run: TrainingRun, wanted: Iterable[str], outside: int) -> dict[str, int]:
+    """The metrics of `wanted` that a run of one rank has; `NAME_rankN` is rank N's."""
+    measured = Measured(run, outside)
+    found = {}
+    for name in wanted:
+        metric, _, rank = name.partition("_rank")
+        if metric in METRICS and (not rank or int(rank) == run.recipe.rank):
+            found[name] = int(getattr(measured, metric))
+    return found
