@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 FAMILIES = {
     "apertus": "weigh.models.apertus",
     "arcee": "weigh.models.arcee",
+    "bart": "weigh.models.bart",
     "bert": "weigh.models.bert",
     "bitnet": "weigh.models.bitnet",
+    "blenderbot": "weigh.models.blenderbot",
+    "blenderbot-small": "weigh.models.blenderbot_small",
     "bloom": "weigh.models.bloom",
     "codegen": "weigh.models.codegen",
     "cohere": "weigh.models.cohere",
@@ -47,8 +50,11 @@ FAMILIES = {
     "hunyuan_v1_dense": "weigh.models.hunyuan_v1_dense",
     "internlm3": "weigh.models.internlm3",
     "llama": "weigh.models.llama",
+    "m2m_100": "weigh.models.m2m_100",
     "mamba": "weigh.models.mamba",
     "mamba2": "weigh.models.mamba2",
+    "marian": "weigh.models.marian",
+    "mbart": "weigh.models.mbart",
     "ministral3": "weigh.models.ministral3",
     "mistral": "weigh.models.mistral",
     "mixtral": "weigh.models.mixtral",
@@ -58,8 +64,10 @@ FAMILIES = {
     "olmo3": "weigh.models.olmo3",
     "olmoe": "weigh.models.olmoe",
     "opt": "weigh.models.opt",
+    "pegasus": "weigh.models.pegasus",
     "phi": "weigh.models.phi",
     "phi3": "weigh.models.phi3",
+    "plbart": "weigh.models.plbart",
     "qwen2": "weigh.models.qwen2",
     "qwen2_moe": "weigh.models.qwen2_moe",
     "qwen3": "weigh.models.qwen3",
@@ -102,7 +110,7 @@ def build(config: Mapping[str, Any], dtype: DType, where: str = "config", to_run
     model: CausalModel = import_module(FAMILIES[model_type]).build(config, dtype, where)
     model.unmodelled = take_unmodelled()
     if not model.runs:
-        model.unmodelled += (NotModelledError(f"a run of {type(model).__name__}", where=where, hint=COUNTED),)
+        model.unmodelled += (NotModelledError(f"a run of {model.name}", where=where, hint=COUNTED),)
     if to_run and model.unmodelled:
         raise model.unmodelled[0]
     name_modules(model)

@@ -36,8 +36,15 @@ class CacheLayer:
         """The eight bytes that a static layer counts in, or in which a sliding one has its window's size."""
 
 
+class CrossLayer(CacheLayer):
+    """The keys and values of the encoder's output, which do not change."""
+
+    __slots__ = ()
+    grows = False
+
+
 class Cache:
-    """`DynamicCache`: grows by concatenation, a new tensor for every step."""
+    """`DynamicCache`: grows by concatenation, a new tensor for every step; with an encoder, `EncoderDecoderCache`."""
 
     compileable = False
     dense_masks = False
@@ -48,6 +55,8 @@ class Cache:
         self.length: Size = 0
         self.rollback = rollback
         """Tokens may have to be taken back (assisted decoding)."""
+        self.encoder_output: Tensor | None = None
+        """What `generate` keeps for the decoder's cross-attention."""
 
     def layer(self, path: str, window: int | None) -> CacheLayer:
         """The cache of the attention at `path`."""
@@ -73,6 +82,20 @@ class Cache:
         layer.keys = _latest(full_key_states, sliding_window)
         layer.values = _latest(full_value_states, sliding_window)
         return full_key_states, full_value_states
+
+    def crossed(self, path: str) -> tuple[Tensor, Tensor] | None:
+        """The cross-attention's keys and values, once they are there."""
+        layer = self.layers.get(path)
+        if layer is None or layer.keys is None or layer.values is None:
+            return None
+        return layer.keys, layer.values
+
+    def cross(self, keys: Tensor, values: Tensor, path: str) -> tuple[Tensor, Tensor]:
+        """Keep the keys and values (batch, heads, source, width) of the encoder's output."""
+        layer = self.layers[path] = CrossLayer(None)
+        layer.keys = label(_append(None, keys))
+        layer.values = label(_append(None, values))
+        return layer.keys, layer.values
 
     def advance(self, length: Size) -> None:
         """`length` more positions are in the cache."""

@@ -59,6 +59,11 @@ class CausalModel(Module):
     """Why it can be counted but not run."""
 
     @property
+    def name(self) -> str:
+        """Upstream's class."""
+        return type(self).__name__
+
+    @property
     def runs(self) -> bool:
         """The class says how it runs; one that does not is there to be counted."""
         return type(self).forward is not CausalModel.forward

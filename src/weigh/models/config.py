@@ -7,8 +7,8 @@ impossible value is an error that names the key, and never a silent default wher
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Self, TypeVar
 
 from weigh.errors import InputError, NotModelledError
 
@@ -43,6 +43,41 @@ def take_unmodelled() -> tuple[NotModelledError, ...]:
     found = tuple(_unmodelled)
     _unmodelled.clear()
     return found
+
+
+def architecture(config: Mapping[str, Any], known: Iterable[str], where: str) -> str:
+    """The class of upstream's that a config names in `architectures`; the first of `known` where it names none.
+
+    Raises:
+        NotModelledError: a class that is not known.
+    """
+    classes = tuple(known)
+    named = config.get("architectures") or classes[:1]
+    if not isinstance(named, list | tuple) or not isinstance(named[0], str):
+        raise InputError(f"is {named!r}", where=f"{where}: architectures", hint="Give a list of class names.")
+    if named[0] not in classes:
+        raise NotModelledError(named[0], where=f"{where}: architectures", hint=f"Known: {', '.join(classes)}.")
+    return named[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class FamilyConfig:
+    """The settings of a family, read from a `config.json` field by field; the defaults are upstream's."""
+
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """Other names of keys (upstream's `attribute_map`)."""
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any], where: str = "config") -> Self:
+        """From a `config.json`. Raises `InputError` for values that cannot be."""
+        keys = Keys({cls.aliases.get(key, key): value for key, value in config.items()}, where)
+        found = keys.fields(cls)
+        cls.settle(keys, found)
+        return keys.make(cls, found)
+
+    @classmethod
+    def settle(cls, keys: Keys, found: dict[str, Any]) -> None:
+        """What upstream works out and forbids, for values `found`."""
 
 
 COUNTED = "Its parameters and its cache are known all the same: ask `weigh params` or `weigh kv`."
