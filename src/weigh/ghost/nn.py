@@ -46,6 +46,8 @@ class Module:
     """A part of a model: parameters, buffers and other modules, in the order in which they were set."""
 
     role: ClassVar[str] = ""
+    positional: ClassVar[int] = 1
+    """How many of its arguments upstream gives a block by position, which a reentrant checkpoint then saves."""
     active_share: Fraction = Fraction(1)
     """The share of its own parameters that one token is computed with: less than all of them in experts."""
 

@@ -198,6 +198,8 @@ class BartEncoderLayer(BartLayer):
 
 
 class BartDecoderLayer(BartLayer):
+    positional = 3
+
     def __init__(self, config: BartConfig, dtype: DType) -> None:
         super().__init__()
         self.self_attn = self.attend(config, config.decoder_attention_heads, dtype, is_causal=True)

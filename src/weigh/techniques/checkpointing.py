@@ -50,7 +50,9 @@ class Checkpointing(Technique):
             if hasattr(module, "gradient_checkpointing"):  # as `gradient_checkpointing_enable` tells the parts that ask
                 module.gradient_checkpointing = True
         for block in blocks:
-            block.wrap_in(checkpoint if self.mode == "full" else reentrant_checkpoint)
+            block.wrap_in(
+                checkpoint if self.mode == "full" else partial(reentrant_checkpoint, positional=block.positional)
+            )
 
 
 class _StopRecomputation(Exception):
@@ -143,14 +145,14 @@ class CheckpointFunction(Op):
     view = True
 
     @staticmethod
-    def forward(ctx: Any, *tensors: Tensor, function: Callable[..., Any], rest: tuple[Any, ...]) -> Tensor:
+    def forward(ctx: Any, *tensors: Tensor, function: Callable[..., Any]) -> Tensor:
         with no_grad():
-            out: Tensor = function(*tensors, *rest)
+            out: Tensor = function(*tensors)
         if out.__class__ is not Tensor:
             raise NotModelledError("reentrant checkpointing of blocks that return more than one tensor")
         if ctx:
             ctx.save(*tensors)
-            ctx.meta = partial(_run_again, function=function, rest=rest, dtype=state.autocast and state.autocast.dtype)
+            ctx.meta = partial(_run_again, function=function, dtype=state.autocast and state.autocast.dtype)
         return out
 
     @staticmethod
@@ -163,7 +165,6 @@ def _run_again(
     grad: Tensor,
     needs: list[bool],
     function: Callable[..., Any],
-    rest: tuple[Any, ...],
     dtype: Any,
 ) -> list[Any]:
     detached = []
@@ -172,16 +173,25 @@ def _run_again(
         alias.requires_grad = need
         detached.append(alias)
     with recomputing(), autocast(dtype), enable_grad():
-        out = function(*detached, *rest)
+        out = function(*detached)
     roots, seeds = [out], [grad]
     del out, grad
     backward(roots, seeds)  # type: ignore[arg-type]
     return [t.grad for t in detached]
 
 
-def reentrant_checkpoint(function: Callable[..., Any], *args: Any) -> Any:
-    """`checkpoint(function, *args, use_reentrant=True)`."""
+def reentrant_checkpoint(function: Callable[..., Any], *args: Any, positional: int = 1) -> Any:
+    """`checkpoint(function, *args, use_reentrant=True)`: saves the first `positional` of the arguments."""
     if not state.grad_enabled:
         return function(*args)
-    tensors = tuple(a for a in args[:1] if a.__class__ is Tensor)
-    return apply(CheckpointFunction, *tensors, function=function, rest=args[len(tensors) :])
+    places = [i for i, a in enumerate(args[:positional]) if a.__class__ is Tensor]
+    given = [args[i] for i in places]
+    rest = [None if i in places else a for i, a in enumerate(args)]
+
+    def call(*tensors: Tensor) -> Any:
+        filled = list(rest)
+        for place, tensor in zip(places, tensors, strict=True):
+            filled[place] = tensor
+        return function(*filled)
+
+    return apply(CheckpointFunction, *given, function=call)
