@@ -25,10 +25,14 @@ FAMILIES = {
     "blenderbot": "weigh.models.blenderbot",
     "blenderbot-small": "weigh.models.blenderbot_small",
     "bloom": "weigh.models.bloom",
+    "camembert": "weigh.models.roberta",
     "codegen": "weigh.models.codegen",
     "cohere": "weigh.models.cohere",
     "cohere2": "weigh.models.cohere2",
+    "data2vec-text": "weigh.models.roberta",
     "deepseek_v3": "weigh.models.deepseek_v3",
+    "electra": "weigh.models.electra",
+    "ernie": "weigh.models.ernie",
     "ernie4_5": "weigh.models.ernie4_5",
     "exaone4": "weigh.models.exaone4",
     "falcon": "weigh.models.falcon",
@@ -72,11 +76,13 @@ FAMILIES = {
     "qwen2_moe": "weigh.models.qwen2_moe",
     "qwen3": "weigh.models.qwen3",
     "qwen3_moe": "weigh.models.qwen3_moe",
+    "roberta": "weigh.models.roberta",
     "seed_oss": "weigh.models.seed_oss",
     "smollm3": "weigh.models.smollm3",
     "stablelm": "weigh.models.stablelm",
     "starcoder2": "weigh.models.starcoder2",
     "t5": "weigh.models.t5",
+    "xlm-roberta": "weigh.models.roberta",
 }
 """`model_type` -> the module that describes it."""
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dims import Size
-from weigh.dtypes import FLOAT16, FLOAT32, INT32, INT64, DType
+from weigh.dtypes import FLOAT16, FLOAT32, DType
 from weigh.errors import NotModelledError
 from weigh.ghost import nn, ops
 from weigh.ghost.state import no_grad
 from weigh.ghost.tensor import Tensor
 from weigh.models import layout
-from weigh.models.bert import eager_attention
+from weigh.models.bert import eager_attention, position_ids_from_input_ids
 from weigh.models.common import (
     Cache,
     CausalModel,
@@ -270,15 +270,8 @@ class Positions(nn.Module):
 
     def _from_buffer(self, input_ids: Tensor) -> Tensor:
         batch, length = input_ids.shape
-        position_ids = _position_ids_from_input_ids(input_ids)
+        position_ids = position_ids_from_input_ids(input_ids)
         return ops.index_select(self.weights, position_ids.view(-1)).view(batch, length, self.weights.shape[-1])
-
-
-def _position_ids_from_input_ids(input_ids: Tensor) -> Tensor:
-    """`create_position_ids_from_input_ids`: the numbers of the tokens that are not padding."""
-    mask = ops.to(ops.equal_to(input_ids), INT32)
-    incremental_indices = (ops.to(ops.cumsum(mask), INT32) + 0) * mask
-    return ops.to(incremental_indices, INT64) + 1
 
 
 class BartStack(nn.Module):
@@ -287,7 +280,9 @@ class BartStack(nn.Module):
     def __init__(self, config: BartConfig, path: str, shared: nn.Embedding | None, dtype: DType) -> None:
         super().__init__()
         self.config = config
-        embedding = nn.Embedding(config.vocab_size, config.d_model, dtype) if shared is None else SharedEmbedding(shared)
+        embedding = (
+            nn.Embedding(config.vocab_size, config.d_model, dtype) if shared is None else SharedEmbedding(shared)
+        )
         self.embed_tokens: nn.Embedding = embedding
         self.embed_positions = Positions(config, dtype)
         self.layers = self.stack(path, dtype)

@@ -1,4 +1,4 @@
-"""BERT with its head for masked words, as `transformers/models/bert/modeling_bert.py` (5.23) writes it.
+"""BERT with its head for words, as `transformers/models/bert/modeling_bert.py` (5.23) writes it.
 
 Shapes: B batch, T length, D hidden size, N heads, H head width, V vocabulary.
 """
@@ -7,29 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from weigh.dtypes import INT64, DType
-from weigh.errors import NotModelledError
+from weigh.dtypes import INT32, INT64, DType
+from weigh.errors import InputError, NotModelledError
 from weigh.ghost import nn, ops
 from weigh.ghost.tensor import Tensor
+from weigh.models import layout
 from weigh.models.common import (
     Cache,
     CausalModel,
     CausalOutput,
+    LayerCache,
     attention_interface,
+    causal_lm_loss,
     check_positions,
     create_bidirectional_mask,
+    create_causal_mask,
+    slice_logits_to_keep,
     token_loss,
 )
-from weigh.models.config import Keys
+from weigh.models.config import FamilyConfig, Keys, Probability, architecture
+from weigh.models.parts import Counted
 
-MODEL_TYPES = ("bert",)
 
-
-@dataclass(frozen=True, slots=True)
-class BertConfig:
-    """The settings of `BertConfig` that shape memory."""
+@dataclass(frozen=True)
+class BertConfig(FamilyConfig):
+    """The settings of `BertConfig` that shape memory, and of its relatives'."""
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -37,55 +41,54 @@ class BertConfig:
     num_attention_heads: int = 12
     intermediate_size: int = 3072
     hidden_act: str = "gelu"
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
+    hidden_dropout_prob: Probability = 0.1
+    attention_probs_dropout_prob: Probability = 0.1
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
+    is_decoder: bool = False
+    add_cross_attention: bool = False
     tie_word_embeddings: bool = True
 
+    @property
+    def embedding_width(self) -> int:
+        """The width of the embeddings."""
+        return self.hidden_size
+
     @classmethod
-    def read(cls, config: Mapping[str, Any], where: str = "config") -> BertConfig:
-        """From a `config.json`. Raises `InputError` for values that cannot be."""
-        keys = Keys(config, where)
-        width, heads = keys.size("hidden_size", default=768), keys.size("num_attention_heads", default=12)
-        keys.divides("num_attention_heads", heads, "hidden_size", width)
-        activation = keys.word("hidden_act", default="gelu")
-        nn.activation(activation)
-        keys.refuse("is_decoder", "BERT as a decoder")
-        keys.refuse("add_cross_attention", "BERT with cross-attention")
-        keys.cannot_run("chunk_size_feed_forward", "BERT that computes its MLP in chunks")
-        return cls(
-            vocab_size=keys.size("vocab_size", default=30522),
-            hidden_size=width,
-            num_hidden_layers=keys.size("num_hidden_layers", default=12),
-            num_attention_heads=heads,
-            intermediate_size=keys.size("intermediate_size", default=3072),
-            hidden_act=activation,
-            hidden_dropout_prob=keys.fraction("hidden_dropout_prob", default=0.1),
-            attention_probs_dropout_prob=keys.fraction("attention_probs_dropout_prob", default=0.1),
-            max_position_embeddings=keys.size("max_position_embeddings", default=512),
-            type_vocab_size=keys.size("type_vocab_size", default=2),
-            tie_word_embeddings=keys.flag("tie_word_embeddings", default=True),
-        )
+    def settle(cls, keys: Keys, found: dict[str, Any]) -> None:
+        keys.divides("num_attention_heads", found["num_attention_heads"], "hidden_size", found["hidden_size"])
+        nn.activation(found["hidden_act"])
+        if found["add_cross_attention"] and not found["is_decoder"]:
+            raise InputError("is true", where=f"{keys.where}: add_cross_attention", hint="Set is_decoder too.")
+        keys.cannot_run("add_cross_attention", "a decoder with cross-attention, without its encoder")
+        keys.cannot_run("chunk_size_feed_forward", "an MLP that is computed in chunks")
 
 
 class BertEmbeddings(nn.Module):
     def __init__(self, config: BertConfig, dtype: DType) -> None:
         super().__init__()
-        width = config.hidden_size
-        self.word_embeddings = nn.Embedding(config.vocab_size, width, dtype)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, width, dtype)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width, dtype)
-        self.LayerNorm = nn.LayerNorm(width, dtype)
+        self.rows = config.max_position_embeddings
+        self.add_tables(config, config.embedding_width, dtype)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.position_ids = nn.buffer((1, config.max_position_embeddings), INT64)
         self.token_type_ids = nn.buffer((1, config.max_position_embeddings), INT64)
 
-    def forward(self, input_ids: Tensor, positions: Tensor | None) -> Tensor:
+    def add_tables(self, config: BertConfig, width: int, dtype: DType) -> None:
+        """The embeddings and their norm."""
+        self.word_embeddings = nn.Embedding(config.vocab_size, width, dtype)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, width, dtype)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width, dtype)
+        self.LayerNorm = nn.LayerNorm(width, dtype)
+
+    def number(self, input_ids: Tensor, cache: Cache | None) -> Tensor:
+        """The positions of tokens that come without any."""
+        return self.position_ids.narrow(1, input_ids.shape[1])
+
+    def forward(self, input_ids: Tensor, positions: Tensor | None, cache: Cache | None) -> Tensor:
         batch_size, seq_length = input_ids.shape
-        check_positions("BERT", "max_position_embeddings", self.position_ids.shape[1], seq_length, None)
+        check_positions("the model", "max_position_embeddings", self.rows, seq_length, cache)
         if positions is None:
-            positions = self.position_ids.narrow(1, seq_length)
+            positions = self.number(input_ids, cache)
         buffered_token_type_ids = self.token_type_ids.expand(positions.shape[0], self.token_type_ids.shape[1])
         buffered_token_type_ids = ops.gather(buffered_token_type_ids, positions, positions.shape)
         token_type_ids = buffered_token_type_ids.expand(batch_size, seq_length)
@@ -97,6 +100,13 @@ class BertEmbeddings(nn.Module):
         embeddings = self.LayerNorm(embeddings)
         embeddings = self.dropout(embeddings)
         return embeddings  # type: ignore[no-any-return]
+
+
+def position_ids_from_input_ids(input_ids: Tensor) -> Tensor:
+    """`create_position_ids_from_input_ids`: the numbers of the tokens that are not padding."""
+    mask = ops.to(ops.equal_to(input_ids), INT32)
+    incremental_indices = (ops.to(ops.cumsum(mask), INT32) + 0) * mask
+    return ops.to(incremental_indices, INT64) + 1
 
 
 def eager_attention(
@@ -116,23 +126,28 @@ def eager_attention(
 class BertSelfAttention(nn.Module):
     role = nn.ATTENTION
 
-    def __init__(self, config: BertConfig, dtype: DType) -> None:
+    def __init__(self, config: BertConfig, dtype: DType, is_causal: bool) -> None:
         super().__init__()
         width = config.hidden_size
         self.attention_head_size = width // config.num_attention_heads
+        self.is_causal = is_causal
         self.query = nn.Linear(width, width, dtype, bias=True)
         self.key = nn.Linear(width, width, dtype, bias=True)
         self.value = nn.Linear(width, width, dtype, bias=True)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
 
-    def forward(self, hidden_states: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, hidden_states: Tensor, mask: Tensor | None, cache: Cache | None) -> tuple[Tensor, Tensor | None]:
         batch, length = hidden_states.shape[:-1]
         query_layer = self.query(hidden_states).view(batch, length, -1, self.attention_head_size).transpose(1, 2)
         key_layer = self.key(hidden_states).view(batch, length, -1, self.attention_head_size).transpose(1, 2)
         value_layer = self.value(hidden_states).view(batch, length, -1, self.attention_head_size).transpose(1, 2)
+        if cache is not None:
+            key_layer, value_layer = cache.update(key_layer, value_layer, self.path)
         dropout = self.dropout.p if self.training else 0.0
         attention = attention_interface(eager_attention)
-        attn_output, attn_weights = attention(query_layer, key_layer, value_layer, mask, dropout, 1, is_causal=False)
+        attn_output, attn_weights = attention(
+            query_layer, key_layer, value_layer, mask, dropout, 1, is_causal=self.is_causal
+        )
         attn_output = attn_output.reshape(batch, length, -1).contiguous()
         return attn_output, attn_weights
 
@@ -152,13 +167,13 @@ class BertSelfOutput(nn.Module):
 
 
 class BertAttention(nn.Module):
-    def __init__(self, config: BertConfig, dtype: DType) -> None:
+    def __init__(self, config: BertConfig, dtype: DType, is_causal: bool) -> None:
         super().__init__()
-        self.self = BertSelfAttention(config, dtype)
+        self.self = BertSelfAttention(config, dtype, is_causal)
         self.output = BertSelfOutput(config, config.hidden_size, dtype)
 
-    def forward(self, hidden_states: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        attention_output, attn_weights = self.self(hidden_states, mask)
+    def forward(self, hidden_states: Tensor, mask: Tensor | None, cache: Cache | None) -> tuple[Tensor, Tensor | None]:
+        attention_output, attn_weights = self.self(hidden_states, mask, cache)
         attention_output = self.output(attention_output, hidden_states)
         return attention_output, attn_weights
 
@@ -186,12 +201,14 @@ class BertLayer(nn.Module):
 
     def __init__(self, config: BertConfig, dtype: DType) -> None:
         super().__init__()
-        self.attention = BertAttention(config, dtype)
+        self.attention = BertAttention(config, dtype, config.is_decoder)
+        if config.add_cross_attention:
+            self.crossattention = BertAttention(config, dtype, is_causal=False)
         self.intermediate = BertIntermediate(config, dtype)
         self.output = BertOutput(config, config.intermediate_size, dtype)
 
-    def forward(self, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
-        self_attention_output, _ = self.attention(hidden_states, mask)
+    def forward(self, hidden_states: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        self_attention_output, _ = self.attention(hidden_states, mask, cache)
         attention_output = self_attention_output
         layer_output = self.feed_forward_chunk(attention_output)
         return layer_output
@@ -204,28 +221,50 @@ class BertLayer(nn.Module):
 
 
 class BertEncoder(nn.Module):
-    def __init__(self, config: BertConfig, dtype: DType) -> None:
+    def __init__(self, config: BertConfig, path: str, dtype: DType) -> None:
         super().__init__()
-        self.layer = nn.Stack("bert.encoder.layer", config.num_hidden_layers, lambda _: BertLayer(config, dtype))
+        self.layer = nn.Stack(f"{path}.layer", config.num_hidden_layers, lambda _: BertLayer(config, dtype))
 
-    def forward(self, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, hidden_states: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         for layer_module in self.layer:
-            hidden_states = layer_module(hidden_states, mask)
+            hidden_states = layer_module(hidden_states, mask, cache)
         return hidden_states
 
 
-class BertModel(nn.Module):
-    """Without the pooler, which only other heads want."""
+class BertPooler(nn.Module):
+    """Only counted: the heads that are run do without it."""
+
+    role = nn.HEAD
 
     def __init__(self, config: BertConfig, dtype: DType) -> None:
         super().__init__()
-        self.embeddings = BertEmbeddings(config, dtype)
-        self.encoder = BertEncoder(config, dtype)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, dtype, bias=True)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor | None) -> Tensor:
-        embedding_output = self.embeddings(input_ids, positions)
-        mask = create_bidirectional_mask(attention_mask)
-        sequence_output: Tensor = self.encoder(embedding_output, mask)
+
+class BertModel(nn.Module):
+    embeddings_class: ClassVar[type[BertEmbeddings]] = BertEmbeddings
+
+    def __init__(self, config: BertConfig, path: str, dtype: DType) -> None:
+        super().__init__()
+        self.is_decoder = config.is_decoder
+        self.embeddings = self.embeddings_class(config, dtype)
+        if config.embedding_width != config.hidden_size:
+            self.embeddings_project = nn.Linear(config.embedding_width, config.hidden_size, dtype, bias=True)
+        self.encoder = BertEncoder(config, f"{path}.encoder", dtype)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor | None, cache: Cache | None
+    ) -> Tensor:
+        embedding_output = self.embeddings(input_ids, positions, cache)
+        if hasattr(self, "embeddings_project"):
+            embedding_output = self.embeddings_project(embedding_output)
+        if self.is_decoder:
+            mask = create_causal_mask(embedding_output, cache, None, attention_mask)
+        else:
+            mask = create_bidirectional_mask(attention_mask)
+        sequence_output: Tensor = self.encoder(embedding_output, mask, cache)
+        if cache is not None:
+            cache.advance(input_ids.shape[1])
         return sequence_output
 
 
@@ -273,15 +312,40 @@ class BertOnlyMLMHead(nn.Module):
         return prediction_scores
 
 
-class BertForMaskedLM(CausalModel):
-    cache_layers = 0
+class BertLMBase(CausalModel):
+    """BERT or a relative with a head over the vocabulary."""
 
-    def __init__(self, config: BertConfig, dtype: DType) -> None:
+    base: ClassVar[str] = "bert"
+    """What upstream calls the model below the head."""
+    model_class: ClassVar[type[BertModel]] = BertModel
+
+    def __init__(self, config: BertConfig, dtype: DType, name: str) -> None:
         super().__init__()
-        self.config = config
-        self.bert = BertModel(config, dtype)
-        self.cls = BertOnlyMLMHead(config, self.bert.embeddings.word_embeddings, dtype)
+        self.config, self._name = config, name
+        self.cache_layers = config.num_hidden_layers if config.is_decoder else 0
+        self.add_parts(self.model_class(config, self.base, dtype), dtype)
 
+    def add_parts(self, model: BertModel, dtype: DType) -> None:
+        """The model and its head, in upstream's order."""
+        setattr(self, self.base, model)
+        self.cls = BertOnlyMLMHead(self.config, model.embeddings.word_embeddings, dtype)
+
+    def head(self, hidden_states: Tensor) -> Tensor:
+        """The logits."""
+        return self.cls(hidden_states)  # type: ignore[no-any-return]
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def cache_layout(self) -> tuple[LayerCache, ...]:
+        config = self.config
+        width = config.hidden_size // config.num_attention_heads
+        own = LayerCache(layout.FULL, config.num_attention_heads, width, width)
+        return (own,) * self.cache_layers
+
+
+class BertForMaskedLM(BertLMBase):
     def forward(
         self,
         input_ids: Tensor,
@@ -292,15 +356,46 @@ class BertForMaskedLM(CausalModel):
         positions: Tensor | None = None,
     ) -> CausalOutput:
         if cache is not None or logits_to_keep:
-            raise NotModelledError("generation with BERT, which fills in masked words")
-        sequence_output = self.bert(input_ids, attention_mask, positions)
-        prediction_scores = self.cls(sequence_output)
+            raise NotModelledError(f"generation with {self.name}, which fills in masked words")
+        sequence_output = getattr(self, self.base)(input_ids, attention_mask, positions, None)
+        prediction_scores = self.head(sequence_output)
         masked_lm_loss = None
         if labels is not None:
             masked_lm_loss = token_loss(prediction_scores, labels)
         return CausalOutput(prediction_scores, masked_lm_loss)
 
 
+class BertLMHeadModel(BertLMBase):
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        cache: Cache | None = None,
+        logits_to_keep: int = 0,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> CausalOutput:
+        if cache is not None and not self.config.is_decoder:
+            raise NotModelledError(f"generation with {self.name}, which is no decoder here")
+        hidden_states = getattr(self, self.base)(input_ids, attention_mask, positions, cache)
+        hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
+        logits = self.head(hidden_states)
+        loss = None
+        if labels is not None:
+            loss = causal_lm_loss(logits, labels, self.config.vocab_size)
+        return CausalOutput(logits, loss, cache)
+
+
+def counted_model(model: BertModel, name: str, pooler: BertPooler | None) -> CausalModel:
+    """The model without a head, under upstream's class."""
+    parts = {part: module for part, module in vars(model).items() if isinstance(module, nn.Module)}
+    return Counted(name, (), **parts, pooler=pooler)
+
+
 def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> CausalModel:
     """The model of a `config.json`, every parameter in `dtype`."""
-    return BertForMaskedLM(BertConfig.read(config, where), dtype)
+    read = BertConfig.read(config, where)
+    name = architecture(config, ("BertForMaskedLM", "BertLMHeadModel", "BertModel"), where)
+    if name == "BertModel":
+        return counted_model(BertModel(read, "", dtype), name, BertPooler(read, dtype))
+    return (BertForMaskedLM if name == "BertForMaskedLM" else BertLMHeadModel)(read, dtype, name)

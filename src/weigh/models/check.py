@@ -19,10 +19,25 @@ COMMON: tuple[tuple[str, ...], ...] = (
     ("hidden_size", "n_embd", "d_model"),
     _LAYERS,
     _HEADS,
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
+COMMON: tuple[tuple[str, ...], ...] = (
+    ("hidden_size", "n_embd", "d_model"),
+    _LAYERS[:4],
+    ("num_attention_heads", "n_head", "n_heads"),
     ("vocab_size",),
 )
 """The sizes that every config must give, each under one of the names in use."""
+_ENCODER_DECODER: tuple[tuple[str, ...], ...] = (
+    ("d_model", "hidden_size"),
+    ("encoder_layers", "num_hidden_layers"),
+    ("decoder_layers",),
+    ("encoder_attention_heads", "num_attention_heads"),
+    ("decoder_attention_heads",),
+    ("vocab_size",),
+)
+_BARTS = ("bart", "blenderbot", "blenderbot-small", "m2m_100", "marian", "mbart", "pegasus", "plbart")
 SIZES: dict[str, tuple[tuple[str, ...], ...]] = {
+    **dict.fromkeys(_BARTS, _ENCODER_DECODER),
     "bloom": (
         ("hidden_size", "n_embed"),
         ("n_layer", "num_hidden_layers"),

@@ -5,7 +5,6 @@ A part says nothing about how it runs. `Make` makes the usual ones in one dtype,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from weigh.dtypes import INT64, DType
@@ -105,5 +104,3 @@ class Make:
 def positions(length: int) -> Tensor:
     """A buffer of one number a position, (1, length)."""
     return nn.buffer((1, length), INT64)
-
-
