@@ -2,7 +2,7 @@
 
 Shapes: B batch, T length of the source, S length of the target, D model width, V vocabulary.
 
-The relatives differ in where the norms stand, in the positions and in the bias of the logits: switches of their configs.
+The relatives differ in where the norms stand, in the positions and in the logits' bias: switches of their configs.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class BartConfig(FamilyConfig):
     attention_dropout: Probability = 0.0
     activation_dropout: Probability = 0.0
 
-    aliases = {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}
+    aliases: ClassVar[Mapping[str, str]] = {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}
 
     prefix: ClassVar[str] = "Bart"
     """Of upstream's class names."""

@@ -1,4 +1,4 @@
-"""mBART, as `transformers/models/mbart/modeling_mbart.py` (5.23) writes it: BART with norms before and one at the end."""
+"""mBART, as `transformers/models/mbart/modeling_mbart.py` (5.23) writes it: BART with norms before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pegasus, as `transformers/models/pegasus/modeling_pegasus.py` (5.23) writes it: BART with norms before, fixed positions."""
+"""Pegasus, as `transformers/models/pegasus/modeling_pegasus.py` (5.23) writes it: norms before, fixed positions."""
 
 from __future__ import annotations
 

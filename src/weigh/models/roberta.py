@@ -1,4 +1,4 @@
-"""RoBERTa, as `transformers/models/roberta/modeling_roberta.py` (5.23) writes it: BERT with positions that skip padding.
+"""RoBERTa, as `transformers/models/roberta/modeling_roberta.py` (5.23) writes it: its positions skip padding.
 
 XLM-RoBERTa, CamemBERT and data2vec-text are copies of it under other names.
 """
@@ -69,7 +69,7 @@ class RobertaLMHead(nn.Module):
         x = ops.gelu(x)
         x = self.layer_norm(x)
         x = self.decoder(x)
-        return x
+        return x  # type: ignore[no-any-return]
 
 
 class _WithHead(BertLMBase):
