@@ -27,7 +27,7 @@ def runs(architecture: Architecture) -> bool:
     except WeighError:
         return False
     says = type(model).cache_layout is not CausalModel.cache_layout
-    return says and not model.unmodelled and not model.encoder_decoder
+    return says and bool(model.cache_layout()) and not model.unmodelled and not model.encoder_decoder
 
 
 RUNNING = [a for a in ARCHITECTURES if runs(a)]

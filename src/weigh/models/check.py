@@ -15,22 +15,17 @@ from weigh.models.config import Keys
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+_STACKS = (("encoder_layers", "num_hidden_layers"), ("decoder_layers",))
 COMMON: tuple[tuple[str, ...], ...] = (
     ("hidden_size", "n_embd", "d_model"),
     _LAYERS,
     _HEADS,
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
-COMMON: tuple[tuple[str, ...], ...] = (
-    ("hidden_size", "n_embd", "d_model"),
-    _LAYERS[:4],
-    ("num_attention_heads", "n_head", "n_heads"),
     ("vocab_size",),
 )
 """The sizes that every config must give, each under one of the names in use."""
 _ENCODER_DECODER: tuple[tuple[str, ...], ...] = (
     ("d_model", "hidden_size"),
-    ("encoder_layers", "num_hidden_layers"),
-    ("decoder_layers",),
+    *_STACKS,
     ("encoder_attention_heads", "num_attention_heads"),
     ("decoder_attention_heads",),
     ("vocab_size",),
@@ -98,6 +93,6 @@ def check(config: Mapping[str, Any], where: str = "config") -> None:
     keys = Keys(config, where)
     for names in SIZES.get(model_type, COMMON):
         size = keys.size(*names)
-        if names[0] in _LAYERS and size > MOST_LAYERS:
+        if (names[0] in _LAYERS or names in _STACKS) and size > MOST_LAYERS:
             key = next(name for name in names if config.get(name) is not None)
             raise InputError(f"is {size}", where=f"{where}: {key}", hint=f"weigh takes up to {MOST_LAYERS} layers.")
