@@ -25,6 +25,9 @@ from typing import Any
 
 import torch
 
+from weigh.errors import InputError
+from weigh.measure.requirements import CPU_BUILDS, RELEASE
+
 CUDA = 1
 """The place of CUDA in the registry of guards (c10/core/DeviceType.h)."""
 IS_BUILT = 2
@@ -42,8 +45,25 @@ _alive: list[Any] = []
 
 
 def install() -> None:
-    """Make autograd work on fake CUDA tensors, in this process, until it ends."""
-    assert not torch.cuda.is_available(), "fake CUDA tensors are for builds without CUDA"
+    """Make autograd work on fake CUDA tensors, in this process, until it ends. Does nothing where there is a GPU.
+
+    Raises:
+        InputError: this PyTorch was built for CUDA and finds no GPU, or is of another kind or release than is known here.
+    """
+    if torch.cuda.is_available() or _alive:
+        return
+    try:
+        _install()
+    except (AssertionError, AttributeError, OSError, ValueError) as error:
+        raise InputError(
+            f"fake CUDA tensors cannot be set up in PyTorch {torch.__version__} ({error})",
+            where="torch",
+            hint=f"Install a build without CUDA, `pip install torch=={RELEASE}.* --index-url {CPU_BUILDS}`, on Linux.",
+        ) from None
+
+
+def _install() -> None:
+    assert torch.version.cuda is None, "it is a build for CUDA, and finds no GPU"
     libraries = Path(torch.__file__).parent / "lib"
     _install_guard(ctypes.CDLL(str(libraries / "libc10.so")))
     _install_hooks(ctypes.CDLL(str(libraries / "libtorch_cpu.so")))
@@ -51,6 +71,7 @@ def install() -> None:
     # torch.autocast("cuda") switches itself off, with a warning, where there is no CUDA.
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.cuda.is_bf16_supported = lambda *_: True
+    torch.cuda.get_device_capability = lambda *_, **__: (9, 0)
 
 
 def _function(result: Any, *arguments: Any, value: int) -> int:

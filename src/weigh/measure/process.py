@@ -1,0 +1,182 @@
+"""A process of PyTorch, asked from outside: it may end in C++ at any moment, and must not take us with it.
+
+Loads no PyTorch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+from weigh.errors import InputError, WeighError
+from weigh.measure.job import ANSWER, REAL, Answer, Job, rank_file
+
+TIMEOUT = 1800.0
+"""Seconds that a run may take."""
+_TAIL = 12
+"""Lines of standard error that are shown of a process that died."""
+
+
+class Process:
+    """A running worker; started at the first job, ended by `close`."""
+
+    def __init__(self, timeout: float = TIMEOUT) -> None:
+        self.timeout = timeout
+        self._process: subprocess.Popen[str] | None = None
+        self._lines: Queue[str | None] = Queue()
+        self._errors: Any = None
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def ask(self, job: Job) -> Answer:
+        """Have a job done.
+
+        Raises:
+            WeighError: what the worker says is wrong with the job.
+            InputError: the worker died, or took too long.
+        """
+        if job.parallel is not None and job.tensors == REAL:
+            raise ValueError("several real processes are started by torchrun")
+        process = self._started()
+        assert process.stdin is not None
+        try:
+            process.stdin.write(json.dumps(job.as_dict()) + "\n")
+            process.stdin.flush()
+        except OSError:
+            raise self._death() from None
+        while True:
+            try:
+                line = self._lines.get(timeout=self.timeout)
+            except Empty:
+                self.close()
+                hint = "Make the run smaller, or give it more time: --timeout."
+                raise InputError(f"the run took more than {self.timeout:g} seconds", hint=hint) from None
+            if line is None:
+                raise self._death()
+            if line.startswith(ANSWER):
+                return read_answer(json.loads(line.removeprefix(ANSWER)))
+
+    def close(self) -> None:
+        """End the worker."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.close()
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+        self._errors.close()
+
+    def _started(self) -> subprocess.Popen[str]:
+        if self._process is None:
+            self._errors = tempfile.TemporaryFile("w+")
+            self._lines = Queue()
+            self._process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", "weigh.measure.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+                env=environment(),
+            )
+            threading.Thread(target=_read, args=(self._process.stdout, self._lines), daemon=True).start()
+        return self._process
+
+    def _death(self) -> InputError:
+        """What became of a process that answers no more."""
+        assert self._process is not None
+        code = self._process.wait()
+        self._errors.seek(0)
+        said = self._errors.read()
+        self.close()
+        return death(code, said)
+
+
+def _read(stream: Any, lines: Queue[str | None]) -> None:
+    try:
+        for line in stream:
+            lines.put(line)
+    except ValueError:
+        pass  # closed meanwhile
+    lines.put(None)
+
+
+def read_answer(document: dict[str, Any]) -> Answer:
+    """The answer in a worker's JSON.
+
+    Raises:
+        WeighError: it is an error.
+    """
+    error = document.get("error")
+    if error is None:
+        return Answer(**document)
+    found = WeighError(error["what"], where=error["where"], hint=error["hint"])
+    found.exit_code = error.get("code", 3)
+    raise found
+
+
+def death(code: int, said: str) -> InputError:
+    """A process that ended without an answer, in words."""
+    how = f"with exit code {code}"
+    if code < 0:
+        how = f"by {signal.Signals(-code).name}" if -code in set(signal.Signals) else f"by signal {-code}"
+    aborted = "; it was ended inside PyTorch's C++" if -code in (signal.SIGABRT, signal.SIGSEGV) else ""
+    killed = "; the machine may have run out of memory" if -code == signal.SIGKILL else ""
+    tail = "\n".join(f"  {line}" for line in said.strip().splitlines()[-_TAIL:])
+    return InputError(
+        f"the process that ran PyTorch ended {how}{aborted}{killed}",
+        hint=f"Its last words:\n{tail}" if tail else "It said nothing.",
+    )
+
+
+def run_ranks(job: Job, timeout: float = TIMEOUT) -> list[Answer]:
+    """Do a job in several real processes on this machine, which torchrun starts; the answers by rank.
+
+    Raises:
+        WeighError: what a rank says is wrong with the job.
+        InputError: a rank died, or they took too long.
+    """
+    assert job.parallel is not None
+    with tempfile.TemporaryDirectory() as folder:
+        question, reply = Path(folder) / "job.json", str(Path(folder) / "answer.json")
+        question.write_text(json.dumps(job.as_dict()), encoding="utf-8")
+        launch = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+        launch += [f"--nproc-per-node={job.parallel.world}", "-m", "weigh.measure.worker", str(question), reply]
+        try:
+            done = subprocess.run(
+                launch, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
+            )
+        except subprocess.TimeoutExpired:
+            hint = "Make the run smaller, or give it more time: --timeout."
+            raise InputError(f"the run took more than {timeout:g} seconds", hint=hint) from None
+        files = [Path(rank_file(reply, rank)) for rank in range(job.parallel.world)]
+        answers = [json.loads(file.read_text()) for file in files if file.exists()]
+        for document in answers:
+            if "error" in document:
+                read_answer(document)
+        if len(answers) < len(files):
+            raise death(done.returncode, done.stderr)
+        return [read_answer(document) for document in answers]
+
+
+def environment() -> dict[str, str]:
+    """For PyTorch: one thread for sums, nothing from the network, the model files of the Hub's own cache only."""
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    return {"OMP_NUM_THREADS": "1", **os.environ, **quiet}

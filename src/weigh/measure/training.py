@@ -1,0 +1,151 @@
+"""Training steps of a real model: the loop that `weigh.recipes.training` predicts, as a user of PyTorch writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from weigh.errors import NotModelledError, UsageError
+from weigh.measure.watcher import Watcher
+from weigh.measure.workload import Workload, build, model_loss, torch_dtype
+from weigh.trace.events import BACKWARD, CLIP, FORWARD, STEP
+
+if TYPE_CHECKING:
+    from weigh.recipes.training import Training
+    from weigh.techniques.lora import Lora
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+}
+
+
+def workload(config: Mapping[str, Any], recipe: Training, device: str, initialise: bool) -> Workload:
+    """The model of a config with the recipe's techniques, and random ids.
+
+    Raises:
+        InputError: transformers cannot build the model.
+        UsageError: the model has not what a technique needs.
+    """
+    model = build(config, recipe.dtype, recipe.attention, device, initialise).train()
+    model = apply_techniques(model, recipe)
+    vocabulary = model.config.get_text_config().vocab_size
+    batch = {"input_ids": torch.randint(0, vocabulary, (recipe.batch, recipe.sequence), device=device)}
+    batch["labels"] = batch["input_ids"]
+    if recipe.target is not None or not recipe.labels_are_inputs:
+        length = recipe.sequence if recipe.target is None else recipe.target
+        batch["labels"] = torch.randint(0, vocabulary, (recipe.batch, length), device=device)
+    if "use_cache" in model.config.to_dict():
+        batch["use_cache"] = False
+    return Workload(model, batch, model_loss)
+
+
+def apply_techniques(model: Any, recipe: Training) -> Any:
+    """Freezing, checkpointing and LoRA, each by the library that has it."""
+    if recipe.freeze is not None:
+        freeze(model, recipe.freeze)
+    if recipe.checkpointing is not None:
+        if not callable(getattr(model, "gradient_checkpointing_enable", None)):
+            hint = "Checkpoint inside the model, and leave the setting out."
+            raise UsageError("the model is none of transformers'", where="checkpointing", hint=hint)
+        reentrant = recipe.checkpointing == "reentrant"
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+        if hasattr(model.config, "use_cache"):
+            model.config.use_cache = False
+    return model if recipe.lora is None else adapt(model, recipe.lora)
+
+
+def adapt(model: Any, lora: Lora) -> Any:
+    """The model with adapters, as peft places them."""
+    from peft import LoraConfig, get_peft_model
+
+    if lora.input_gradients:
+        model.enable_input_require_grads()
+    settings = LoraConfig(
+        r=lora.rank, lora_alpha=16, target_modules=list(lora.targets), lora_dropout=lora.dropout, task_type="CAUSAL_LM"
+    )
+    try:
+        return get_peft_model(model, settings, autocast_adapter_dtype=lora.autocast_adapter)
+    except ValueError as error:
+        raise UsageError(str(error), where="lora", hint="Name layers that the model has.") from None
+
+
+def freeze(model: Any, part: str) -> None:
+    """The parts of `weigh.techniques.freezing`."""
+    stack = blocks(model)
+    if part == "embeddings":
+        model.get_input_embeddings().requires_grad_(False)
+    elif part == "layers_first_half":
+        for block in stack[: len(stack) // 2]:
+            block.requires_grad_(False)
+        model.get_input_embeddings().requires_grad_(False)
+    else:
+        model.requires_grad_(False)
+        kept = stack[-1] if part == "all_but_last_layer" else model.get_output_embeddings()
+        kept.requires_grad_(True)
+
+
+def blocks(model: torch.nn.Module) -> list[Any]:
+    """The model's repeated blocks, in order: those of its first stack.
+
+    Raises:
+        UsageError: it has no stack.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList):
+            return list(module)
+    raise UsageError("the model has no stack of blocks", hint="It looks for the first torch.nn.ModuleList.")
+
+
+def make_optimizer(parameters: list[torch.nn.Parameter], recipe: Training) -> torch.optim.Optimizer | None:
+    """The recipe's optimizer.
+
+    Raises:
+        NotModelledError: PyTorch has none of that name.
+    """
+    if recipe.optimizer is None:
+        return None
+    if recipe.optimizer not in OPTIMIZERS:
+        hint = "A function that returns (model, batch, loss, optimizer) brings its own."
+        raise NotModelledError(f"a real run of {recipe.optimizer}", where="optimizer", hint=hint)
+    settings: dict[str, Any] = {"lr": 1e-4}
+    if recipe.implementation is not None:
+        settings["foreach"] = recipe.implementation == "foreach"
+        settings["fused"] = True if recipe.implementation == "fused" else None
+    if recipe.optimizer == "sgd":
+        settings["momentum"] = recipe.momentum
+    if recipe.weight_decay is not None:
+        settings["weight_decay"] = recipe.weight_decay
+    return OPTIMIZERS[recipe.optimizer](parameters, **settings)
+
+
+def train(work: Workload, recipe: Training, device: str, watcher: Watcher) -> None:
+    """`recipe.steps` steps."""
+    parameters = [p for p in work.model.parameters() if p.requires_grad]
+    optimizer = work.optimizer(parameters) if work.optimizer else make_optimizer(parameters, recipe)
+    for number in range(recipe.steps):
+        for _ in range(recipe.accumulation):
+            watcher.mark(FORWARD, number)
+            with nullcontext() if recipe.autocast is None else torch.autocast(device, torch_dtype(recipe.autocast)):
+                loss = work.loss(work.model, work.batch)
+            if recipe.accumulation > 1:
+                loss = loss / recipe.accumulation
+            watcher.mark(BACKWARD, number)
+            loss.backward()
+            del loss
+        if recipe.clip:
+            watcher.mark(CLIP, number)
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        watcher.mark(STEP, number)
+        if optimizer is not None:
+            optimizer.step()
+            watcher.stepped(work.model, optimizer)
+            optimizer.zero_grad(set_to_none=recipe.set_to_none)
+        else:
+            for parameter in parameters:
+                parameter.grad = None
+    watcher.end()
