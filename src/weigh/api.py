@@ -49,7 +49,7 @@ def model(source: Any) -> Source:
     """
     if isinstance(source, Source):
         return source
-    found = _found(source)
+    found = unchecked(source)
     if found.bundled_revision is None:
         from weigh.models.check import check
 
@@ -57,7 +57,12 @@ def model(source: Any) -> Source:
     return found
 
 
-def _found(source: Any) -> Source:
+def unchecked(source: Any) -> Source:
+    """The same, of a family that `weigh` may not know, its keys unread.
+
+    Raises:
+        InputError: the model cannot be read.
+    """
     if isinstance(source, Mapping):
         from weigh.sources.literature import translate
 
@@ -122,7 +127,7 @@ def train(source: Any, device: str | Device | None = None, **settings: Any) -> T
     found = model(source)
     recipe, assumptions = _recipe(Training, found, settings, "sequence")
     made = run(found.config, recipe, found.where)
-    return TrainingReport(found, made, _parts(found), device=_device(device, recipe), assumptions=assumptions)
+    return TrainingReport(found, made, parts(found), device=_device(device, recipe), assumptions=assumptions)
 
 
 def generate(
@@ -146,7 +151,7 @@ def generate(
     draft = None if assistant is None else model(assistant)
     recipe, assumptions = _recipe(Generation, found, settings, "prompt")
     made = run(found.config, recipe, found.where, None if draft is None else draft.config)
-    return GenerationReport(found, made, _parts(found), device=_device(device, recipe), assumptions=assumptions)
+    return GenerationReport(found, made, parts(found), device=_device(device, recipe), assumptions=assumptions)
 
 
 def kv(source: Any, dtype: str | DType | None = None, **settings: Any) -> KvReport:
@@ -242,7 +247,8 @@ def _ghost(source: Source) -> CausalModel:
         return models.build(source.config, dtypes.FLOAT32, source.where)
 
 
-def _parts(source: Source) -> Parts:
+def parts(source: Source) -> Parts:
+    """Which part of a model is what, by module path."""
     from weigh.report.parts import Parts
 
     return Parts(_ghost(source))

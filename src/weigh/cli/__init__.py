@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 COMMANDS = {
     "params": ("weighing", "how many parameters a model has, and what they weigh"),
     "kv": ("weighing", "what the keys, values and states of sequences take"),
-    "compare": ("comparing", "two models side by side"),
+    "compare": ("comparing", "two models, or two saved traces, side by side"),
     "train": ("weighing", "what training it takes, moment by moment"),
     "generate": ("weighing", "what generating with it takes"),
+    "trace": ("measuring", "the same by real PyTorch on fake tensors, beside the prediction"),
+    "measure": ("measuring", "the same by real PyTorch for real, beside the prediction"),
     "dtypes": ("lists", "the number formats: bytes, ranges, precision"),
     "models": ("lists", "the models that are known by name"),
     "devices": ("lists", "the devices that are known by name"),

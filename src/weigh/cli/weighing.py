@@ -85,7 +85,7 @@ def _run(command: str, parser: Parser, words: Sequence[str]) -> tuple[str, int]:
     else:
         report = api.generate(found.model, found.device, found.assistant, **words_given)
     if found.svg is not None:
-        _save(found.svg, report.svg())
+        save(found.svg, report.svg())
     code = 1 if report.fit is not None and report.fit.verdict == "no" else 0
     if found.json:
         return _json(report.as_dict(found.by)), code
@@ -119,7 +119,8 @@ def style() -> Style:
     return Style(colour, min(max(width, 60), 120))
 
 
-def _save(path: str, text: str) -> None:
+def save(path: str, text: str) -> None:
+    """Write a text file, or raise `InputError`."""
     try:
         with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123  pathlib is slow to import
             file.write(text)

@@ -66,7 +66,9 @@ def cache_tensors(cache: Any) -> Iterator[torch.Tensor]:
     """The tensors that a cache keeps between two tokens."""
     for layer in getattr(cache, "layers", None) or []:
         for value in vars(layer).values():
-            values = value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else [value]
+            values = (
+                value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else [value]
+            )
             yield from (v for v in values if isinstance(v, torch.Tensor))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.tensor  # noqa: F401  before the recorder, which hooks into its sharding propagation
+import torch.distributed.tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -75,7 +75,9 @@ def _split(model: Any, mesh: DeviceMesh) -> Any:
     if not plan:
         hint = "Shard it by fsdp2, or take a family with a plan."
         raise UsageError(f"transformers has no plan for {model.config.model_type}", where="shard", hint=hint)
-    patterns = [(re.compile(f"{base}.{key}".replace(".", r"\.").replace("*", r"\d+")), how) for key, how in plan.items()]
+    patterns = [
+        (re.compile(f"{base}.{key}".replace(".", r"\.").replace("*", r"\d+")), how) for key, how in plan.items()
+    ]
     found = {}
     for name, module in model.named_modules():
         how = next((how for pattern, how in patterns if pattern.fullmatch(name)), None)

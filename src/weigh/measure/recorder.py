@@ -26,7 +26,6 @@ from weigh.trace.events import (
     BACKWARD,
     BUFFER,
     CLIP,
-    COMMUNICATION,
     DECODE,
     FORWARD,
     GRADIENT,
@@ -37,6 +36,7 @@ from weigh.trace.events import (
     PREFILL,
     STEP,
     TEMPORARY,
+    UNSHARDED,
     WEIGHT,
     Allocation,
     Mark,
@@ -186,7 +186,7 @@ class Recorder(TorchDispatchMode, Watcher):
         path, again = self._modules.current()
         purpose = DEFAULT_PURPOSE[self._phase]
         if op == "resize_":
-            purpose = COMMUNICATION  # FSDP fills the gathered parameters of a unit again
+            purpose = UNSHARDED  # FSDP fills the gathered parameters of a unit again
         elif again:
             purpose = ACTIVATION  # checkpointing runs a part of the forward pass again
         num_bytes = storage.nbytes()

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from weigh.recipes.generation import Generation
     from weigh.recipes.training import Training
 
+
 def run(job: Job) -> Answer:
     """Do a job: trace it on fake tensors, or run it for real and count.
 
@@ -192,7 +193,9 @@ def answer(document: dict[str, Any]) -> dict[str, Any]:
         return {"error": {"what": error.what, "where": error.where, "hint": error.hint, "code": error.exit_code}}
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         hint = "It cannot be traced without values: run it for real with `weigh measure`."
-        return {"error": {"what": f"has shapes that depend on values ({error.func})", "where": "the model", "hint": hint}}
+        return {
+            "error": {"what": f"has shapes that depend on values ({error.func})", "where": "the model", "hint": hint}
+        }
     except Exception as error:
         traceback.print_exc()
         last = traceback.extract_tb(error.__traceback__)[-1]

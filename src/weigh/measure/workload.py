@@ -20,6 +20,7 @@ from weigh.errors import InputError
 
 Loss = Callable[[Any, Any], torch.Tensor]
 
+
 @dataclass(slots=True)
 class Workload:
     """A model, its batch, and how a loss comes of them."""

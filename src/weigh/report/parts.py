@@ -52,10 +52,11 @@ def layer(path: str) -> int | None:
 
 
 class Parts:
-    """The components of one model, by module path."""
+    """The components of one model, by module path; of None, whose modules are not known, by purpose and phase only."""
 
-    def __init__(self, model: Module) -> None:
-        self._roles = {pattern(m.path): _LABELS.get(m.role, m.role) for m in model.modules() if m.role}
+    def __init__(self, model: Module | None) -> None:
+        modules = () if model is None else model.modules()
+        self._roles = {pattern(m.path): _LABELS.get(m.role, m.role) for m in modules if m.role}
         self._known: dict[str, str | None] = {}
 
     def role(self, path: str) -> str | None:

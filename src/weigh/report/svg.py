@@ -73,7 +73,7 @@ _DARK = {
 }
 
 
-def _style() -> str:
+def style_sheet() -> str:
     """Every rule says `.weigh` first: in a notebook the picture shares its page with others."""
     light, dark = ("\n".join(f".weigh {s} {{ {r} }}" for s, r in rules.items()) for rules in (_LIGHT, _DARK))
     return f"<style>\n{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n</style>"
@@ -91,7 +91,7 @@ def draw(report: RunReport, width: int = 900, height: int = 440) -> str:
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'class="weigh" role="img" aria-label="{escape(_title(report))}">\n{_style()}\n{body}\n</svg>\n'
+        f'class="weigh" role="img" aria-label="{escape(_title(report))}">\n{style_sheet()}\n{body}\n</svg>\n'
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from itertools import zip_longest
 
-from weigh.trace.events import PURPOSES, Allocation, Trace
+from weigh.trace.events import LOAD, PURPOSES, Allocation, Trace
 from weigh.trace.expand import expand
 from weigh.trace.peak import PhasePeak, breakdown, phase_peaks
 from weigh.trace.text import allocation_text
@@ -30,7 +31,7 @@ class Parting:
     """The first event at which the two do not do the same."""
 
     event: int
-    """Its number, from 0, with repeats written out."""
+    """Its number in the left one, from 0, with repeats written out."""
     phase: str
     """The phase and round of the left one, there."""
     left: str
@@ -50,12 +51,20 @@ class Comparison:
     """The peak of every phase."""
     parting: Parting | None
     """None where the two do the same from the first event to the last."""
+    others: dict[str, tuple[Pair, ...]] = field(default_factory=dict)
+    """Other divisions of the bytes at each one's own peak, by their names."""
+
+    def sections(self) -> dict[str, tuple[Pair, ...]]:
+        """Every division, by its title."""
+        others = {f"at the peak, by {name}:": pairs for name, pairs in self.others.items()}
+        return {"at the peak:": self.purposes, **others, "by phase:": self.phases}
 
     def text(self) -> str:
-        """Three small tables."""
-        width = max(len(p.name) for p in (self.peak, *self.purposes, *self.phases)) + 2
+        """Small tables, and the parting."""
+        sections = self.sections()
+        width = max(len(p.name) for p in (self.peak, *(p for pairs in sections.values() for p in pairs))) + 2
         lines = [f"{'':{width}}{self.left:>20}{self.right:>20}{'difference':>20}", _row(self.peak, width)]
-        for title, pairs in (("at the peak:", self.purposes), ("by phase:", self.phases)):
+        for title, pairs in sections.items():
             lines += ["", title, *(_row(pair, width) for pair in pairs)]
         if self.parting is None:
             return "\n".join([*lines, "", "The two do the same, event by event."])
@@ -69,11 +78,18 @@ def _row(pair: Pair, width: int) -> str:
     return f"{pair.name:{width}}{cells[0]:>20}{cells[1]:>20}{pair.difference:>+20,}"
 
 
-def compare(a: Trace, b: Trace, names: tuple[str, str] = ("left", "right")) -> Comparison:
+def compare(
+    a: Trace,
+    b: Trace,
+    names: tuple[str, str] = ("left", "right"),
+    by: Mapping[str, Callable[[Allocation], str]] | None = None,
+    loading: bool = True,
+) -> Comparison:
     """Lay two traces beside each other. Plain sizes only.
 
     Events are alike where the change in bytes is the same, and the module's path too where both have one: a snapshot
-    of a real run knows no modules.
+    of a real run knows no modules. `by` names further divisions of the peak. Without `loading` the two may load the model
+    each in its own way: they part only after that.
     """
     a, b = expand(a), expand(b)
     peaks = phase_peaks(a), phase_peaks(b)
@@ -88,8 +104,23 @@ def compare(a: Trace, b: Trace, names: tuple[str, str] = ("left", "right")) -> C
         Pair("peak", _plain(highest[0].peak), _plain(highest[1].peak)),
         tuple(Pair(p, *(_plain(parts.get(p, 0)) for parts in made_of)) for p in present),
         tuple(_phases(*peaks)),
-        _parting(a, b),
+        _parting(a, b, *((0, 0) if loading else (_loaded(a), _loaded(b)))),
+        {name: _divided((a, b), highest, key) for name, key in (by or {}).items()},
     )
+
+
+def _divided(
+    traces: tuple[Trace, Trace], highest: list[PhasePeak], key: Callable[[Allocation], str]
+) -> tuple[Pair, ...]:
+    left, right = (
+        breakdown(trace, top.moment, key) if top.moment else {} for trace, top in zip(traces, highest, strict=True)
+    )
+    return tuple(Pair(name, _plain(left.get(name, 0)), _plain(right.get(name, 0))) for name in {**left, **right})
+
+
+def _loaded(trace: Trace) -> int:
+    """The event at which the first phase after loading begins."""
+    return next((m.event for m in trace.marks if m.phase != LOAD), 0)
 
 
 def _plain(size: object) -> int:
@@ -116,8 +147,8 @@ def _keyed(peaks: list[PhasePeak]) -> dict[str, int]:
     return result
 
 
-def _parting(a: Trace, b: Trace) -> Parting | None:
-    for number, (x, y) in enumerate(zip_longest(a.events, b.events, fillvalue=0)):
+def _parting(a: Trace, b: Trace, start_a: int, start_b: int) -> Parting | None:
+    for number, (x, y) in enumerate(zip_longest(a.events[start_a:], b.events[start_b:], fillvalue=0), start_a):
         left, right = _happening(a, x), _happening(b, y)
         if left[0] != right[0] or (left[1] and right[1] and left[1] != right[1]):
             phase = [m for m in a.marks if m.event <= number][-1] if a.marks else None

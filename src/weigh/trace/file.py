@@ -114,6 +114,16 @@ def load(path: str) -> tuple[Trace, dict[str, Any]]:
         raise InputError(problem, where=f"{path}:{reader.number}", hint=_HINT) from None
 
 
+def is_trace(path: str) -> bool:
+    """Whether a file says of itself that it is one; nothing else of it is read."""
+    try:
+        with _open(path, "rt") as file:
+            header = json.loads(file.readline(LONGEST_LINE))
+    except (OSError, EOFError, zlib.error, ValueError):
+        return False
+    return isinstance(header, dict) and header.get("format") == FORMAT
+
+
 _HINT = "Give a file that `weigh` has saved as a trace."
 
 

@@ -1,51 +1,41 @@
-"""What a piece of real PyTorch allocates, seen through a dispatch mode: every storage's birth and death."""
+"""What a piece of real PyTorch allocates, as live bytes after every birth."""
 
 from __future__ import annotations
 
-import weakref
-from typing import Any
+from collections.abc import Iterator
 
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from weigh.measure.recorder import Recorder
 
 
-class Meter(TorchDispatchMode):
-    """Counts the live bytes of the storages of one device. It sees what ops return, not what kernels use inside."""
+class Meter(Recorder):
+    """The levels of a recorder since the last restart."""
 
-    def __init__(self, device: str) -> None:
-        super().__init__()
-        self.device = device
-        self.live = 0
-        self.known: dict[int, Any] = {}
-        """The living storages: PyTorch's address of each, and a weak reference that reports its death."""
-        self.births: list[int] = []
-        """The live bytes after each birth."""
-        self.ops: list[str] = []
-        """The op of each birth."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor) and leaf.device.type == self.device:
-                self._see(leaf.untyped_storage(), func)
-        return result
-
-    def _see(self, storage: torch.UntypedStorage, func: Any) -> None:
-        key, num_bytes = storage._cdata, storage.nbytes()
-        if key in self.known or not num_bytes:
-            return
-
-        def died(_: Any) -> None:
-            del self.known[key]
-            self.live -= num_bytes
-
-        self.known[key] = weakref.ref(storage, died)
-        self.live += num_bytes
-        self.births.append(self.live)
-        self.ops.append(str(func))
+    start = base = 0
 
     def restart(self) -> int:
         """Forget the births so far; returns the live bytes."""
-        self.births, self.ops = [], []
+        self.start, self.base = len(self.events), self.live
         return self.live
+
+    @property
+    def births(self) -> list[int]:
+        """The live bytes after each birth."""
+        return [level for level, _ in self._births()]
+
+    @property
+    def ops(self) -> list[str]:
+        """The op of each birth."""
+        return [op for _, op in self._births()]
+
+    def _births(self) -> Iterator[tuple[int, str]]:
+        level = self.base
+        for event in self.events[self.start :]:
+            made = self.allocations[abs(event) - 1]
+            level += made.num_bytes if event > 0 else -made.num_bytes
+            if event > 0:
+                yield level, made.op
+
+    @property
+    def known(self) -> dict[int, int]:
+        """PyTorch's addresses of the living storages."""
+        return self._storages

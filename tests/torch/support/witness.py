@@ -18,13 +18,14 @@ import support.family_programs
 import support.in_place_programs
 import support.recurrent_programs  # noqa: F401  they enter their programs
 import torch
-from support import fake_cuda
 from support.inputs import Input
 from support.meter import Meter
 from support.profiled import Levels, profiler
 from support.programs import CPU, CUDA, PROGRAMS
 from support.torch_ops import TorchOps
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+from weigh.measure import fake_cuda
 
 
 def make(spec: Input, device: str) -> torch.Tensor:
