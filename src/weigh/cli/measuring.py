@@ -21,7 +21,6 @@ SAYS = {
 
 def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
     """The answer of one command, and its exit code."""
-    from weigh.measure.job import SHARDS
     from weigh.measure.process import TIMEOUT
     from weigh.measure.witness import RECIPES
     from weigh.recipes.settings import settings
@@ -36,8 +35,6 @@ def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
     parser.add_argument("-o", "--output", metavar="FILE", help="save the trace (compressed where it ends in .gz)")
     parser.add_argument("--svg", metavar="FILE", help="draw prediction and trace side by side into a file")
     parser.add_argument("--timeout", metavar="SECONDS", default=str(TIMEOUT), help="how long a run may take")
-    parser.add_argument("--processes", metavar="N", help="share the work among so many processes")
-    parser.add_argument("--over", metavar="|".join(SHARDS), default="fsdp2", help="how they share it")
     if command == "measure":
         parser.add_argument("--snapshot", metavar="FILE", help="CUDA's own record, for PyTorch's memory visualizer")
         parser.add_argument("--case", metavar="FILE", help="append the run to a file of measured cases (JSON lines)")
@@ -62,18 +59,16 @@ def _task(words: Sequence[str]) -> str:
 
 def _run(command: str, found: Any, given: dict[str, Any]) -> tuple[str, int]:
     from weigh.measure import witness
-    from weigh.measure.job import Parallel
 
-    parallel = None if found.processes is None else Parallel(found.over, _number(found.processes, "--processes"))
     timeout = float(_number(found.timeout.removesuffix(".0"), "--timeout"))
     if command == "trace":
-        report = witness.trace(found.model, found.task, parallel, timeout, **given)
+        report = witness.trace(found.model, found.task, timeout, **given)
     else:
-        report = witness.measure(found.model, found.task, parallel, timeout, found.snapshot, **given)
+        report = witness.measure(found.model, found.task, timeout, found.snapshot, **given)
         if found.case is not None:
-            from weigh.measure.case import append
+            from weigh.measure.case import append, of_report
 
-            append(report, found.case)
+            append(of_report(report), found.case)
     if found.output is not None:
         witness.save_trace(report, found.output)
     if found.svg is not None:

@@ -1,7 +1,7 @@
 """Witnesses: real PyTorch, run beside the prediction. Needs the extra `weigh[torch]`.
 
-`witness.trace` runs a model on fake tensors, `witness.measure` for real; both do it in a process of its own and return a
-`Witness` (a trace with module paths and purposes) that can be laid beside a prediction. What runs inside that process:
+`witness.trace` runs a model on fake tensors, `witness.measure` for real; both do it in a process of its own and return
+a `WitnessReport` (a trace with module paths and purposes, the prediction beside it). What runs inside that process:
 
     worker        reads a job, runs it, answers
     workload      the model, its batch and its loss

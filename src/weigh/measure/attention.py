@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
-Tensor = torch.Tensor
 aten = torch.ops.aten
 
 KERNELS = ("flash", "efficient", "cudnn", "math")
@@ -55,14 +55,14 @@ class Attention:
             return self.original(query, key, value, attn_mask, enable_gqa=enable_gqa, **rest)
         wanted = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
         if kernel == "cudnn":
-            args = (query, key, value, attn_mask, wanted, dropout_p, is_causal, False)
-            return aten._scaled_dot_product_cudnn_attention(*args, scale=scale)[0]  # type: ignore[no-any-return]
+            forced = (query, key, value, attn_mask, wanted, dropout_p, is_causal, False)
+            return aten._scaled_dot_product_cudnn_attention(*forced, scale=scale)[0]
         args = (query, key, value, _mask(query, attn_mask), wanted, dropout_p, is_causal)
-        return aten._scaled_dot_product_efficient_attention(*args, scale=scale)[0]  # type: ignore[no-any-return]
+        return aten._scaled_dot_product_efficient_attention(*args, scale=scale)[0]
 
 
 def choose(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, grouped: bool) -> str:
-    """ "flash", "efficient" or "math"."""
+    """The kernel's name: "flash", "efficient" or "math"."""
     width = query.shape[-1]
     half = query.dtype in (torch.bfloat16, torch.float16)
     same_heads = query.shape[1] == key.shape[1]

@@ -53,7 +53,7 @@ def as_real(attention: Attention) -> Iterator[FakeTensorMode]:
         yield stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
 
 
-def _apply(module: torch.nn.Module, function: Callable[[Any], Any], recurse: bool = True) -> torch.nn.Module:
+def _apply(module: torch.nn.Module, function: Callable[[Any], Any], _: bool = True) -> torch.nn.Module:
     """`Module._apply` that replaces parameters where the real one swaps their insides."""
     for child in module.children():
         child._apply(function)
@@ -67,13 +67,6 @@ def _apply(module: torch.nn.Module, function: Callable[[Any], Any], recurse: boo
         if buffer is not None:
             module._buffers[name] = function(buffer)
     return module
-
-
-def check_model(model: torch.nn.Module) -> None:
-    """That tied weights are tied: a model built without initial values may have forgotten it."""
-    for target, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
-        tied = model.get_parameter(target), model.get_parameter(source)
-        assert tied[0] is tied[1], f"{target} and {source} are not tied"
 
 
 def check_run(recorder: Recorder, attention: Attention, autocast: bool, foreach: bool) -> None:

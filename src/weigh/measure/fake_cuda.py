@@ -45,10 +45,10 @@ _alive: list[Any] = []
 
 
 def install() -> None:
-    """Make autograd work on fake CUDA tensors, in this process, until it ends. Does nothing where there is a GPU.
+    """Make autograd work on fake CUDA tensors, in this process, until it ends; where there is a GPU it does already.
 
     Raises:
-        InputError: this PyTorch was built for CUDA and finds no GPU, or is of another kind or release than is known here.
+        InputError: this PyTorch was built for CUDA and finds no GPU, or is of a kind or release that is not known here.
     """
     if torch.cuda.is_available() or _alive:
         return

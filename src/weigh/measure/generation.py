@@ -72,7 +72,7 @@ def cache_tensors(cache: Any) -> Iterator[torch.Tensor]:
             yield from (v for v in values if isinstance(v, torch.Tensor))
 
 
-class _EveryToken(StoppingCriteria):  # type: ignore[misc]
+class _EveryToken(StoppingCriteria):
     """Stops nothing; tells the watcher where one token ends and the next begins."""
 
     def __init__(self, watcher: Watcher) -> None:

@@ -8,37 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from weigh.dtypes import DType
-from weigh.errors import UsageError
 
 FAKE, REAL = "fake", "real"
 
 ANSWER = "@weigh "
 """Begins the line of an answer; whatever else a worker prints is the model's."""
-
-SHARDS = ("ddp", "fsdp2", "tensor")
-
-
-@dataclass(frozen=True, slots=True)
-class Parallel:
-    """How several processes share the work."""
-
-    shard: str
-    """ "fsdp2": parameters, gradients and states sharded; "ddp": all of them on every rank; "tensor": the linear layers
-    of every block split by the plan of transformers, everything else whole."""
-    world: int = 2
-    """How many processes."""
-    reshard: bool = True
-    """FSDP2 drops a block's gathered parameters after its forward pass."""
-    compute_dtype: str | None = None
-    """FSDP2 gathers and computes in this dtype."""
-    reduce_dtype: str | None = None
-    """FSDP2 reduces gradients in this dtype."""
-
-    def __post_init__(self) -> None:
-        if self.shard not in SHARDS:
-            raise UsageError(f"there is no {self.shard!r}", where="shard", hint=f"Use one of: {', '.join(SHARDS)}.")
-        if self.world < 2:
-            raise UsageError(f"{self.world} process shares nothing", where="world", hint="Use at least 2.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +31,10 @@ class Job:
     """ "fake" or "real"."""
     device: str = "cuda"
     """ "cuda" or "cpu"."""
-    parallel: Parallel | None = None
     profiled: bool = False
     """Nothing but the allocator's own record (the CPU's profiler): no dispatch mode is in the way."""
     output: str | None = None
-    """Where the trace goes; with several processes, the number of the rank is put before the suffix."""
+    """Where the trace goes; with several real processes, the number of the rank is put before the suffix."""
     snapshot: str | None = None
     """Where the record of CUDA's allocator goes, for PyTorch's memory visualizer."""
 
@@ -72,8 +45,12 @@ class Job:
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Job:
         """Out of JSON."""
-        parallel = document.get("parallel")
-        return cls(**{**document, "parallel": parallel and Parallel(**parallel)})
+        return cls(**document)
+
+    @property
+    def world(self) -> int:
+        """How many devices it is for."""
+        return int(self.recipe.get("nodes", 1)) * int(self.recipe.get("gpus_per_node", 1))
 
 
 def words(recipe: Any) -> dict[str, Any]:
@@ -112,6 +89,8 @@ class Answer:
     parameters: int = 0
     trainable: int = 0
     device_name: str | None = None
+    device_bytes: int | None = None
+    """The memory of the GPU that it ran on."""
     seconds: float = 0.0
 
 

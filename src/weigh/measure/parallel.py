@@ -1,10 +1,10 @@
-"""Several ranks: FSDP2, DDP and tensor parallelism, over a process group that is fake (of any size) or real (gloo, NCCL)."""
+"""Several ranks: FSDP2, DDP, tensor parallelism, over a process group that is fake (any size) or real (gloo, NCCL)."""
 
 from __future__ import annotations
 
 import os
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -14,12 +14,16 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from weigh.dtypes import get
-from weigh.errors import UsageError
-from weigh.measure.job import Parallel
+from weigh.errors import NotModelledError, UsageError
 from weigh.measure.training import blocks
 from weigh.measure.workload import torch_dtype
 
+if TYPE_CHECKING:
+    from weigh.dtypes import DType
+    from weigh.recipes.training import Training
+
+AXES = ("replicate", "shard", "tensor")
+"""The mesh's dimensions, from the slowest network to the fastest."""
 STYLES = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
 """The splits of transformers' plans that are applied; what a plan splits otherwise stays whole."""
 
@@ -29,13 +33,26 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def start(parallel: Parallel, device: str, fake: bool) -> DeviceMesh:
-    """Join the other ranks. Outside of a fake mode: the mesh wants values."""
+def start(recipe: Training, fake: bool) -> DeviceMesh:
+    """Join the other ranks. Outside of a fake mode: the mesh wants values.
+
+    Raises:
+        NotModelledError: a kind of parallelism that is not run here.
+    """
+    mesh = recipe.mesh
+    for axis in ("pipeline", "context", "expert"):
+        if getattr(mesh, axis) > 1:
+            raise NotModelledError(f"a real run of {axis} parallelism", where=axis)
+    if fake and recipe.shard is None and mesh.data > 1:
+        hint = "Leave one device for the data, or `weigh measure` it."
+        raise NotModelledError("DDP on fake tensors", where="shard", hint=hint)
     if fake:
-        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=parallel.world)
+        dist.init_process_group("fake", store=FakeStore(), rank=recipe.rank, world_size=mesh.world)
     else:
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
-    return init_device_mesh(device, (parallel.world,))
+        dist.init_process_group("nccl" if recipe.device == "cuda" else "gloo")
+    sizes = {"replicate": mesh.replicas, "shard": mesh.shard, "tensor": mesh.tensor}
+    names = tuple(name for name in AXES if sizes[name] > 1 or name == "shard")
+    return init_device_mesh(recipe.device, tuple(sizes[name] for name in names), mesh_dim_names=names)
 
 
 def stop() -> None:
@@ -44,20 +61,22 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def distribute(model: Any, parallel: Parallel, mesh: DeviceMesh) -> Any:
-    """The model, each rank with its part.
+def distribute(model: Any, recipe: Training, mesh: DeviceMesh) -> Any:
+    """The model, each rank with its part: layers are split first, then what is left of them is sharded.
 
     Raises:
         UsageError: the model has no stack of blocks, or transformers no plan to split it.
     """
-    if parallel.shard == "ddp":
-        return torch.nn.parallel.DistributedDataParallel(model)
-    if parallel.shard == "tensor":
-        return _split(model, mesh)
-    settings: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": parallel.reshard}
-    if parallel.compute_dtype is not None or parallel.reduce_dtype is not None:
+    names = mesh.mesh_dim_names or ()
+    if "tensor" in names:
+        model = _split(model, mesh["tensor"])
+    if recipe.shard is None:
+        return model if mesh["shard"].size() == 1 else torch.nn.parallel.DistributedDataParallel(model)
+    data = tuple(name for name in names if name != "tensor")
+    settings: dict[str, Any] = {"mesh": mesh[data], "reshard_after_forward": recipe.reshard_after_forward}
+    if recipe.param_dtype is not None or recipe.reduce_dtype is not None:
         settings["mp_policy"] = MixedPrecisionPolicy(
-            param_dtype=_dtype(parallel.compute_dtype), reduce_dtype=_dtype(parallel.reduce_dtype)
+            param_dtype=_dtype(recipe.param_dtype), reduce_dtype=_dtype(recipe.reduce_dtype)
         )
     for block in blocks(model):
         fully_shard(block, **settings)
@@ -65,8 +84,8 @@ def distribute(model: Any, parallel: Parallel, mesh: DeviceMesh) -> Any:
     return model
 
 
-def _dtype(name: str | None) -> torch.dtype | None:
-    return None if name is None else torch_dtype(get(name))
+def _dtype(dtype: DType | None) -> torch.dtype | None:
+    return None if dtype is None else torch_dtype(dtype)
 
 
 def _split(model: Any, mesh: DeviceMesh) -> Any:

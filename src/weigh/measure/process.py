@@ -47,7 +47,7 @@ class Process:
             WeighError: what the worker says is wrong with the job.
             InputError: the worker died, or took too long.
         """
-        if job.parallel is not None and job.tensors == REAL:
+        if job.world > 1 and job.tensors == REAL:
             raise ValueError("several real processes are started by torchrun")
         process = self._started()
         assert process.stdin is not None
@@ -86,7 +86,7 @@ class Process:
 
     def _started(self) -> subprocess.Popen[str]:
         if self._process is None:
-            self._errors = tempfile.TemporaryFile("w+")
+            self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  it lives as long as the process
             self._lines = Queue()
             self._process = subprocess.Popen(
                 [sys.executable, "-W", "ignore", "-m", "weigh.measure.worker"],
@@ -153,12 +153,11 @@ def run_ranks(job: Job, timeout: float = TIMEOUT) -> list[Answer]:
         WeighError: what a rank says is wrong with the job.
         InputError: a rank died, or they took too long.
     """
-    assert job.parallel is not None
     with tempfile.TemporaryDirectory() as folder:
         question, reply = Path(folder) / "job.json", str(Path(folder) / "answer.json")
         question.write_text(json.dumps(job.as_dict()), encoding="utf-8")
         launch = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
-        launch += [f"--nproc-per-node={job.parallel.world}", "-m", "weigh.measure.worker", str(question), reply]
+        launch += [f"--nproc-per-node={job.world}", "-m", "weigh.measure.worker", str(question), reply]
         try:
             done = subprocess.run(
                 launch, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
@@ -166,7 +165,7 @@ def run_ranks(job: Job, timeout: float = TIMEOUT) -> list[Answer]:
         except subprocess.TimeoutExpired:
             hint = "Make the run smaller, or give it more time: --timeout."
             raise InputError(f"the run took more than {timeout:g} seconds", hint=hint) from None
-        files = [Path(rank_file(reply, rank)) for rank in range(job.parallel.world)]
+        files = [Path(rank_file(reply, rank)) for rank in range(job.world)]
         answers = [json.loads(file.read_text()) for file in files if file.exists()]
         for document in answers:
             if "error" in document:

@@ -54,7 +54,7 @@ DEFAULT_PURPOSE = {
     PREFILL: ACTIVATION,
     DECODE: ACTIVATION,
 }
-"""What a storage is for that nothing else is known of."""
+"""What a storage is for of which nothing else is known."""
 
 PYTORCH = frozenset({"aten", "prim", "prims", "profiler"})
 """Namespaces whose ops return what they allocate."""
@@ -201,7 +201,7 @@ class Recorder(TorchDispatchMode, Watcher):
     def _death(self, key: int, number: int) -> None:
         if self._references.pop(number, None) is not None:
             self.events.append(-number)
-            self.live -= self.allocations[number - 1].num_bytes
+            self.live -= self.allocations[number - 1].num_bytes  # type: ignore[assignment]  no sweep is recorded
             if self._storages.get(key) == number:
                 del self._storages[key]
 

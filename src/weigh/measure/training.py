@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,10 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 
-def workload(config: Mapping[str, Any], recipe: Training, device: str, initialise: bool) -> Workload:
-    """The model of a config with the recipe's techniques, and random ids.
+def workload(
+    config: Mapping[str, Any], recipe: Training, device: str, initialise: bool, prepare: Callable[[Any], Any]
+) -> Workload:
+    """The model of a config with the recipe's techniques, then whatever `prepare` makes of it, and random ids.
 
     Raises:
         InputError: transformers cannot build the model.
@@ -33,13 +35,14 @@ def workload(config: Mapping[str, Any], recipe: Training, device: str, initialis
     """
     model = build(config, recipe.dtype, recipe.attention, device, initialise).train()
     model = apply_techniques(model, recipe)
-    vocabulary = model.config.get_text_config().vocab_size
+    vocabulary, settings = model.config.get_text_config().vocab_size, model.config.to_dict()
+    model = prepare(model)
     batch = {"input_ids": torch.randint(0, vocabulary, (recipe.batch, recipe.sequence), device=device)}
     batch["labels"] = batch["input_ids"]
     if recipe.target is not None or not recipe.labels_are_inputs:
         length = recipe.sequence if recipe.target is None else recipe.target
         batch["labels"] = torch.randint(0, vocabulary, (recipe.batch, length), device=device)
-    if "use_cache" in model.config.to_dict():
+    if "use_cache" in settings:
         batch["use_cache"] = False
     return Workload(model, batch, model_loss)
 

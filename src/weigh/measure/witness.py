@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from weigh import api
 from weigh.errors import NotModelledError, UnknownNameError, UsageError, WeighError
 from weigh.measure import requirements
-from weigh.measure.job import FAKE, REAL, Answer, Job, Parallel, words
+from weigh.measure.job import FAKE, REAL, Answer, Job, words
 from weigh.measure.process import TIMEOUT, Process, run_ranks
 from weigh.recipes import generation, training
 from weigh.recipes.generation import Generation
@@ -94,8 +94,6 @@ class WitnessReport(RunReport):
     def _predict(self, traced: bool) -> Trace | WeighError:
         if self.job.config is None:
             return NotModelledError("a function's model", hint="Only configs are predicted.")
-        if self.job.parallel is not None:
-            return NotModelledError(f"{self.job.parallel.shard} parallelism")
         recipe = replace(self.run.recipe, traced=traced)
         try:
             if isinstance(recipe, Training):
@@ -134,8 +132,8 @@ class WitnessReport(RunReport):
 
     def summary(self) -> str:
         said = [self.how, f"{self.answers[0].parameters:,} parameters"]
-        if self.job.parallel is not None:
-            said.append(f"{self.job.parallel.shard}, rank 0 of {self.job.parallel.world}")
+        if self.job.world > 1:
+            said.append(f"rank {self.run.recipe.rank} of {self.job.world}")
         said += [f"{name} {version}" for name, version in self.answers[0].versions.items()]
         said += [f"{kernel} attention, {count} calls" for kernel, count in self.answers[0].attention.items()]
         return " · ".join(said)
@@ -225,10 +223,14 @@ class WitnessReport(RunReport):
             "opaque": self.answers[0].opaque,
             "collectives": self.answers[0].collectives,
             "attention": self.answers[0].attention,
-            "comparison": comparison
-            and {k: v for k, v in comparison.as_dict().items() if k not in ("schema", "version")},
+            "comparison": comparison and _bare(comparison.as_dict()),
             "not_predicted": failed and str(failed),
         }
+
+
+def _bare(document: dict[str, Any]) -> dict[str, Any]:
+    """Without the header."""
+    return {key: value for key, value in document.items() if key not in ("schema", "version")}
 
 
 def _off(what: str, ours: int, real: int) -> str:
@@ -241,9 +243,7 @@ def _highest(trace: Trace) -> int:
     return max(int(p.peak) for p in phase_peaks(trace))  # type: ignore[arg-type]
 
 
-def trace(
-    source: Any, task: str = "train", parallel: Parallel | None = None, timeout: float = TIMEOUT, **settings: Any
-) -> WitnessReport:
+def trace(source: Any, task: str = "train", timeout: float = TIMEOUT, **settings: Any) -> WitnessReport:
     """Run a model on fake tensors, in a process of its own, and record what it allocates.
 
     `source` is a model as `weigh.model` takes it, of any kind that transformers knows, or "module:function" (see
@@ -253,7 +253,7 @@ def trace(
         InputError: PyTorch is missing or of another release, or the model cannot be traced; the process died.
         UsageError: there is no such setting, or it cannot have that value.
     """
-    job, found, recipe = _job(source, task, parallel, {**settings, **({"bare": True} if task == "generate" else {})})
+    job, found, recipe = _job(source, task, {**settings, **({"bare": True} if task == "generate" else {})})
     requirements.check(fake_cuda=recipe.device == "cuda", also=_also(recipe))
     job = replace(job, tensors=FAKE)
     with tempfile.TemporaryDirectory() as folder, Process(timeout) as process:
@@ -266,7 +266,6 @@ def trace(
 def measure(
     source: Any,
     task: str = "train",
-    parallel: Parallel | None = None,
     timeout: float = TIMEOUT,
     snapshot: str | None = None,
     **settings: Any,
@@ -274,7 +273,7 @@ def measure(
     """Run a model for real, twice: once with nothing but the allocator counting, once recorded.
 
     On the CPU PyTorch's profiler counts, on a GPU its counters do; `snapshot` is a file for CUDA's own record. Where
-    `kernels` is not given, the GPU is taken if there is one. With `parallel` as many processes are started.
+    `kernels` is not given, the GPU is taken if there is one. A mesh of several devices starts as many processes.
 
     Raises:
         InputError: PyTorch is missing, the model cannot be run, or a process died.
@@ -285,12 +284,12 @@ def measure(
         settings["kernels"] = "cuda" if _has_gpu() else "cpu"
     if settings["kernels"] == "cuda" and task == "train":
         settings.setdefault("steps", 3)  # one to warm up, two to measure
-    job, found, recipe = _job(source, task, parallel, settings)
+    job, found, recipe = _job(source, task, settings)
     requirements.check(also=_also(recipe))
     job = replace(job, tensors=REAL)
     with tempfile.TemporaryDirectory() as folder, Process(timeout) as process:
         ask: Callable[[Job], list[Answer]] = (
-            (lambda j: run_ranks(j, timeout)) if parallel is not None else (lambda j: [process.ask(j)])
+            (lambda j: run_ranks(j, timeout)) if job.world > 1 else (lambda j: [process.ask(j)])
         )
         counted = ask(replace(job, profiled=True, snapshot=snapshot))
         job = replace(job, output=f"{folder}/run.trace")
@@ -309,7 +308,7 @@ def _also(recipe: Any) -> tuple[str, ...]:
     return ("peft",) if getattr(recipe, "lora", None) is not None else ()
 
 
-def _job(source: Any, task: str, parallel: Parallel | None, settings: Mapping[str, Any]) -> tuple[Job, Source, Recipe]:
+def _job(source: Any, task: str, settings: Mapping[str, Any]) -> tuple[Job, Source, Recipe]:
     if task not in RECIPES:
         raise UsageError(f"there is no task {task!r}", where="task", hint="Use train or generate.")
     kind = RECIPES[task]
@@ -322,13 +321,13 @@ def _job(source: Any, task: str, parallel: Parallel | None, settings: Mapping[st
             raise UsageError("is the function's to decide", where=made[0], hint="Leave it out.")
         recipe: Any = make(kind, given)
         found = Source(source, {"model_type": None}, "a function", source)
-        return Job(task, words(recipe), function=source, device=recipe.device, parallel=parallel), found, recipe
+        return Job(task, words(recipe), function=source, device=recipe.device), found, recipe
     from weigh.report.defaults import complete
 
     found = _source(source)
     completed, _ = complete(found, given, "sequence" if task == "train" else "prompt")
     recipe = make(kind, completed)
-    job = Job(task, words(recipe), config=dict(found.config), device=recipe.device, parallel=parallel)
+    job = Job(task, words(recipe), config=dict(found.config), device=recipe.device)
     return job, found, recipe
 
 

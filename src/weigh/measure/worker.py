@@ -1,8 +1,8 @@
 """The process that runs PyTorch: reads one job a line as JSON, answers each with one line.
 
-`python -m weigh.measure.worker` serves until its input ends; with `JOB ANSWER` it reads one job from a file and writes the
-answer to another, once for each rank that torchrun starts. It leaves with `os._exit`: what `fake_cuda` has changed inside
-PyTorch is not to be destroyed.
+`python -m weigh.measure.worker` serves until its input ends; with `JOB ANSWER` it reads one job from a file and writes
+the answer to another, once for each rank that torchrun starts. It leaves with `os._exit`: what `fake_cuda` has changed
+inside PyTorch is not to be destroyed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -52,10 +53,10 @@ def run(job: Job) -> Answer:
     elif job.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("PyTorch sees no GPU", where="kernels", hint="Use --kernels cpu, or `weigh trace`.")
     mesh = None
-    if job.parallel is not None:
+    if job.world > 1:
         from weigh.measure import parallel
 
-        mesh = parallel.start(job.parallel, job.device, fake)
+        mesh = parallel.start(recipe, fake)
     try:
         return _run(job, recipe, fake, mesh, started)
     finally:
@@ -78,8 +79,8 @@ def _install_fake_cuda(job: Job) -> None:
     from weigh.measure import fake_cuda, streams
 
     fake_cuda.install()
-    if job.parallel is not None:
-        streams.install(job.parallel.world)
+    if job.world > 1:
+        streams.install(job.world)
 
 
 def _run(job: Job, recipe: Training | Generation, fake: bool, mesh: Any, started: float) -> Answer:
@@ -99,8 +100,6 @@ def _run(job: Job, recipe: Training | Generation, fake: bool, mesh: Any, started
         if recorder is not None:
             recorder.mark(LOAD)
         work = _workload(job, recipe, mesh)
-        if fake:
-            faithful.check_model(work.model)
         watchers.loaded(work.model, work.inputs())
         _loop(job, recipe, work, watchers)
         trace = recorder.trace() if recorder is not None else None
@@ -123,25 +122,24 @@ def _counter(job: Job) -> Profiled | Counters | None:
 
 
 def _workload(job: Job, recipe: Any, mesh: Any) -> Workload:
-    if job.function is not None:
-        work = from_function(job.function, job.device)
-        if job.task == "train":
-            from weigh.measure.training import apply_techniques
-
-            work.model = apply_techniques(work.model, recipe)
-    else:
-        assert job.config is not None
-        if job.task == "train":
-            from weigh.measure.training import workload
-        else:
-            from weigh.measure.generation import workload  # type: ignore[assignment]
-        work = workload(job.config, recipe, job.device, initialise=job.tensors != FAKE)
+    prepare: Callable[[Any], Any] = lambda model: model  # noqa: E731
     if mesh is not None:
         from weigh.measure.parallel import distribute
 
-        assert job.parallel is not None
-        work.model = distribute(work.model, job.parallel, mesh)
-    return work
+        prepare = lambda model: distribute(model, recipe, mesh)  # noqa: E731
+    if job.task == "train":
+        from weigh.measure import training
+
+        if job.function is None:
+            assert job.config is not None
+            return training.workload(job.config, recipe, job.device, job.tensors != FAKE, prepare)
+        work = from_function(job.function, job.device)
+        work.model = prepare(training.apply_techniques(work.model, recipe))
+        return work
+    from weigh.measure import generation
+
+    assert job.config is not None
+    return generation.workload(job.config, recipe, job.device, job.tensors != FAKE)
 
 
 def _loop(job: Job, recipe: Any, work: Workload, watcher: Watcher) -> None:
@@ -160,7 +158,7 @@ def _default_foreach(recipe: Any) -> bool:
 
 
 def _of_rank(path: str, job: Job) -> str:
-    if job.parallel is None or job.tensors == FAKE:
+    if job.world == 1 or job.tensors == FAKE:
         return path
     from weigh.measure.parallel import rank
 
@@ -181,6 +179,7 @@ def _answer(
         parameters=sum(p.numel() for p in parameters),
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
         device_name=torch.cuda.get_device_name() if on_gpu else None,
+        device_bytes=torch.cuda.mem_get_info()[1] if on_gpu else None,
         seconds=round(time.monotonic() - started, 2),
     )
 

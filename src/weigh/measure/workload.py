@@ -81,6 +81,8 @@ def build(config: Mapping[str, Any], dtype: DType, attention: str, device: str, 
     finally:
         torch.set_default_dtype(before)
     model.tie_weights()  # which a model without initial values has forgotten
+    for target, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+        assert model.get_parameter(target) is model.get_parameter(source), f"{target} and {source} are not tied"
     return model
 
 
@@ -108,8 +110,8 @@ def _class(made: Any, config: Mapping[str, Any]) -> Any:
 def from_function(name: str, device: str) -> Workload:
     """What `module:function` returns: (model, batch, loss) or (model, batch, loss, optimizer).
 
-    `loss(model, batch)` gives the loss, None stands for `model(**batch).loss`; `optimizer(parameters)` gives an optimizer.
-    The function is called where new tensors go to the device.
+    `loss(model, batch)` gives the loss, None stands for `model(**batch).loss`; `optimizer(parameters)` gives an
+    optimizer. The function is called where new tensors go to the device.
 
     Raises:
         InputError: there is no such function, or it returns something else.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 
 from weigh.trace.events import LOAD, PURPOSES, Allocation, Trace
 from weigh.trace.expand import expand
@@ -88,8 +88,10 @@ def compare(
     """Lay two traces beside each other. Plain sizes only.
 
     Events are alike where the change in bytes is the same, and the module's path too where both have one: a snapshot
-    of a real run knows no modules. `by` names further divisions of the peak. Without `loading` the two may load the model
-    each in its own way: they part only after that.
+    of a real run knows no modules. Deaths that follow each other have no order.
+
+    `by` names further divisions of the peak. Without `loading` the two may load the
+    model each in its own way: they part only after that.
     """
     a, b = expand(a), expand(b)
     peaks = phase_peaks(a), phase_peaks(b)
@@ -148,13 +150,27 @@ def _keyed(peaks: list[PhasePeak]) -> dict[str, int]:
 
 
 def _parting(a: Trace, b: Trace, start_a: int, start_b: int) -> Parting | None:
-    for number, (x, y) in enumerate(zip_longest(a.events[start_a:], b.events[start_b:], fillvalue=0), start_a):
+    pairs = zip_longest(_settled(a, start_a), _settled(b, start_b), fillvalue=0)
+    for number, (x, y) in enumerate(pairs, start_a):
         left, right = _happening(a, x), _happening(b, y)
         if left[0] != right[0] or (left[1] and right[1] and left[1] != right[1]):
             phase = [m for m in a.marks if m.event <= number][-1] if a.marks else None
             where = f"{phase.phase} {phase.round}" if phase else "no phase"
             return Parting(number, where, left[2], right[2])
     return None
+
+
+def _settled(trace: Trace, start: int) -> list[int]:
+    """The events from `start` on, deaths that follow each other by size: in what order they die changes nothing."""
+    result: list[int] = []
+    for dies, run in groupby(trace.events[start:], lambda event: event < 0):
+        found = list(run)
+        result += sorted(found, key=lambda e: _order(trace.allocations[-e - 1])) if dies else found
+    return result
+
+
+def _order(allocation: Allocation) -> tuple[int, str]:
+    return -_plain(allocation.num_bytes), allocation.path
 
 
 def _happening(trace: Trace, event: int) -> tuple[int, str, str]:

@@ -1,0 +1,128 @@
+"""A measured run as a case: one JSON line that `weigh validate` reads, with every setting that decides the memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weigh.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from weigh.measure.witness import WitnessReport
+    from weigh.recipes.training import Training
+
+MODES = {None: "none", "full": "full", "reentrant": "full"}
+
+
+def training_case(
+    name: str,
+    config: Mapping[str, Any],
+    recipe: Training,
+    measured: Mapping[str, int],
+    versions: Mapping[str, str],
+    device: Mapping[str, Any],
+    runtime: str = "pytorch",
+) -> dict[str, Any]:
+    """The case of one training. Keys and words are those of the published measured cases.
+
+    `measured` has `max_allocated` and whatever else was counted, in bytes; `device` a name, a count and its memory.
+    """
+    r, mesh = recipe, recipe.mesh
+    autocast = None if r.autocast is None else r.autocast.name
+    return {
+        "id": _id(name, recipe, runtime),
+        "task": "finetune" if r.lora else "pretrain",
+        "runtime": runtime,
+        "runtime_version": versions.get("torch" if runtime == "pytorch" else runtime),
+        "versions": dict(versions),
+        "model": {"name": name, "config": dict(config), "notes": None},
+        "weights": {"dtype": r.dtype.name, "quantization": None},
+        "precision": {
+            "compute": autocast or r.dtype.name,
+            "autocast": autocast is not None,
+            "gradients": r.dtype.name,
+            "master_weights": None,
+        },
+        "batch": r.batch,
+        "sequence": r.sequence,
+        "sequence_is": "fixed",
+        "gradient_accumulation": r.accumulation,
+        "optimizer": {
+            "name": r.optimizer,
+            "implementation": r.implementation or ("foreach" if r.device == "cuda" else "forloop"),
+            "state_dtype": r.dtype.name,
+        },
+        "checkpointing": {"mode": MODES[r.checkpointing], "detail": r.checkpointing},
+        "attention": r.attention,
+        "loss": "eager",
+        "compile": False,
+        "adapter": r.lora
+        and {
+            "kind": "lora",
+            "rank": r.lora.rank,
+            "targets": list(r.lora.targets),
+            "dtype": "fp32" if r.lora.autocast_adapter else r.dtype.name,
+            "dropout": r.lora.dropout,
+        },
+        "parallel": {
+            "world": mesh.world,
+            "data": mesh.data,
+            "shard": r.shard or "none",
+            "tensor": mesh.tensor,
+            "pipeline": mesh.pipeline,
+            "context": mesh.context,
+            "expert": mesh.expert,
+        },
+        "offload": None,
+        "device": dict(device),
+        "measured": dict(measured),
+        "resolution": 0,
+        "source": "weigh measure",
+        "evidence": "counted by the allocator",
+        "trust": "exact",
+    }
+
+
+def _id(name: str, recipe: Training, runtime: str) -> str:
+    words = [name, runtime, recipe.device, recipe.dtype.name, f"b{recipe.batch}", f"s{recipe.sequence}"]
+    words += [word for word in (recipe.checkpointing and "ckpt", recipe.lora and "lora", recipe.shard) if word]
+    return "-".join(str(word).replace("/", "-").lower() for word in words)
+
+
+def of_report(report: WitnessReport) -> dict[str, Any]:
+    """The case of a measured run.
+
+    Raises:
+        UsageError: it is no training of a config's model, or nothing was measured.
+    """
+    if report.job.task != "train" or report.job.config is None or not report.counted:
+        hint = "Measure the training of a model that has a config."
+        raise UsageError("only measured trainings make cases", where="--case", hint=hint)
+    peaks = [[row for row in answer.peaks if row["phase"] != "load"] for answer in report.counted]
+    measured = {
+        "max_allocated": max(row["peak"] for rows in peaks for row in rows),
+        "allocated_after_step": max(rows[-1]["after"] for rows in peaks),
+    }
+    reserved = [row["reserved"] for rows in peaks for row in rows if "reserved" in row]
+    if reserved:
+        measured["max_reserved"] = max(reserved)
+    first = report.counted[0]
+    device = {"name": first.device_name or "cpu", "count": report.job.world, "memory_bytes": first.device_bytes}
+    recipe: Training = report.run.recipe
+    return training_case(report.source.name, report.job.config, recipe, measured, first.versions, device)
+
+
+def append(case: Mapping[str, Any], path: str) -> None:
+    """Add a case to a file of JSON lines.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    try:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(case) + "\n")
+    except OSError as error:
+        raise UsageError(f"cannot be written ({error})", where=path, hint="Name a file in a folder of yours.") from None
