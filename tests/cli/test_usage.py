@@ -3,7 +3,7 @@
 import pytest
 
 WRONG = {
-    "trian gpt2": "there is no command 'trian'. Did you mean train?",
+    "trian gpt2": "there is no command 'trian'. Did you mean train",
     "gpt2": "there is no command 'gpt2'",
     "--jsn": "there is no option '--jsn'",
     "train": "the following arguments are required: MODEL",

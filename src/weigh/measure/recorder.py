@@ -201,7 +201,7 @@ class Recorder(TorchDispatchMode, Watcher):
     def _death(self, key: int, number: int) -> None:
         if self._references.pop(number, None) is not None:
             self.events.append(-number)
-            self.live -= self.allocations[number - 1].num_bytes  # type: ignore[assignment]  no sweep is recorded
+            self.live -= self.allocations[number - 1].num_bytes  # type: ignore[assignment]
             if self._storages.get(key) == number:
                 del self._storages[key]
 

@@ -90,8 +90,8 @@ def compare(
     Events are alike where the change in bytes is the same, and the module's path too where both have one: a snapshot
     of a real run knows no modules. Deaths that follow each other have no order.
 
-    `by` names further divisions of the peak. Without `loading` the two may load the
-    model each in its own way: they part only after that.
+    `by` names further divisions of the peak. Without `loading` the two may load the model each in its own way: they
+    part only after that.
     """
     a, b = expand(a), expand(b)
     peaks = phase_peaks(a), phase_peaks(b)
