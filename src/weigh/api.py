@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from weigh.report.kv import KvReport
     from weigh.report.parameters import ParametersReport
     from weigh.report.parts import Parts
+    from weigh.report.stored import StoredWeights
     from weigh.report.training import TrainingReport
 
     R = TypeVar("R")
@@ -94,18 +95,27 @@ def _named(name: str) -> Source:
     return read_config(os.path.expanduser(name))  # noqa: PTH111
 
 
-def params(source: Any, dtype: str | DType | None = None) -> ParametersReport:
+def params(source: Any, dtype: str | DType | None = None, lora: Any = None) -> ParametersReport:
     """How many parameters a model has, by component, layer and tensor, and what they weigh in `dtype` (else its own).
+
+    `lora` is a rank, or "RANK:LAYER,...": adapters are counted too, and they alone are trainable.
+
+    >>> params("llama-3-8b", lora="8:q_proj,v_proj").trainable
+    3407872
 
     Raises:
         InputError: the model cannot be read, or a live module's tensors are not those of its config.
     """
-    from weigh.report.defaults import own_dtype, quantized
+    from weigh.report.defaults import own_dtype
     from weigh.report.parameters import ParametersReport
 
     found = model(source)
     chosen, assumptions = own_dtype(found) if dtype is None else (_dtype(dtype), [])
-    report = ParametersReport.of(found, _ghost(found), chosen, (*assumptions, *quantized(found)))
+    built = ghost(found)
+    stored, taken = _stored(found, built, chosen)
+    if lora is not None:
+        _adapt(built, lora)
+    report = ParametersReport.of(found, built, chosen, (*assumptions, *taken), stored)
     if found.shapes is not None:
         _compare(found.shapes, report.tensors(), found.where)
     return report
@@ -179,7 +189,7 @@ def kv(source: Any, dtype: str | DType | None = None, **settings: Any) -> KvRepo
         words["context"], taken = cache_context(found)
         assumptions.append(taken)
     how = make(Keeping, words)
-    return KvReport(found, own, how, keep(_ghost(found).cache_layout(), how, own), tuple(assumptions))
+    return KvReport(found, own, how, keep(ghost(found).cache_layout(), how, own), tuple(assumptions))
 
 
 def compare(a: Any, b: Any, dtype: str | DType | None = None) -> Comparison:
@@ -205,6 +215,28 @@ def _side(source: Any, dtype: str | DType | None) -> Side:
     except NotModelledError:
         kept = None
     return Side(params(found, dtype), kept)
+
+
+def _stored(source: Source, built: CausalModel, dtype: DType) -> tuple[StoredWeights | None, list[Assumption]]:
+    """The weights as they are stored: where they are quantized, and the method is described."""
+    from weigh import formats
+    from weigh.report.defaults import as_if_not_quantized
+    from weigh.report.stored import StoredWeights
+
+    try:
+        form = formats.read(source.config, source.where)
+    except NotModelledError as error:
+        return None, [as_if_not_quantized(str(error))]
+    return None if form is None else StoredWeights.predicted(built, form, dtype), []
+
+
+def _adapt(built: CausalModel, lora: Any) -> None:
+    """Put adapters beside a model's layers."""
+    from weigh.ghost.state import recording
+    from weigh.recipes.settings import Setting
+
+    with recording():
+        Setting("lora", "Lora", None).read(lora).apply(built)
 
 
 def _recipe(kind: type[R], source: Source, words: Mapping[str, Any], length: str) -> tuple[R, tuple[Assumption, ...]]:
@@ -239,7 +271,7 @@ def _dtype(dtype: str | DType) -> DType:
         raise UsageError(error.what, where="dtype", hint=error.hint) from None
 
 
-def _ghost(source: Source) -> CausalModel:
+def ghost(source: Source) -> CausalModel:
     """The model of a source, on ghost tensors."""
     from weigh.ghost.state import recording
 
@@ -251,7 +283,7 @@ def parts(source: Source) -> Parts:
     """Which part of a model is what, by module path."""
     from weigh.report.parts import Parts
 
-    return Parts(_ghost(source))
+    return Parts(ghost(source))
 
 
 def _compare(live: Mapping[str, tuple[int, ...]], ghost: Mapping[str, tuple[int, ...]], where: str) -> None:

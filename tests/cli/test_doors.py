@@ -86,7 +86,7 @@ def test_a_picture(weigh, tmp_path: Path) -> None:  # type: ignore[no-untyped-de
 
 
 def test_a_reader_that_has_seen_enough() -> None:
-    command = f"{sys.executable} -m weigh params llama-3.1-405b --by tensor | head -n 1"
+    command = f"{sys.executable} -m weigh params llama-3.1-405b --tensors | head -n 1"
     run = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
     assert run.returncode == 0
     assert run.stderr == ""

@@ -29,7 +29,7 @@ WRONG = {
     "train gpt2 --by purpos": "--by: cannot divide by 'purpos'. Did you mean purpose?",
     "generate gpt2 --cache statik": "--cache: there is no cache 'statik'. Did you mean static?",
     "params gpt2 --dtype bf61": "dtype: unknown dtype 'bf61'. Did you mean bf16?",
-    "params gpt2 --by tensors": "Did you mean tensor?",
+    "params gpt2 --by layers": "Did you mean layer?",
     "dtypes fp8": "does not know what 'fp8' is for",
     "validate": "the following arguments are required: ROWS.jsonl",
 }

@@ -31,15 +31,19 @@ def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
 
 
 def _params(parser: Parser, words: Sequence[str]) -> tuple[str, int]:
-    ways = ("component", "layer", "tensor")
+    ways = ("component", "layer", "dtype")
     parser.add_argument("--by", default="component", metavar="|".join(ways), help="how to divide them")
+    parser.add_argument("--tensors", action="store_true", help="every tensor with its shape")
     parser.add_argument("--dtype", help="weigh them in this number format instead of the model's own")
+    parser.add_argument("--lora", metavar="RANK[:LAYER,...]", help="count adapters too, which alone are trainable")
     found = parser.read(words)
     if found is None:
         return parser.format_help(), 0
     _check_way(found.by, ways)
-    report = api.params(found.model, found.dtype)
-    return (_json(report.as_dict()) if found.json else report.text(style(), found.by, found.explain)), 0
+    report = api.params(found.model, found.dtype, found.lora)
+    if found.json:
+        return _json(report.as_dict()), 0
+    return report.text(style(), "tensor" if found.tensors else found.by, found.explain), 0
 
 
 def _kv(parser: Parser, words: Sequence[str]) -> tuple[str, int]:

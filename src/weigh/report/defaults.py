@@ -80,17 +80,20 @@ def cache_context(source: Source) -> tuple[int, Assumption]:
     return longest, Assumption(f"{longest} tokens", why, "caches grow with their tokens")
 
 
+def as_if_not_quantized(why: str) -> Assumption:
+    """That a quantized checkpoint is weighed as what it was made from."""
+    return Assumption("the weights as if they were not quantized", why, "a quantized checkpoint has smaller weights")
+
+
 def quantized(source: Source) -> list[Assumption]:
-    """A warning for configs of quantized checkpoints."""
-    if not source.config.get("quantization_config"):
+    """What a run does with a quantized checkpoint."""
+    from weigh import formats
+
+    found = formats.settings(source.config, source.where)
+    if found is None:
         return []
-    return [
-        Assumption(
-            "the weights as if they were not quantized",
-            "the config has a quantization_config, and quantized layers are not modelled yet",
-            "a quantized checkpoint has smaller weights than these",
-        )
-    ]
+    method = formats.method_of(found)
+    return [as_if_not_quantized(f"runs with layers of {method} are not modelled; `weigh params` says what is stored")]
 
 
 def complete(source: Source, words: Mapping[str, Any], length: str) -> tuple[dict[str, Any], list[Assumption]]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from weigh.dtypes import DType
     from weigh.ghost.nn import Module
+    from weigh.report.stored import StoredWeights
     from weigh.sources.source import Source
 
 _ELSEWHERE = ("fp32", "bf16", "int8", "nf4")
@@ -67,9 +68,18 @@ class ParametersReport:
     """Parameters that are another one under a second name, and so are not counted."""
     assumptions: tuple[Assumption, ...]
     """What was taken for granted."""
+    stored: StoredWeights | None = None
+    """The weights as a checkpoint stores them, where there is one or where they are quantized."""
 
     @classmethod
-    def of(cls, source: Source, model: Module, dtype: DType, assumptions: tuple[Assumption, ...]) -> ParametersReport:
+    def of(
+        cls,
+        source: Source,
+        model: Module,
+        dtype: DType,
+        assumptions: tuple[Assumption, ...],
+        stored: StoredWeights | None = None,
+    ) -> ParametersReport:
         """The report of a ghost model."""
         parts = Parts(model)
         rows: dict[tuple[str, tuple[int, ...], Fraction, bool], list[str]] = {}
@@ -91,7 +101,7 @@ class ParametersReport:
             TensorRow(tuple(names), shape, parts.role(path) or OTHER, active_share, trainable)
             for (path, shape, active_share, trainable), names in rows.items()
         )
-        return cls(source, dtype, tuple(found), tied, assumptions)
+        return cls(source, dtype, tuple(found), tied, assumptions, stored)
 
     @property
     def total(self) -> int:
@@ -182,13 +192,18 @@ class ParametersReport:
                 ],
                 "tied": list(self.tied),
             },
+            "stored": None if self.stored is None else self.stored.as_dict(),
             "assumptions": [a.as_dict() for a in self.assumptions],
         }
 
     def text(self, style: Style = PLAIN, by: str = "component", explain: bool = False) -> str:
         """For a terminal."""
         lines = [f"{style.bold(f'{self.source.name} has {self.total:,} parameters')}, {self._weight()}", ""]
-        lines += {"component": self._components, "layer": self._layers, "tensor": self._tensors}[by](style)
+        divide = {"component": self._components, "layer": self._layers, "dtype": self._dtypes, "tensor": self._tensors}
+        if self.stored is None or by != "dtype":
+            lines += divide[by](style)
+        if self.stored is not None:
+            lines += ["", *self.stored.lines(style.width)] if by != "dtype" else self.stored.lines(style.width)
         if by == "component":
             lines += ["", *self._notes()]
         if explain:
@@ -198,7 +213,8 @@ class ParametersReport:
         return "\n".join(lines)
 
     def _weight(self) -> str:
-        return f"{format_bytes(self.num_bytes)} in {self.dtype.name}"
+        plain = f"{format_bytes(self.num_bytes)} in {self.dtype.name}"
+        return plain if self.stored is None else f"{format_bytes(self.stored.num_bytes)} as stored, {plain}"
 
     def _components(self, style: Style) -> list[str]:
         widest = max(self.by_component().values())
@@ -212,6 +228,17 @@ class ParametersReport:
         rows = [
             ("outside of the layers" if number is None else f"layer {number}", f"{count:,}", share(count, self.total))
             for number, count in self.by_layer().items()
+        ]
+        return table(rows, "<>>")
+
+    def by_dtype(self) -> dict[str, tuple[int, int]]:
+        """Bytes, and the parameters that they stand for, by number format: as stored, or all in one."""
+        return {self.dtype.name: (self.num_bytes, self.total)} if self.stored is None else self.stored.by_dtype()
+
+    def _dtypes(self, style: Style) -> list[str]:
+        rows = [
+            (name, format_bytes(num_bytes), f"{parameters:,} parameters")
+            for name, (num_bytes, parameters) in self.by_dtype().items()
         ]
         return table(rows, "<>>")
 
