@@ -54,6 +54,9 @@ SIZES: dict[str, tuple[tuple[str, ...], ...]] = {
         ("vocab_size",),
         ("intermediate_size",),
     ),
+    "nemotron_h": (("hidden_size",), ("num_attention_heads",), ("vocab_size",)),
+    "rwkv": (("hidden_size",), _LAYERS, ("vocab_size",)),
+    "xlstm": (("hidden_size", "embedding_dim"), (*_LAYERS, "num_blocks"), ("num_heads",), ("vocab_size",)),
     **dict.fromkeys(("falcon_mamba", "mamba", "mamba2"), (("hidden_size",), _LAYERS, ("vocab_size",), ("state_size",))),
     "opt": (
         ("hidden_size",),

@@ -246,6 +246,8 @@ class LlamaModel(nn.Module):
     layer_class: ClassVar[type[Any]] = LlamaDecoderLayer
     norm_class: ClassVar[type[Any]] = nn.RMSNorm
     embedding_class: ClassVar[type[nn.Embedding]] = nn.Embedding
+    norm_name: ClassVar[str] = "norm"
+    """What upstream calls the last norm."""
 
     def __init__(self, config: DecoderConfig, dtype: DType) -> None:
         super().__init__()
@@ -259,7 +261,7 @@ class LlamaModel(nn.Module):
             period_of(config.layer_pattern[lead:]),
             lead,
         )
-        self.norm = self.norm_class(config.hidden_size, dtype)
+        setattr(self, self.norm_name, self.norm_class(config.hidden_size, dtype))
         self.rotary_emb = self.rotary(config)
 
     def rotary(self, config: DecoderConfig) -> nn.Module:
@@ -321,7 +323,7 @@ class LlamaModel(nn.Module):
             hidden_states = decoder_layer(hidden_states, position_embeddings[layer_type], mask, positions, cache)
         if cache is not None:
             cache.advance(input_ids.shape[1])
-        hidden_states = self.norm(hidden_states)
+        hidden_states = getattr(self, self.norm_name)(hidden_states)
         return hidden_states  # type: ignore[no-any-return]
 
 

@@ -21,8 +21,17 @@ from weigh.dims import Size, bounds
 from weigh.dtypes import FLOAT32, DType
 from weigh.ghost import nn, ops
 from weigh.ghost.tensor import Tensor
-from weigh.models.common import Cache, CausalModel, CausalOutput, causal_lm_loss, slice_logits_to_keep
+from weigh.models import layout
+from weigh.models.common import (
+    Cache,
+    CausalModel,
+    CausalOutput,
+    LayerCache,
+    causal_lm_loss,
+    slice_logits_to_keep,
+)
 from weigh.models.config import DERIVED, Keys
+from weigh.models.layout import State
 from weigh.models.recurrent import (
     Conv1d,
     apply_mask_to_padding_states,
@@ -73,6 +82,11 @@ class MambaConfig:
         nn.activation(found["hidden_act"])
         for name in ("use_mambapy", "use_falcon_mambapy"):
             keys.cannot_run(name, "the scan of the package mambapy")
+
+
+def mamba_states(inner: int, kernel: int, state_size: int) -> tuple[State, ...]:
+    """The last inputs of the convolution, and the state of the recurrence, which is computed in fp32."""
+    return State("convolution", (inner, kernel)), State("recurrence", (inner, state_size), FLOAT32)
 
 
 def mamba_selective_state_update(
@@ -145,8 +159,10 @@ def _tokens(length: Size) -> int:
 
 class MambaMixer(nn.Module):
     role = nn.ATTENTION
+    tries_inner: ClassVar[bool] = True
+    """In training, upstream calls `mamba_inner_fn`, which does nothing here but cost its arguments."""
 
-    def __init__(self, config: MambaConfig, dtype: DType) -> None:
+    def __init__(self, config: Any, dtype: DType) -> None:
         super().__init__()
         inner = config.intermediate_size
         self.ssm_state_size, self.conv_kernel_size = config.state_size, config.conv_kernel
@@ -176,7 +192,7 @@ class MambaMixer(nn.Module):
         A = -ops.exp(self.A_log.float())
         dt_bias = self.dt_proj.bias
         assert dt_bias is not None
-        if self.training and cache is None:  # the arguments of `mamba_inner_fn`, which does nothing here
+        if self.tries_inner and self.training and cache is None:
             arguments = [self.out_proj.bias.float()] if self.out_proj.bias is not None else []
             arguments += [self.D.float(), dt_bias.float()]
             del arguments
@@ -285,11 +301,20 @@ class MambaForCausalLM(CausalModel):
 
     def __init__(self, config: Any, dtype: DType) -> None:
         super().__init__()
+        self.config = config
         self.vocab_size = config.vocab_size
         self.cache_layers = config.num_hidden_layers
         self.backbone = self.model_class(config, dtype)
         tied = self.backbone.embeddings if config.tie_word_embeddings else None
         self.lm_head = nn.Head(tied, config.hidden_size, config.vocab_size, dtype)
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """What a layer keeps."""
+        return mamba_states(self.config.intermediate_size, self.config.conv_kernel, self.config.state_size)
+
+    def cache_layout(self) -> tuple[LayerCache, ...]:
+        return (LayerCache(layout.RECURRENT, states=self.states),) * self.config.num_hidden_layers  # type: ignore[no-any-return]
 
     def forward(
         self,

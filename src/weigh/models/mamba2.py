@@ -23,6 +23,7 @@ from weigh.ghost import nn, ops
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import Cache, CausalModel
 from weigh.models.config import Keys
+from weigh.models.layout import State
 from weigh.models.mamba import MambaBlock, MambaForCausalLM, MambaModel
 from weigh.models.recurrent import (
     Conv1d,
@@ -35,6 +36,47 @@ from weigh.models.recurrent import (
 )
 
 MODEL_TYPES = ("mamba2",)
+
+
+@dataclass(frozen=True)
+class Mamba2Sizes:
+    """The sizes of a mixer, which every family calls by its own names."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    head_dim: int
+    n_groups: int
+    state_size: int
+    conv_kernel: int
+    chunk_size: int
+    use_bias: bool
+    out_bias: bool
+    use_conv_bias: bool
+    hidden_act: str
+
+    @property
+    def conv_dim(self) -> int:
+        """The channels of the convolution: the inputs, and every group's B and C."""
+        return self.intermediate_size + 2 * self.n_groups * self.state_size
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """The last inputs of the convolution, and the state of the recurrence."""
+        return (
+            State("convolution", (self.conv_dim, self.conv_kernel)),
+            State("recurrence", (self.num_heads, self.head_dim, self.state_size), FLOAT32),
+        )
+
+    def check(self, keys: Keys) -> None:
+        """Raises `InputError` where the heads do not make up the width, or the groups do not divide them."""
+        if self.intermediate_size != self.num_heads * self.head_dim:
+            raise InputError(
+                f"{self.num_heads} heads of {self.head_dim} are not {self.intermediate_size} wide",
+                where=f"{keys.where}: the heads of the mixers",
+                hint="Change their number, their width, or the width of the mixer.",
+            )
+        keys.divides("the number of groups", self.n_groups, "the heads of the mixers", self.num_heads)
 
 
 @dataclass(frozen=True)
@@ -69,14 +111,26 @@ class Mamba2Config:
         found = keys.fields(cls)
         made = keys.make(cls, found)
         nn.activation(made.hidden_act)
-        if made.intermediate_size != made.num_heads * made.head_dim:
-            raise InputError(
-                f"{made.num_heads} heads of {made.head_dim} are not {made.expand} times {made.hidden_size}",
-                where=f"{where}: num_heads",
-                hint="Change num_heads, head_dim, expand or hidden_size.",
-            )
-        keys.divides("n_groups", made.n_groups, "num_heads", made.num_heads)
+        made.mixer.check(keys)
         return made
+
+    @property
+    def mixer(self) -> Mamba2Sizes:
+        """The sizes of a mixer."""
+        return Mamba2Sizes(
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_heads=self.num_heads,
+            head_dim=self.head_dim,
+            n_groups=self.n_groups,
+            state_size=self.state_size,
+            conv_kernel=self.conv_kernel,
+            chunk_size=self.chunk_size,
+            use_bias=self.use_bias,
+            out_bias=self.use_bias,
+            use_conv_bias=self.use_conv_bias,
+            hidden_act=self.hidden_act,
+        )
 
 
 def pad_tensor_by_size(input_tensor: Tensor, pad_size: Size) -> Tensor:
@@ -216,22 +270,26 @@ def mamba2_chunk_scan(
 class Mamba2Mixer(nn.Module):
     role = nn.ATTENTION
 
-    def __init__(self, config: Mamba2Config, dtype: DType) -> None:
+    def __init__(self, config: Any, dtype: DType) -> None:
         super().__init__()
-        inner = self.intermediate_size = config.intermediate_size
-        self.num_heads, self.head_dim, self.n_groups = config.num_heads, config.head_dim, config.n_groups
-        self.ssm_state_size, self.conv_kernel_size = config.state_size, config.conv_kernel
-        self.chunk_size = config.chunk_size
-        self.conv_dim = inner + 2 * self.n_groups * self.ssm_state_size
-        self.conv1d = Conv1d(self.conv_dim, config.conv_kernel, dtype, config.use_conv_bias)
-        self.act = nn.Activation(config.hidden_act)
+        sizes: Mamba2Sizes = config.mixer
+        inner = self.intermediate_size = sizes.intermediate_size
+        self.num_heads, self.head_dim, self.n_groups = sizes.num_heads, sizes.head_dim, sizes.n_groups
+        self.ssm_state_size, self.conv_kernel_size = sizes.state_size, sizes.conv_kernel
+        self.chunk_size, self.conv_dim = sizes.chunk_size, sizes.conv_dim
+        self.conv1d = Conv1d(self.conv_dim, sizes.conv_kernel, dtype, sizes.use_conv_bias)
+        self.act = nn.Activation(sizes.hidden_act)
         projection_size = inner + self.conv_dim + self.num_heads
-        self.in_proj = nn.Linear(config.hidden_size, projection_size, dtype, config.use_bias)
+        self.in_proj = nn.Linear(sizes.hidden_size, projection_size, dtype, sizes.use_bias)
         self.dt_bias = nn.parameter((self.num_heads,), dtype)
         self.A_log = nn.parameter((self.num_heads,), dtype)
-        self.norm = MambaRMSNormGated(inner, self.n_groups, dtype)
+        self.add_norm(config, dtype)
         self.D = nn.parameter((self.num_heads,), dtype)
-        self.out_proj = nn.Linear(inner, config.hidden_size, dtype, config.use_bias)
+        self.out_proj = nn.Linear(inner, sizes.hidden_size, dtype, sizes.out_bias)
+
+    def add_norm(self, config: Any, dtype: DType) -> None:
+        """The norm of the output, if the family has one."""
+        self.norm = MambaRMSNormGated(self.intermediate_size, self.n_groups, dtype)
 
     def forward(self, hidden_states: Tensor, cache: Cache | None, attention_mask: Tensor | None) -> Tensor:
         batch_size, seq_len, _ = hidden_states.shape
@@ -311,6 +369,11 @@ class Mamba2Model(MambaModel):
 
 class Mamba2ForCausalLM(MambaForCausalLM):
     model_class = Mamba2Model
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """What a layer keeps."""
+        return self.config.mixer.states  # type: ignore[no-any-return]
 
 
 def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> CausalModel:

@@ -74,24 +74,26 @@ Function = Callable[[Tensor], Tensor]
 
 
 def causal_conv1d_update(
-    hidden_states: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, activation: Function
+    hidden_states: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, activation: Function | None
 ) -> Tensor:
     """One more token, behind the inputs that the cache has."""
     seq_len = hidden_states.shape[-1]
     hidden_states_new = ops.cat([conv_state, hidden_states], -1).to(weight.dtype)
     out = ops.conv1d(hidden_states_new, weight.unsqueeze(1), bias)
     out = out.narrow(-1, seq_len)
-    out = activation(out)
+    if activation is not None:
+        out = activation(out)
     return out.to(hidden_states.dtype)
 
 
-def causal_conv1d_fn(hidden_states: Tensor, weight: Tensor, bias: Tensor | None, activation: Function) -> Tensor:
+def causal_conv1d_fn(hidden_states: Tensor, weight: Tensor, bias: Tensor | None, activation: Function | None) -> Tensor:
     """(batch, channels, length), padded on both sides and cut to the length."""
     seq_len: Size = hidden_states.shape[-1]
     padding = weight.shape[-1] - 1
     assert isinstance(padding, int)
     out = ops.conv1d(hidden_states.to(weight.dtype), weight.unsqueeze(1), bias, padding).narrow(-1, seq_len)
-    out = activation(out)
+    if activation is not None:
+        out = activation(out)
     return out.to(hidden_states.dtype)
 
 

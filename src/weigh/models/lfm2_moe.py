@@ -1,0 +1,92 @@
+"""LFM2-MoE, as `transformers/models/lfm2_moe/modeling_lfm2_moe.py` (5.23) writes it.
+
+LFM2 with experts in all but the first layers. Counted, not run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from weigh.dtypes import FLOAT32, DType
+from weigh.errors import InputError
+from weigh.ghost import nn
+from weigh.models.common import CausalModel, RotaryEmbedding
+from weigh.models.config import Count, Keys
+from weigh.models.experts import Experts
+from weigh.models.hybrid import CountedForCausalLM
+from weigh.models.lfm2 import Lfm2DecoderLayer, Lfm2MLP, Lfm2Model, ShortConvConfig
+
+MODEL_TYPES = ("lfm2_moe",)
+
+
+@dataclass(frozen=True)
+class Lfm2MoeConfig(ShortConvConfig):
+    """The settings of `Lfm2MoeConfig` that shape memory."""
+
+    hidden_size: int = 2048
+    intermediate_size: int = 7168
+    moe_intermediate_size: int = 1792
+    num_dense_layers: Count = 2
+    num_experts_per_tok: int = 4
+    num_experts: int = 32
+    use_expert_bias: bool = True
+
+    @property
+    def layer_pattern(self) -> Sequence[object]:
+        """Convolutions, and experts."""
+        return [(name, i < self.num_dense_layers) for i, name in enumerate(self.layer_types)]
+
+    @property
+    def leading_layers(self) -> int:
+        """The dense ones."""
+        return self.num_dense_layers
+
+    @classmethod
+    def default_type(cls, keys: Keys, found: dict[str, Any], layer_idx: int) -> str:
+        raise InputError("is missing", where=f"{keys.where}: layer_types", hint="Give one for each layer.")
+
+
+class Lfm2MoeTopKRouter(nn.Module):
+    def __init__(self, config: Lfm2MoeConfig, dtype: DType) -> None:
+        super().__init__()
+        self.weight = nn.parameter((config.num_experts, config.hidden_size), dtype)
+
+
+class Lfm2MoeSparseMoeBlock(nn.Module):
+    role = nn.MLP
+
+    def __init__(self, config: Lfm2MoeConfig, dtype: DType) -> None:
+        super().__init__()
+        width, inner, active = config.hidden_size, config.moe_intermediate_size, config.num_experts_per_tok
+        self.experts = Experts(config.num_experts, active, width, inner, "silu", dtype)
+        self.gate = Lfm2MoeTopKRouter(config, dtype)
+        if config.use_expert_bias:
+            self.expert_bias = nn.buffer((config.num_experts,), FLOAT32)
+
+
+class Lfm2MoeDecoderLayer(Lfm2DecoderLayer):
+    def add_feed_forward(self, config: Any, dtype: DType, layer_idx: int) -> None:
+        """An MLP in the first layers, then experts."""
+        if layer_idx < config.num_dense_layers:
+            self.feed_forward = Lfm2MLP(config.hidden_size, config.intermediate_size, dtype)
+        else:
+            self.feed_forward = Lfm2MoeSparseMoeBlock(config, dtype)
+
+
+class Lfm2MoeModel(Lfm2Model):
+    layer_class = Lfm2MoeDecoderLayer
+
+    def rotary(self, config: Any) -> Any:
+        """By another name."""
+        self.pos_emb = RotaryEmbedding(config.head_dim)
+
+
+class Lfm2MoeForCausalLM(CountedForCausalLM):
+    model_class = Lfm2MoeModel
+
+
+def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> CausalModel:
+    """The model of a `config.json`, every parameter in `dtype`."""
+    return Lfm2MoeForCausalLM(Lfm2MoeConfig.read(config, where), dtype)

@@ -1,0 +1,210 @@
+"""Zamba 2, as `transformers/models/zamba2/modeling_zamba2.py` (5.23) writes it.
+
+Mamba 2 everywhere; some layers first ask a transformer that several of them share, each with an adapter of its own.
+Counted, not run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from weigh.dtypes import DType
+from weigh.errors import InputError
+from weigh.ghost import nn
+from weigh.models.common import CausalModel, ModuleList, RotaryEmbedding
+from weigh.models.config import DERIVED, Keys
+from weigh.models.hybrid import HYBRID, LINEAR, CountedForCausalLM, HybridConfig, HybridModel, Sequential
+from weigh.models.layout import State
+from weigh.models.llama import LlamaAttention
+from weigh.models.mamba2 import Mamba2Mixer, Mamba2Sizes
+
+MODEL_TYPES = ("zamba2",)
+
+
+@dataclass(frozen=True)
+class SharedBlockConfig(HybridConfig):
+    """What the configs of the Zambas share."""
+
+    hidden_act: str = "gelu"
+    tie_word_embeddings: bool = True
+
+    kinds = (LINEAR, HYBRID)
+
+    @property
+    def attention_hidden_size(self) -> int:
+        """What the shared transformer reads: its layer's input beside the embeddings."""
+        return 2 * self.hidden_size
+
+    @property
+    def shares(self) -> bool:
+        """Upstream shares the transformers as it ties the embeddings, or does neither."""
+        return self.tie_word_embeddings
+
+    @property
+    def layer_pattern(self) -> Sequence[object]:
+        """No layer is like another, for those with attention share it."""
+        return range(self.num_hidden_layers)
+
+
+@dataclass(frozen=True)
+class Zamba2Config(SharedBlockConfig):
+    """The settings of `Zamba2Config` that shape memory."""
+
+    hidden_size: int = 2560
+    num_hidden_layers: int = 54
+    intermediate_size: int = DERIVED
+    mamba_d_state: int = 64
+    mamba_d_conv: int = 4
+    mamba_expand: int = 2
+    mamba_ngroups: int = 1
+    n_mamba_heads: int = 8
+    chunk_size: int = 256
+    add_bias_linear: bool = False
+    num_mem_blocks: int = 1
+    use_shared_attention_adapter: bool = False
+    adapter_rank: int = 128
+    use_mem_rope: bool = False
+
+    aliases: ClassVar[Mapping[str, str]] = {"layers_block_type": "layer_types", "attention_head_dim": "head_dim"}
+
+    @property
+    def hybrid_layers(self) -> tuple[int, ...]:
+        """The layers that ask a shared transformer."""
+        return tuple(i for i, name in enumerate(self.layer_types) if name == HYBRID)
+
+    @property
+    def mixer(self) -> Mamba2Sizes:
+        """The sizes of a mixer."""
+        inner = self.mamba_expand * self.hidden_size
+        return Mamba2Sizes(
+            hidden_size=self.hidden_size,
+            intermediate_size=inner,
+            num_heads=self.n_mamba_heads,
+            head_dim=inner // self.n_mamba_heads,
+            n_groups=self.mamba_ngroups,
+            state_size=self.mamba_d_state,
+            conv_kernel=self.mamba_d_conv,
+            chunk_size=self.chunk_size,
+            use_bias=self.add_bias_linear,
+            out_bias=self.add_bias_linear,
+            use_conv_bias=True,
+            hidden_act="silu",
+        )
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """Mamba 2's."""
+        return self.mixer.states
+
+    @classmethod
+    def settle(cls, keys: Keys, found: dict[str, Any]) -> None:
+        """The heads are as wide as what they read."""
+        found["intermediate_size"] = found["intermediate_size"] or 4 * found["hidden_size"]
+        found["head_dim"] = 2 * found["hidden_size"] // found["num_attention_heads"]
+        super().settle(keys, found)
+        keys.make(cls, found).mixer.check(keys)
+
+    @classmethod
+    def default_type(cls, keys: Keys, found: dict[str, Any], layer_idx: int) -> str:
+        if found["num_hidden_layers"] != 54:
+            raise InputError("is missing", where=f"{keys.where}: layers_block_type", hint="Give one for each layer.")
+        return HYBRID if layer_idx in (6, 12, 18, 24, 30, 36, 42, 47, 51) else LINEAR
+
+
+class Zamba2Attention(LlamaAttention):
+    def __init__(self, config: Any, dtype: DType, block_id: int) -> None:
+        nn.Module.__init__(self)
+        wide, heads, kv_heads = config.attention_hidden_size, config.num_attention_heads, config.num_key_value_heads
+        self.q_proj = nn.Linear(wide, heads * config.head_dim, dtype)
+        self.k_proj = nn.Linear(wide, kv_heads * config.head_dim, dtype)
+        self.v_proj = nn.Linear(wide, kv_heads * config.head_dim, dtype)
+        self.o_proj = nn.Linear(heads * config.head_dim, config.hidden_size, dtype)
+        if config.use_shared_attention_adapter:
+            for name in ("q", "k", "v"):
+                setattr(self, f"linear_{name}_adapter_list", adapters(config, wide, wide, dtype, block_id))
+
+
+class Zamba2MLP(nn.Module):
+    role = nn.MLP
+
+    def __init__(self, config: Zamba2Config, dtype: DType, block_id: int) -> None:
+        super().__init__()
+        width, inner, bias = config.hidden_size, config.intermediate_size, config.add_bias_linear
+        self.gate_up_proj = nn.Linear(width, 2 * inner, dtype, bias)
+        self.down_proj = nn.Linear(inner, width, dtype, bias)
+        self.gate_up_proj_adapter_list = adapters(config, width, 2 * inner, dtype, block_id)
+
+
+def adapters(config: Zamba2Config, width_in: int, width_out: int, dtype: DType, block_id: int) -> ModuleList:
+    """One for each layer that shares this transformer, and nothing in the places of the others."""
+    return ModuleList(
+        [
+            Sequential(
+                nn.Linear(width_in, config.adapter_rank, dtype), nn.Linear(config.adapter_rank, width_out, dtype)
+            )
+            if number % config.num_mem_blocks == block_id
+            else nn.Module()
+            for number in range(len(config.hybrid_layers))
+        ]
+    )
+
+
+class Zamba2AttentionDecoderLayer(nn.Module):
+    def __init__(self, config: Zamba2Config, dtype: DType, block_id: int) -> None:
+        super().__init__()
+        self.self_attn = Zamba2Attention(config, dtype, block_id)
+        self.feed_forward = Zamba2MLP(config, dtype, block_id)
+        self.input_layernorm = nn.RMSNorm(config.attention_hidden_size, dtype)
+        self.pre_ff_layernorm = nn.RMSNorm(config.hidden_size, dtype)
+
+
+class Zamba2MambaDecoderLayer(nn.Module):
+    role = nn.BLOCK
+
+    def __init__(self, config: Zamba2Config, dtype: DType) -> None:
+        super().__init__()
+        self.mamba = Mamba2Mixer(config, dtype)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, dtype)
+
+
+class Zamba2HybridLayer(nn.Module):
+    role = nn.BLOCK
+
+    def __init__(self, config: Zamba2Config, dtype: DType, shared_transformer: Zamba2AttentionDecoderLayer) -> None:
+        super().__init__()
+        self.linear = nn.Linear(config.hidden_size, config.hidden_size, dtype)
+        self.mamba_decoder = Zamba2MambaDecoderLayer(config, dtype)
+        self.shared_transformer = shared_transformer
+
+
+class Zamba2Model(HybridModel):
+    norm_name = "final_layernorm"
+
+    def __init__(self, config: Any, dtype: DType) -> None:
+        shared: dict[int, Zamba2AttentionDecoderLayer] = {}
+
+        def layer(config: Zamba2Config, dtype: DType, layer_idx: int) -> nn.Module:
+            if layer_idx not in config.hybrid_layers:
+                return Zamba2MambaDecoderLayer(config, dtype)
+            block_id = config.hybrid_layers.index(layer_idx) % config.num_mem_blocks
+            if block_id not in shared or not config.shares:
+                shared[block_id] = Zamba2AttentionDecoderLayer(config, dtype, block_id)
+            return Zamba2HybridLayer(config, dtype, shared[block_id])
+
+        self.layer_class: Any = layer
+        super().__init__(config, dtype)
+
+    def rotary(self, config: Any) -> Any:
+        """Only if the config wants positions turned."""
+        return RotaryEmbedding(config.head_dim) if config.use_mem_rope else None
+
+
+class Zamba2ForCausalLM(CountedForCausalLM):
+    model_class = Zamba2Model
+
+
+def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> CausalModel:
+    """The model of a `config.json`, every parameter in `dtype`."""
+    return Zamba2ForCausalLM(Zamba2Config.read(config, where), dtype)
