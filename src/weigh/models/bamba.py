@@ -171,9 +171,9 @@ class BambaModel(HybridModel):
             hidden_states, attn_weights = decoder_layer(hidden_states, position_embeddings, mask, positions, cache)
         if cache is not None:
             cache.advance(input_ids.shape[1])
-        hidden_states = self.final_layernorm(hidden_states)
+        hidden_states = getattr(self, self.norm_name)(hidden_states)
         del attn_weights
-        return hidden_states
+        return hidden_states  # type: ignore[no-any-return]
 
 
 class BambaForCausalLM(HybridForCausalLM):

@@ -13,12 +13,11 @@ from weigh.dtypes import DType
 from weigh.ghost import nn
 from weigh.ghost.tensor import Tensor
 from weigh.models.bamba import Mamba2HybridConfig
-from weigh.models.common import Cache, CausalModel, RotaryEmbedding, create_causal_mask
+from weigh.models.common import FULL, Cache, CausalModel, RotaryEmbedding, create_causal_mask
 from weigh.models.config import Count, Keys
 from weigh.models.granitemoe import GraniteMoeMoE
 from weigh.models.hybrid import (
     CONV,
-    FULL,
     LINEAR,
     HybridForCausalLM,
     HybridModel,
@@ -100,7 +99,7 @@ class GraniteMoeHybridDecoderLayer(nn.Module):
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
-        positions: Tensor,
+        positions: None,
         cache: Cache | None,
     ) -> Tensor:
         residual = hidden_states
@@ -123,6 +122,7 @@ class GraniteMoeHybridDecoderLayer(nn.Module):
 
 class GraniteMoeHybridModel(HybridModel):
     layer_class = GraniteMoeHybridDecoderLayer
+    passes_positions = False
 
     def rotary(self, config: Any) -> Any:
         """None, unless positions are turned."""
@@ -144,7 +144,8 @@ class GraniteMoeHybridModel(HybridModel):
 
     def position_embeddings(self, hidden_states: Tensor, positions: Tensor) -> dict[str, Any]:
         """None, unless positions are turned."""
-        found = self.rotary_emb(hidden_states, positions) if self.rotary_emb is not None else None
+        rotary_emb: nn.Module | None = self.rotary_emb
+        found = rotary_emb(hidden_states, positions) if rotary_emb is not None else None
         return {FULL: found, LINEAR: found}
 
 

@@ -46,7 +46,7 @@ class ShortConvConfig(HybridConfig):
     conv_bias: bool = False
     conv_L_cache: int = 3  # noqa: N815  upstream's name
 
-    kinds = (FULL, CONV)
+    kinds: ClassVar[tuple[str, ...]] = (FULL, CONV)
     aliases: ClassVar[Mapping[str, str]] = {"tie_embedding": "tie_word_embeddings"}
 
     @property
@@ -170,7 +170,7 @@ class Lfm2ShortConv(nn.Module):
         y = C * hidden_states
         y = y.transpose(-1, -2).contiguous()
         y = self.out_proj(y)
-        return y
+        return y  # type: ignore[no-any-return]
 
 
 class Lfm2DecoderLayer(nn.Module):

@@ -248,6 +248,8 @@ class LlamaModel(nn.Module):
     embedding_class: ClassVar[type[nn.Embedding]] = nn.Embedding
     norm_name: ClassVar[str] = "norm"
     """What upstream calls the last norm."""
+    passes_positions: ClassVar[bool] = True
+    """Upstream gives its layers the positions, and so a checkpoint keeps them."""
 
     def __init__(self, config: DecoderConfig, dtype: DType) -> None:
         super().__init__()
@@ -257,12 +259,16 @@ class LlamaModel(nn.Module):
         self.layers = nn.Stack(
             "model.layers",
             config.num_hidden_layers,
-            lambda layer_idx: self.layer_class(config, dtype, layer_idx),
+            lambda layer_idx: self.make_layer(config, dtype, layer_idx),
             period_of(config.layer_pattern[lead:]),
             lead,
         )
         setattr(self, self.norm_name, self.norm_class(config.hidden_size, dtype))
         self.rotary_emb = self.rotary(config)
+
+    def make_layer(self, config: Any, dtype: DType, layer_idx: int) -> nn.Module:
+        """One layer."""
+        return self.layer_class(config, dtype, layer_idx)  # type: ignore[no-any-return]
 
     def rotary(self, config: DecoderConfig) -> nn.Module:
         """The rotary embedding."""
@@ -317,10 +323,11 @@ class LlamaModel(nn.Module):
         causal_mask_mapping = self.causal_mask_mapping(inputs_embeds, cache, positions, attention_mask)
         inputs_embeds, hidden_states = self.enter(inputs_embeds)
         position_embeddings = self.position_embeddings(hidden_states, positions)
+        passed = positions if self.passes_positions else None
         for layer_idx, decoder_layer in zip(self.layers.indices, self.layers, strict=True):
             layer_type = self.config.layer_types[layer_idx]
             mask = causal_mask_mapping[layer_type]
-            hidden_states = decoder_layer(hidden_states, position_embeddings[layer_type], mask, positions, cache)
+            hidden_states = decoder_layer(hidden_states, position_embeddings[layer_type], mask, passed, cache)
         if cache is not None:
             cache.advance(input_ids.shape[1])
         hidden_states = getattr(self, self.norm_name)(hidden_states)

@@ -289,7 +289,7 @@ class Mamba2Mixer(nn.Module):
 
     def add_norm(self, config: Any, dtype: DType) -> None:
         """The norm of the output, if the family has one."""
-        self.norm = MambaRMSNormGated(self.intermediate_size, self.n_groups, dtype)
+        self.norm: nn.Module = MambaRMSNormGated(self.intermediate_size, self.n_groups, dtype)
 
     def forward(self, hidden_states: Tensor, cache: Cache | None, attention_mask: Tensor | None) -> Tensor:
         batch_size, seq_len, _ = hidden_states.shape

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 
 from weigh.dtypes import DType
 from weigh.ghost import nn
-from weigh.models.common import CausalModel
+from weigh.models.common import FULL, CausalModel
 from weigh.models.config import Keys
-from weigh.models.hybrid import FULL, LINEAR, CountedForCausalLM, HybridConfig, HybridModel
+from weigh.models.hybrid import LINEAR, CountedForCausalLM, HybridConfig, HybridModel
 from weigh.models.layout import State
 from weigh.models.llama import LlamaAttention
 from weigh.models.mixtral import MixtralSparseMoeBlock

@@ -101,19 +101,15 @@ class OlmoHybridLinearAttentionDecoderLayer(nn.Module):
 class OlmoHybridModel(HybridModel):
     norm_class = Olmo2RMSNorm
 
-    def __init__(self, config: Any, dtype: DType) -> None:
-        self.layer_class: Any = _layer
-        super().__init__(config, dtype)
+    def make_layer(self, config: Any, dtype: DType, layer_idx: int) -> nn.Module:
+        """Of one kind or the other, with norms in different places."""
+        if config.layer_types[layer_idx] == LINEAR:
+            return OlmoHybridLinearAttentionDecoderLayer(config, dtype)
+        return OlmoHybridAttentionDecoderLayer(config, dtype, layer_idx)
 
     def rotary(self, config: Any) -> Any:
         """None where the config says that there is no angle."""
         return RotaryEmbedding(config.head_dim) if config.turned else None
-
-
-def _layer(config: OlmoHybridConfig, dtype: DType, layer_idx: int) -> nn.Module:
-    if config.layer_types[layer_idx] == LINEAR:
-        return OlmoHybridLinearAttentionDecoderLayer(config, dtype)
-    return OlmoHybridAttentionDecoderLayer(config, dtype, layer_idx)
 
 
 class OlmoHybridForCausalLM(CountedForCausalLM):

@@ -136,17 +136,16 @@ class ZambaModel(HybridModel):
     norm_name = "final_layernorm"
 
     def __init__(self, config: Any, dtype: DType) -> None:
-        shared: list[ZambaAttentionDecoderLayer] = []
-
-        def layer(config: ZambaConfig, dtype: DType, layer_idx: int) -> nn.Module:
-            if config.layer_types[layer_idx] == LINEAR:
-                return ZambaMambaDecoderLayer(config, dtype)
-            if not shared or not config.shares:
-                shared.append(ZambaAttentionDecoderLayer(config, dtype))
-            return ZambaHybridLayer(config, dtype, shared[-1])
-
-        self.layer_class: Any = layer
+        self.shared: list[ZambaAttentionDecoderLayer] = []
         super().__init__(config, dtype)
+
+    def make_layer(self, config: Any, dtype: DType, layer_idx: int) -> nn.Module:
+        """With or without the shared transformer."""
+        if config.layer_types[layer_idx] == LINEAR:
+            return ZambaMambaDecoderLayer(config, dtype)
+        if not self.shared or not config.shares:
+            self.shared.append(ZambaAttentionDecoderLayer(config, dtype))
+        return ZambaHybridLayer(config, dtype, self.shared[-1])
 
     def rotary(self, config: Any) -> Any:
         """None."""

@@ -183,18 +183,17 @@ class Zamba2Model(HybridModel):
     norm_name = "final_layernorm"
 
     def __init__(self, config: Any, dtype: DType) -> None:
-        shared: dict[int, Zamba2AttentionDecoderLayer] = {}
-
-        def layer(config: Zamba2Config, dtype: DType, layer_idx: int) -> nn.Module:
-            if layer_idx not in config.hybrid_layers:
-                return Zamba2MambaDecoderLayer(config, dtype)
-            block_id = config.hybrid_layers.index(layer_idx) % config.num_mem_blocks
-            if block_id not in shared or not config.shares:
-                shared[block_id] = Zamba2AttentionDecoderLayer(config, dtype, block_id)
-            return Zamba2HybridLayer(config, dtype, shared[block_id])
-
-        self.layer_class: Any = layer
+        self.shared: dict[int, Zamba2AttentionDecoderLayer] = {}
         super().__init__(config, dtype)
+
+    def make_layer(self, config: Any, dtype: DType, layer_idx: int) -> nn.Module:
+        """With or without one of the shared transformers, which are used in turn."""
+        if layer_idx not in config.hybrid_layers:
+            return Zamba2MambaDecoderLayer(config, dtype)
+        block_id = config.hybrid_layers.index(layer_idx) % config.num_mem_blocks
+        if block_id not in self.shared or not config.shares:
+            self.shared[block_id] = Zamba2AttentionDecoderLayer(config, dtype, block_id)
+        return Zamba2HybridLayer(config, dtype, self.shared[block_id])
 
     def rotary(self, config: Any) -> Any:
         """Only if the config wants positions turned."""
