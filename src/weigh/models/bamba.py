@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
-from weigh.ghost import nn
+from weigh.ghost import nn, ops
 from weigh.ghost.tensor import Tensor
-from weigh.models.common import FULL, Cache, CausalModel, RotaryEmbedding, position_ids
+from weigh.models.common import FULL, Cache, CausalModel, RotaryEmbedding
 from weigh.models.config import DERIVED, Keys
 from weigh.models.gpt_neox import apply_rotary_pos_emb
 from weigh.models.hybrid import LINEAR, HybridConfig, HybridForCausalLM, HybridModel
@@ -163,7 +163,7 @@ class BambaModel(HybridModel):
         inputs_embeds = self.embed(input_ids)
         hidden_states = inputs_embeds
         if positions is None:
-            positions = position_ids(input_ids.shape[1], cache)
+            positions = ops.arange(input_ids.shape[1]).unsqueeze(0)
         masks = self.causal_mask_mapping(inputs_embeds, cache, positions, attention_mask)
         position_embeddings = self.rotary_emb(hidden_states, positions)
         for layer_idx, decoder_layer in zip(self.layers.indices, self.layers, strict=True):

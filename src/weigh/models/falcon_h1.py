@@ -97,13 +97,25 @@ class FalconH1RMSNormGated(nn.Module):
 class FalconH1Mixer(Mamba2Mixer):
     def __init__(self, config: FalconH1Config, dtype: DType) -> None:
         super().__init__(config, dtype)
-        self.mup_vector = nn.buffer((1, 1, self.intermediate_size + self.conv_dim + self.num_heads), FLOAT32)
+        self.mup_vector = nn.buffer((1, 1, self.intermediate_size + self.conv_dim + self.num_heads), dtype)
 
     def add_norm(self, config: Any, dtype: DType) -> None:
         """Only if the config wants it."""
-        self.mamba_rms_norm = config.mamba_rms_norm
-        if self.mamba_rms_norm:
+        self.gates_state_update = not config.mamba_rms_norm
+        if config.mamba_rms_norm:
             self.norm = FalconH1RMSNormGated(config, dtype)
+
+    def project(self, hidden_states: Tensor) -> Tensor:
+        """Scaled before, and part by part after."""
+        hidden_states = hidden_states * 1.0
+        projected_states = self.in_proj(hidden_states)
+        return projected_states * self.mup_vector  # type: ignore[no-any-return]
+
+    def gate_output(self, scan_output: Tensor, gate: Tensor) -> Tensor:
+        """With or without a norm."""
+        if self.gates_state_update:
+            return scan_output * ops.silu(gate)
+        return super().gate_output(scan_output, gate)
 
 
 class FalconH1MLP(LlamaMLP):

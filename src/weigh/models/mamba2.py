@@ -185,6 +185,7 @@ def mamba2_selective_state_update(
     C: Tensor,
     D: Tensor,
     dt_bias: Tensor,
+    z: Tensor | None = None,
 ) -> Tensor:
     """One token: (B, H, P) and the state (B, H, P, N), which is written in place."""
     batch_size, num_heads, head_dim = hidden_states.shape
@@ -209,6 +210,8 @@ def mamba2_selective_state_update(
     out = ops.bmm(ssm_states_reshaped, C_reshaped)
     out = out.view(batch_size, num_heads, head_dim)
     out = (out + hidden_states * D).to(out.dtype)
+    if z is not None:
+        out = out * ops.silu(z)
     return out.to(hidden_states.dtype)
 
 
@@ -269,6 +272,8 @@ def mamba2_chunk_scan(
 
 class Mamba2Mixer(nn.Module):
     role = nn.ATTENTION
+    gates_state_update = False
+    """The gate is applied with the last token's update, and not after it."""
 
     def __init__(self, config: Any, dtype: DType) -> None:
         super().__init__()
@@ -291,6 +296,14 @@ class Mamba2Mixer(nn.Module):
         """The norm of the output, if the family has one."""
         self.norm: nn.Module = MambaRMSNormGated(self.intermediate_size, self.n_groups, dtype)
 
+    def project(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, D) to gates, inputs and time steps."""
+        return self.in_proj(hidden_states)  # type: ignore[no-any-return]
+
+    def gate_output(self, scan_output: Tensor, gate: Tensor) -> Tensor:
+        """What comes between the scan and the last projection."""
+        return self.norm(scan_output, gate)  # type: ignore[no-any-return]
+
     def forward(self, hidden_states: Tensor, cache: Cache | None, attention_mask: Tensor | None) -> Tensor:
         batch_size, seq_len, _ = hidden_states.shape
         dtype = hidden_states.dtype
@@ -299,7 +312,7 @@ class Mamba2Mixer(nn.Module):
         if layer is not None and layer.has_previous_state:
             conv_state, recurrent_state = layer.keys, layer.values
         hidden_states = apply_mask_to_padding_states(hidden_states, attention_mask)
-        projected_states = self.in_proj(hidden_states)
+        projected_states = self.project(hidden_states)
         A = -ops.exp(self.A_log.float())
         if self.training and cache is None:  # an argument of `mamba2_split_conv1d_scan_combined`, which does nothing
             self.conv1d.weight.squeeze(1)
@@ -329,8 +342,12 @@ class Mamba2Mixer(nn.Module):
             C = C.view(batch_size, self.n_groups, self.ssm_state_size)
             D = self.D.unsqueeze(1).expand(self.num_heads, self.head_dim)
             dt_bias = self.dt_bias.unsqueeze(1).expand(self.num_heads, self.head_dim)
-            scan_output = mamba2_selective_state_update(recurrent_state, hidden_states, dt, A, B, C, D, dt_bias)
+            z = gate.view(batch_size, self.num_heads, self.head_dim) if self.gates_state_update else None
+            scan_output = mamba2_selective_state_update(recurrent_state, hidden_states, dt, A, B, C, D, dt_bias, z)
+            del z
             scan_output = scan_output.view(batch_size, 1, -1)
+            if self.gates_state_update:
+                return self.out_proj(scan_output.to(dtype))  # type: ignore[no-any-return]
         else:
             scan_result = mamba2_chunk_scan(
                 hidden_states.view(batch_size, seq_len, self.num_heads, self.head_dim),
@@ -348,7 +365,7 @@ class Mamba2Mixer(nn.Module):
             if layer is not None and final_state is not None:
                 update_recurrent_state(layer, final_state)
             scan_output = scan_output.reshape(batch_size, seq_len, -1)
-        scan_output = self.norm(scan_output, gate)
+        scan_output = self.gate_output(scan_output, gate)
         contextualized_states: Tensor = self.out_proj(scan_output.to(dtype))
         return contextualized_states
 
