@@ -135,7 +135,7 @@ def train(source: Any, device: str | Device | None = None, **settings: Any) -> T
     from weigh.report.training import TrainingReport
 
     found = model(source)
-    recipe, assumptions = _recipe(Training, found, settings, "sequence")
+    recipe, assumptions = _recipe(Training, found, _on(device, settings), "sequence")
     made = run(found.config, recipe, found.where)
     return TrainingReport(found, made, parts(found), device=_device(device, recipe), assumptions=assumptions)
 
@@ -159,7 +159,7 @@ def generate(
 
     found = model(source)
     draft = None if assistant is None else model(assistant)
-    recipe, assumptions = _recipe(Generation, found, settings, "prompt")
+    recipe, assumptions = _recipe(Generation, found, _on(device, settings), "prompt")
     made = run(found.config, recipe, found.where, None if draft is None else draft.config)
     return GenerationReport(found, made, parts(found), device=_device(device, recipe), assumptions=assumptions)
 
@@ -239,6 +239,16 @@ def _adapt(built: CausalModel, lora: Any) -> None:
         Setting("lora", "Lora", None).read(lora).apply(built)
 
 
+def _on(device: str | Device | None, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings, with the compute capability of the device where nothing else is said."""
+    if device is None or settings.get("compute_capability") is not None:
+        return settings
+    found = _known_device(device)
+    if found.compute_capability is None:
+        return settings
+    return {**settings, "compute_capability": ".".join(map(str, found.compute_capability))}
+
+
 def _recipe(kind: type[R], source: Source, words: Mapping[str, Any], length: str) -> tuple[R, tuple[Assumption, ...]]:
     """The recipe in these words, and what was assumed to complete it."""
     from weigh.recipes.settings import make
@@ -250,12 +260,18 @@ def _recipe(kind: type[R], source: Source, words: Mapping[str, Any], length: str
 
 
 def _device(device: str | Device | None, recipe: Any) -> Device | None:
-    if device is None or not isinstance(device, str):
+    if device is None:
+        return None
+    if recipe.device == "cpu":
+        raise UsageError("the CPU's kernels run on no GPU", where="device", hint="Leave out the device or the kernels.")
+    return _known_device(device)
+
+
+def _known_device(device: str | Device) -> Device:
+    if not isinstance(device, str):
         return device
     from weigh.hardware import get_device
 
-    if recipe.device == "cpu":
-        raise UsageError("the CPU's kernels run on no GPU", where="device", hint="Leave out the device or the kernels.")
     try:
         return get_device(device)
     except UnknownNameError as error:

@@ -28,18 +28,19 @@ config has 29,184 parameters, 114.00 KiB in fp32
   layer 1                12,704  43.5 %"""
 
 TRAINING = """\
-Training config takes 662.00 KiB (677,888 bytes)
+Training config takes 16.90 MiB (17,717,248 bytes)
 29.18 K parameters (29,184) · fp32 · batch 2 x 16 tokens · adamw (foreach) · sdpa
 attention
 
-  ███████████████▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▒▒░░░░░░░░░░░░░░░░░░░░░░░░░░░░▚▚▚▚▚▚▚▚
+  █▓░·················································································
 
-  ▓  optimizer state  239.00 KiB  36.1 %
-  ░  activations      220.00 KiB  33.2 %
-  █  weights          119.50 KiB  18.1 %
-  ▚  temporaries       65.00 KiB   9.8 %
-  ▒  gradients         17.50 KiB   2.6 %
-  ·  inputs             1.00 KiB   0.2 %
+  ·  workspaces        16.25 MiB  96.2 %
+  ▓  optimizer state  239.00 KiB   1.4 %
+  ░  activations      220.00 KiB   1.3 %
+  █  weights          119.50 KiB   0.7 %
+  ▚  temporaries       65.00 KiB   0.4 %
+  ▒  gradients         17.50 KiB   0.1 %
+  ·  inputs             1.00 KiB   0.0 %
 
 Memory over step 2, the steady state: the peak is in the backward phase, when aten::mul
 of transformer.h.1.mlp.act allocates 16.00 KiB

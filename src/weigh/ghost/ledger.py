@@ -5,6 +5,8 @@ The running account that storages report to. It is the one thing that changes wh
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from weigh.dims import Shape, Size
 from weigh.trace.events import (
     ACTIVATION,
@@ -42,6 +44,8 @@ class Ledger:
         self.unit: int | None = None
         self.by_owner = False
         """A list of tensors is being worked on, outside every block: what dies belongs to the block that owns it."""
+        self.on_phase: Callable[[str], None] | None = None
+        """What is told that a phase begins, after it has begun."""
         self.recomputing = False
         """A checkpointed block runs forward again: what is born is activations, though in the backward pass."""
         self._stray: int | None = None
@@ -53,6 +57,8 @@ class Ledger:
         """A new phase begins."""
         self.phase = phase
         self.marks.append(Mark(len(self.events), phase, round))
+        if self.on_phase is not None:
+            self.on_phase(phase)
 
     def allocate(
         self, num_bytes: Size, op: str, shape: Shape, dtype: str, purpose: str | None, unit: int | None

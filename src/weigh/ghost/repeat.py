@@ -7,7 +7,8 @@ and ops) and puts the rest between them, in whichever direction they ran (forwar
 the parameters). Where they are not alike it raises `NotSteady`, and the run is made again with every block.
 
 The unit that repeats is `period` blocks long: the period of the layer pattern, widened by whatever reaches across
-blocks. Blocks that do not fill a period stand at the end and are run as they are.
+blocks. Blocks that do not fill a period stand at the end and are run as they are, and so are
+`state.trailing` more where a technique treats them otherwise.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Plan:
     __slots__ = ("counts", "indices", "units")
 
     def __init__(self, path: str, length: int, period: int, lead: int = 0) -> None:
-        groups, rest = divmod(length - lead, period)
+        trailing = min(state.trailing, length - lead)
+        groups, rest = divmod(length - lead - trailing, period)
+        rest += trailing
         self.indices = list(range(length))
         self.units: list[int | None] = [None] * length
         self.counts = [1] * length

@@ -31,6 +31,7 @@ class State:
         "pack_hook",
         "sequence",
         "traced",
+        "trailing",
         "unrolled",
     )
 
@@ -46,6 +47,8 @@ class State:
         self.sequence = 0
         self.traced = False
         """The run is seen through a dispatch mode (as the recorded witnesses are): nothing is then summed in place."""
+        self.trailing = 0
+        """Blocks at the end of a stack that differ from those before them: what reaches across blocks ends there."""
         self.unrolled = False
         """Stacks have all their blocks (see `weigh.ghost.repeat`)."""
 
@@ -72,6 +75,7 @@ def recording(
     try:
         yield state.ledger
     finally:
+        state.ledger.on_phase = None  # it may hold tensors, and they the ledger
         for name, value in saved.items():
             setattr(state, name, value)
 

@@ -23,6 +23,7 @@ from weigh.ghost.repeat import unrolled
 from weigh.ghost.state import no_grad, recording, state
 from weigh.ghost.tensor import Tensor
 from weigh.kernels import kernels
+from weigh.kernels.workspaces import Workspaces
 from weigh.models.common import Cache, CausalModel, CausalOutput, StaticCache
 from weigh.models.experts import BATCHED
 from weigh.trace.events import DECODE, KV_CACHE, PREFILL, Trace
@@ -56,6 +57,8 @@ class Generation:
     """Sequences returned for each prompt; without beams each is a sequence of its own in the batch."""
     draft_tokens: int = 20
     """Tokens that an assistant drafts before the model checks them."""
+    compute_capability: str = "8.0"
+    """Of the CUDA device: it decides how large the matrix library's workspace is."""
     device: str = "cuda"
     """Whose kernels run: "cuda" or "cpu"."""
     bare: bool = False
@@ -123,6 +126,8 @@ def _run(
         recording(chosen, traced=recipe.traced, attention=recipe.attention) as ledger,
         no_grad(),
     ):
+        if recipe.device == "cuda" and not recipe.traced:
+            ledger.on_phase = Workspaces(recipe.compute_capability).begin
         model = models.build(config, recipe.dtype, where, to_run=True)
         model.train(False)
         draft = models.build(assistant, recipe.dtype, "assistant", to_run=True) if assistant is not None else None

@@ -19,6 +19,7 @@ from weigh.ghost.repeat import unrolled
 from weigh.ghost.state import by_owner, recording, state
 from weigh.ghost.tensor import Tensor
 from weigh.kernels import kernels
+from weigh.kernels.workspaces import Workspaces
 from weigh.models.common import CausalModel
 from weigh.optimizers import Optimizer, optimizer
 from weigh.optimizers.base import clip_grad_norm
@@ -68,6 +69,8 @@ class Training:
     """A part to freeze (see `weigh.techniques.freezing`)."""
     lora: Lora | None = None
     """Adapters beside frozen layers (see `weigh.techniques.lora`)."""
+    compute_capability: str = "8.0"
+    """Of the CUDA device: it decides how large the matrix library's workspaces are."""
     nodes: int = 1
     """Machines."""
     gpus_per_node: int = 1
@@ -232,10 +235,12 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop) ->
     models.check_attention(config, recipe.attention)
     chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced)
     with recording(chosen, traced=recipe.traced, attention=recipe.attention) as ledger:
+        techniques = tuple(loop.techniques(recipe))
+        state.trailing = max((t.trailing for t in techniques), default=0)
         model = loop.build(config, recipe, where)
         if recipe.target is not None and not model.encoder_decoder:
             raise UsageError("the model has no decoder that reads a target", where="target", hint="Leave it out.")
-        for technique in loop.techniques(recipe):
+        for technique in techniques:
             technique.apply(model)
         parameters = model.parameters()
         trainable = [p for p in parameters if p.tensor.requires_grad]
@@ -248,6 +253,8 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop) ->
         chosen_optimizer.own(trainable)
         if recipe.warm:
             _warm_up(chosen_optimizer, recipe)
+        if recipe.device == "cuda" and not recipe.traced:
+            ledger.on_phase = Workspaces(recipe.compute_capability).begin
         for number in range(recipe.steps):
             loop.step(model, recipe, chosen_optimizer, input_ids, labels, number)
         return TrainingRun(recipe, ledger.trace(), parameters)

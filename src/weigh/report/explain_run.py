@@ -17,6 +17,7 @@ from weigh.trace.events import (
     TEMPORARY,
     UNSHARDED,
     WEIGHT,
+    WORKSPACE,
 )
 from weigh.units import format_bytes
 
@@ -44,6 +45,10 @@ RULES = {
     UNSHARDED: (
         "whole weights of the blocks that are running or about to run, gathered from the ranks that share them",
         "torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py",
+    ),
+    WORKSPACE: (
+        "one for the forward pass and one for the backward pass, from the first matrix product on",
+        "aten/src/ATen/cuda/CublasHandlePool.cpp: each thread's cuBLAS handle has its own",
     ),
     COMMUNICATION: ("buffers on their way between devices", "the collective's inputs and outputs"),
     TEMPORARY: (

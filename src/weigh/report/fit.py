@@ -1,8 +1,8 @@
 """Does it fit? The peak beside what a device has, and what else wants room there.
 
-A run's peak is what the framework allocates. Outside of it are the driver's context with the kernels' code, the
-workspaces of the matrix library, and the gaps that the allocator leaves; their ranges are stated with their sources,
-and where the answer depends on them, it is "close".
+A run's peak is what the framework allocates, the matrix library's workspaces among it. Outside of it are the driver's
+context with the kernels' code and the gaps that the allocator leaves; their ranges are stated with their sources, and
+where the answer depends on them, it is "close".
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _MIB = 1 << 20
 CONTEXT = (300 * _MIB, 1000 * _MIB)
-WORKSPACE = (8_519_680, 64 * _MIB)
+LIBRARY = (0, 32 * _MIB)
 FRAGMENTATION_PERCENT = 20
 
 OUTSIDE = (
@@ -30,10 +30,10 @@ OUTSIDE = (
         "part of the room that must be left on a device, not of the peak",
     ),
     Assumption(
-        "cuBLAS workspaces take 8.1 to 64 MiB",
-        "8,519,680 bytes for a handle and stream before Hopper, 32 MiB since, and as much again for cublasLt "
-        "(aten/src/ATen/cuda/CublasHandlePool.cpp; https://github.com/pytorch/pytorch/pull/120925)",
-        "part of the room that must be left, though PyTorch's own counter includes it after the first matrix product",
+        "cublasLt takes 0 to 32 MiB",
+        "PyTorch gives it a workspace of its own where a product has a bias, as large as cuBLAS's or smaller, "
+        "depending on the version (aten/src/ATen/cuda/CublasHandlePool.cpp)",
+        "part of the room that must be left; cuBLAS's workspaces are in the peak",
     ),
     Assumption(
         f"gaps in the allocator take 0 to {FRAGMENTATION_PERCENT} % of the peak",
@@ -62,7 +62,7 @@ class Fit:
     def outside(self) -> tuple[int, int]:
         """The least and the most that is needed beside the peak."""
         gaps = self.peak * FRAGMENTATION_PERCENT // 100
-        return CONTEXT[0] + WORKSPACE[0], CONTEXT[1] + WORKSPACE[1] + gaps
+        return CONTEXT[0] + LIBRARY[0], CONTEXT[1] + LIBRARY[1] + gaps
 
     @property
     def verdict(self) -> str:
@@ -99,5 +99,5 @@ class Fit:
         room = f"{format_bytes(self.spare)} to spare" if self.spare >= 0 else f"{format_bytes(-self.spare)} too much"
         return (
             f"{painted} on {self.device.marketing_name}: {room} of {format_bytes(self.capacity)}; "
-            f"context, workspaces and gaps want {format_bytes(least)} to {format_bytes(most)} beside it"
+            f"context, libraries and gaps want {format_bytes(least)} to {format_bytes(most)} beside it"
         )

@@ -21,6 +21,7 @@ from weigh.trace.events import (
     TEMPORARY,
     UNSHARDED,
     WEIGHT,
+    WORKSPACE,
 )
 from weigh.units import format_bytes
 
@@ -40,6 +41,7 @@ COLOURS = {
     ACTIVATION: "#009e73",
     UNSHARDED: "#66c2a5",
     COMMUNICATION: "#f0e442",
+    WORKSPACE: "#bbbbbb",
     TEMPORARY: "#d55e00",
 }
 """Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), told apart by the colour-blind."""

@@ -15,6 +15,7 @@ from weigh.trace.events import (
     TEMPORARY,
     UNSHARDED,
     WEIGHT,
+    WORKSPACE,
 )
 from weigh.units import format_bytes
 
@@ -31,6 +32,7 @@ PLURAL = {
     ACTIVATION: "activations",
     UNSHARDED: "unsharded weights",
     COMMUNICATION: "communication",
+    WORKSPACE: "workspaces",
     TEMPORARY: "temporaries",
 }
 """Purposes as a reader names them, in the order in which charts stack them: what stays longest at the bottom."""
@@ -45,6 +47,7 @@ _COLOURS = {
     ACTIVATION: 36,
     UNSHARDED: 72,
     COMMUNICATION: 185,
+    WORKSPACE: 250,
     TEMPORARY: 166,
 }
 """Of the 256-colour palette: Okabe and Ito's colours, told apart by the colour-blind, on dark and on light."""

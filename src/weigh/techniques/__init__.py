@@ -19,6 +19,11 @@ class Technique:
         """Blocks of a stack differ afterwards, so that all of them have to be run."""
         return False
 
+    @property
+    def trailing(self) -> int:
+        """How many blocks at the end of a stack do something else afterwards than those before them."""
+        return 0
+
     def apply(self, model: Module) -> None:
         """Change the model.
 

@@ -51,6 +51,11 @@ class FullyShard(Technique):
     rank: int = 0
     """Which of the ranks; the first has the largest shards."""
 
+    @property
+    def trailing(self) -> int:
+        """The last block is the first to go back, and finds no reduced gradients of another one to drop."""
+        return 1
+
     def apply(self, model: Module) -> None:
         """Shard every block, then the rest.
 

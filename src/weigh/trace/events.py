@@ -20,10 +20,24 @@ KV_CACHE = "kv cache"
 INPUT = "input"
 TEMPORARY = "temporary"
 COMMUNICATION = "communication"
+WORKSPACE = "workspace"
+"""Memory that a library asks the framework's allocator for."""
 UNSHARDED = "unsharded weight"
 """A weight put together from its shards for as long as it is needed."""
 
-PURPOSES = (WEIGHT, BUFFER, GRADIENT, OPTIMIZER_STATE, ACTIVATION, KV_CACHE, INPUT, TEMPORARY, COMMUNICATION, UNSHARDED)
+PURPOSES = (
+    WEIGHT,
+    BUFFER,
+    GRADIENT,
+    OPTIMIZER_STATE,
+    ACTIVATION,
+    KV_CACHE,
+    INPUT,
+    TEMPORARY,
+    COMMUNICATION,
+    UNSHARDED,
+    WORKSPACE,
+)
 
 LOAD = "load"
 FORWARD = "forward"

@@ -12,6 +12,7 @@ from typing import Any
 from weigh import dtypes, models, runtimes
 from weigh.errors import NotModelledError, WeighError
 from weigh.ghost.state import recording
+from weigh.hardware.devices import all_devices
 from weigh.recipes import training
 from weigh.recipes.settings import make
 from weigh.recipes.training import Training
@@ -41,11 +42,20 @@ def predict_case(row: Mapping[str, Any], where: str) -> dict[str, int]:
 
 def _training_case(row: Mapping[str, Any], config: Mapping[str, Any], where: str) -> dict[str, int]:
     runtime = runtimes.get(str(row.get("runtime")))
-    words = {**runtime.defaults, **training_words(row)}
+    words = {**runtime.defaults, **training_words(row), **_device(row)}
     recipe: Training = make(Training, words)
     run = training.run(config, recipe, where, loop=runtime.loop)
     outside = sum(overhead.num_bytes for overhead in runtime.outside)
     return training_metrics(run, tuple(row["measured"]), outside)
+
+
+def _device(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The compute capability, where the catalogue has a device of that name ("H100 96GB HBM2e" is an H100)."""
+    words = str((row.get("device") or {}).get("name")).lower().replace("-", " ").split()
+    for device in all_devices():
+        if device.name.removeprefix("rtx-").split("-")[0] in words and device.compute_capability is not None:
+            return {"compute_capability": ".".join(map(str, device.compute_capability))}
+    return {}
 
 
 def training_words(case: Mapping[str, Any]) -> dict[str, Any]:
