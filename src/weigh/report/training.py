@@ -71,6 +71,7 @@ class TrainingReport(RunReport):
             said.append(f"LoRA of rank {r.lora.rank}")
         if r.clip:
             said.append("gradients clipped")
+        said += _parallel(r)
         if r.device != "cuda":
             said.append(f"on the {r.device.upper()}")
         return " · ".join(said)
@@ -96,6 +97,21 @@ class TrainingReport(RunReport):
             f"  steady     {exactly(self.steady_state)}{unrounded}",
             f"  arithmetic {format_flops(sum(flops.values()))} a step: {parts}",
         ]
+
+
+def _parallel(recipe: Training) -> list[str]:
+    """What a mesh of devices shares, and which of them is weighed."""
+    mesh = recipe.mesh
+    if mesh.world == 1:
+        return []
+    axes = [
+        f"{axis} {getattr(mesh, axis)}"
+        for axis in ("tensor", "pipeline", "context", "expert")
+        if getattr(mesh, axis) > 1
+    ]
+    shared = f"{recipe.shard} over {mesh.shard}" if recipe.shard else f"data over {mesh.data}"
+    replicas = f" in {mesh.replicas} replicas" if mesh.replicas > 1 else ""
+    return [" x ".join([f"{shared}{replicas}", *axes]) + f", rank {recipe.rank} of {mesh.world}"]
 
 
 def _optimizer(recipe: Training) -> str:
