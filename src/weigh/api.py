@@ -39,8 +39,10 @@ if TYPE_CHECKING:
 def model(source: Any) -> Source:
     """What is known of a model: its config, where that was read, and its revision.
 
-    `source` is a bundled name or one of its aliases, the path of a `config.json` or of a folder with one, such a file's
-    dict, a dict as the literature prints it (also as text), a transformers config, or a `torch.nn.Module` that has one.
+    `source` is a bundled name or one of its aliases; `ORG/NAME` on the Hub, with `@REVISION` or `:Q4_K_M`; an
+    address; the path of a folder, a `config.json`, a checkpoint (safetensors, GGUF, PyTorch) or its index;
+    a config's dict, also as text and in other words (the literature's, Mistral's, Megatron's); a transformers config,
+    or a `torch.nn.Module` that has one.
 
     >>> model("meta-llama/Llama-3.2-1B")
     <llama-3.2-1b: llama, sha256:3f219e19ad935d2a>
@@ -65,7 +67,7 @@ def unchecked(source: Any) -> Source:
         InputError: the model cannot be read.
     """
     if isinstance(source, Mapping):
-        from weigh.sources.literature import translate
+        from weigh.sources.files import translate
 
         return Source("config", translate(dict(source)), "a dict")
     if isinstance(source, str) and source.lstrip()[:1] == "{":
@@ -80,19 +82,19 @@ def unchecked(source: Any) -> Source:
 
 
 def _named(name: str) -> Source:
-    """A bundled model, or else a file."""
+    """A bundled model, or else one that lies somewhere."""
     from weigh.sources import catalogue
 
     try:
         return catalogue.find(name)
     except UnknownNameError as unknown:
-        is_path = name == "-" or name.startswith((".", "/", "~", os.sep)) or name.endswith((".json", ".py", ".txt"))
-        if not is_path and not os.path.exists(name):  # noqa: PTH110  pathlib costs more to import than all of this
-            unknown.hint = f"{unknown.hint} The path of a config.json works too."
-            raise
-    from weigh.sources.files import read_config
+        from weigh.sources.locate import locate
 
-    return read_config(os.path.expanduser(name))  # noqa: PTH111
+        found = locate(name)
+        if found is None:
+            unknown.hint = f"{unknown.hint} A path, ORG/NAME on the Hub and an address work too."
+            raise
+        return found
 
 
 def params(source: Any, dtype: str | DType | None = None, lora: Any = None) -> ParametersReport:

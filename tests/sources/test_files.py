@@ -10,6 +10,7 @@ import weigh
 from weigh.errors import InputError
 from weigh.sources.files import parse_config, read_config
 from weigh.sources.literature import parse_literal, translate
+from weigh.sources.locate import locate
 
 ARTICLE = """
 GPT_CONFIG_124M = {
@@ -85,7 +86,9 @@ def test_a_folder_gives_its_name(tmp_path: Path) -> None:
     folder = tmp_path / "my-model"
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "gpt2"}')
-    assert read_config(folder).name == "my-model"
+    found = locate(str(folder))
+    assert found is not None
+    assert found.name == "my-model"
     assert read_config(folder / "config.json").name == "my-model"
 
 

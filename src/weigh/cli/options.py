@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -30,6 +31,7 @@ class Parser(argparse.ArgumentParser):
         self.options = self._actions
         """What there is to give, as argparse keeps it."""
         self.add_argument("--json", action="store_true", help="the answer as JSON (see docs/schema)")
+        self.add_argument("--offline", action="store_true", help="ask no server: take what is on this disk")
         self.add_argument("-h", "--help", action="store_true", help="this text")
 
     def error(self, message: str) -> NoReturn:
@@ -46,6 +48,8 @@ class Parser(argparse.ArgumentParser):
             return None
         found: argparse.Namespace
         found, extra = self.parse_known_args(words)
+        if found.offline:
+            os.environ["HF_HUB_OFFLINE"] = "1"
         for word in extra:
             if word.startswith("--"):
                 raise self._unknown_option(word.partition("=")[0])

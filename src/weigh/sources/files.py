@@ -1,25 +1,24 @@
-"""Reading a config: a `config.json`, the folder that holds one, or the dict that a tutorial prints.
+"""Reading a config: a `config.json`, a `params.json`, Megatron's arguments, or the dict that a tutorial prints.
 
 Nothing that is read is ever executed. What cannot be read is one `InputError` that says what, where and what to do.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import stat
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weigh.errors import InputError
-from weigh.sources.literature import translate
+from weigh.sources import literature, megatron, params_json
 from weigh.sources.source import Source
+from weigh.sources.strict_json import LARGEST, Malformed, parse
 
-LARGEST = 8 << 20
-"""Bytes; the largest config.json in public use has a tenth of that."""
+if TYPE_CHECKING:
+    from weigh.sources.opened import Readable
 
 
 def read_config(path: str | os.PathLike[str]) -> Source:
-    """The config in a file, or in a folder's `config.json`; "-" is the standard input.
+    """The config in a file; "-" is the standard input.
 
     Raises:
         InputError: there is no such file, it cannot be read, is too large, or holds no config.
@@ -27,23 +26,30 @@ def read_config(path: str | os.PathLike[str]) -> Source:
     where = os.fspath(path)
     if where == "-":
         return parse_config(_decoded(_read_stdin(), "standard input"), "standard input")
-    if os.path.isdir(where):  # noqa: PTH112  pathlib costs more to import than everything else here
-        where = os.path.join(where, "config.json")  # noqa: PTH118
-        if not os.path.exists(where):  # noqa: PTH110
-            raise InputError("the folder has no config.json", where=os.fspath(path), hint="Name the file itself.")
     name = os.path.basename(os.path.dirname(os.path.abspath(where)))  # noqa: PTH119, PTH120, PTH100
     base = os.path.basename(where)  # noqa: PTH119
     return parse_config(_decoded(_read(where), where), where, name=name if base == "config.json" and name else base)
 
 
+def read_opened(file: Readable, name: str) -> Source:
+    """The config in a file of a model's folder.
+
+    Raises:
+        InputError: it is too large, or holds no config.
+    """
+    if file.size > LARGEST:
+        raise _too_large(file.where, f"is {file.size / 1e6:.0f} MB")
+    return parse_config(_decoded(file.read(0, file.size), file.where), file.where, name)
+
+
 def parse_config(text: str, where: str = "config", name: str | None = None) -> Source:
-    """The config in a text: JSON, or a Python dict as a tutorial prints it (read, never executed).
+    """The config in a text: JSON, a Python dict as a tutorial prints it (read, never executed), Megatron's arguments.
 
     >>> parse_config('{"model_type": "gpt2", "n_layer": 2}').config
     {'model_type': 'gpt2', 'n_layer': 2}
 
     Raises:
-        InputError: it is neither, or no dict, or nested absurdly deep.
+        InputError: it is none of these, or nested absurdly deep.
     """
     config = _parse(text, where)
     if not isinstance(config, dict):
@@ -52,7 +58,23 @@ def parse_config(text: str, where: str = "config", name: str | None = None) -> S
     return Source(name or where, translate(config, where), f"read from {where}", where)
 
 
+def translate(config: dict[str, Any], where: str = "config") -> dict[str, Any]:
+    """A config in whatever words, in those of a `config.json`.
+
+    Raises:
+        InputError: a size is missing that such words must give.
+        NotModelledError: it has a word whose meaning is not known.
+    """
+    if params_json.is_params(config):
+        return params_json.translate(config, where)
+    if megatron.is_megatron(config):
+        return megatron.translate(config, where)
+    return literature.translate(config, where)
+
+
 def _read(path: str) -> bytes:
+    import stat
+
     try:
         with open(path, "rb") as file:  # noqa: PTH123
             status = os.fstat(file.fileno())
@@ -94,34 +116,18 @@ def _decoded(data: bytes, where: str) -> str:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-    except _Malformed as error:
+        return parse(text)
+    except Malformed as error:
         raise InputError(str(error), where=where, hint="Keep one of them.") from None
     except RecursionError:
         raise InputError("is nested too deep", where=where, hint="A config is a flat JSON object.") from None
     except ValueError as error:
-        from weigh.sources.literature import parse_literal
-
-        found = parse_literal(text)
+        found = literature.parse_literal(text)
+        if found is None:
+            found = megatron.parse_arguments(text)
         if found is not None:
             return found
         if not text.strip():
             raise InputError("is empty", where=where, hint="A config is a JSON object: {...}.") from None
         what = "a number has too many digits" if "digits" in str(error) else str(error)
         raise InputError(f"is not JSON: {what}", where=where, hint="Check that line.") from None
-
-
-class _Malformed(Exception):
-    """JSON by the letter, but no config."""
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _Malformed(f"has {next(k for k in keys if keys.count(k) > 1)!r} twice")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")

@@ -1,6 +1,6 @@
 """The header of a `.gguf` file: key-value pairs and tensor infos, of every version and either byte order.
 
-The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Version 1 has 32-bit lengths where later ones have
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Version 1 has 32-bit lengths, later ones have
 64 bits; version 3 may be big-endian. A tensor's sizes come fastest first and are turned round here, its bytes are whole
 blocks row by row. Arrays longer than `LONGEST` (vocabularies, merges) are passed over: `Array` keeps what they are.
 """

@@ -5,6 +5,8 @@ tensors: tied embeddings are a missing `output.weight`, biases are there or not.
 `ARCHITECTURES`, or a size that the file does not say, is an error that names it.
 """
 
+# ruff: noqa: ARG001  what an architecture needs beyond its names is a function of one signature
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -114,7 +116,14 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, str]]] = {
 }
 """llama.cpp's architecture -> the family that it is, and the keys of that family's config by those of the file."""
 IGNORED = (
-    *("rope.", "attention.scale", "attention.causal", "attention.clamp_kqv", "attn_logit_softcapping", "ssm.dt_b_c_rms"),
+    *(
+        "rope.",
+        "attention.scale",
+        "attention.causal",
+        "attention.clamp_kqv",
+        "attn_logit_softcapping",
+        "ssm.dt_b_c_rms",
+    ),
     *("final_logit_softcapping", "logit_scale", "residual_scale", "embedding_scale", "use_parallel_residual"),
     *("tensor_data_layout", "pooling_type", "interleave_moe_layer_step", "attention.value_length", "quantize."),
     *("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon", "context_length", "attention.head_count_kv"),

@@ -1,9 +1,9 @@
 """Ranges of files over HTTP, with the patience, the suspicion and the memory that strangers' servers ask for.
 
-Requests are GETs of a bounded number of bytes within a bounded time. A redirect is followed to another host, but the token goes to
-the origin that it was given for and nowhere else, and never from https to http or to anything that is not HTTP. Answers
-are kept in a cache with their ETags (`weigh.sources.http_cache`): what cannot change is not asked for again, what can
-is asked for with `If-None-Match`, and offline the cache is all there is.
+Requests are GETs of a bounded number of bytes within a bounded time. A redirect is followed to another host, but the
+token goes to the origin that it was given for and nowhere else, and never from https to http or to anything that is not
+HTTP. Answers are kept in a cache with their ETags (`weigh.sources.http_cache`): what cannot change is not asked for
+again, what can is asked for with `If-None-Match`, and offline the cache is all there is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from weigh.sources.opened import check_range, damaged
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from urllib.parse import SplitResult
 
 AHEAD = 100_000
@@ -78,8 +78,8 @@ class Client:
         `fixed` says that the address can never give anything else.
 
         Raises:
-            InputError: no server, no answer in time, too long an answer, a redirect that leads astray; or, offline, it is
-                not in the cache.
+            InputError: no server, no answer in time, too long an answer, a redirect that leads astray; or, offline,
+                it is not in the cache.
         """
         asked = f"{first}-{'' if length is None else first + length - 1}"
         known = kept(url, asked)
@@ -132,7 +132,7 @@ class Client:
             answer = self._once(parts, headers, largest)
             if answer.status not in _MOVED:
                 return answer
-            target = urljoin(address, answer.headers.get("location", ""))
+            target = _joined(address, answer.headers.get("location", ""), url)
             if parts.scheme == "https" and not target.lower().startswith("https:"):
                 raise InputError(f"is redirected to {_shown(target)}, which is not https", where=url)
             address = target
@@ -165,7 +165,7 @@ class Client:
     def _connect(self, parts: SplitResult) -> HTTPConnection:
         connection = _connection(parts, self.patience.silence)
         connection.connect()
-        connection.sock = _Bounded(connection.sock, self.patience.silence)  # type: ignore[assignment]
+        connection.sock = _Bounded(connection.sock, self.patience.silence)
         return connection
 
 
@@ -175,12 +175,31 @@ class RemoteFile:
     is_slow = True
     """Every read is a journey: several files are read at once."""
 
-    def __init__(self, client: Client, url: str, name: str, fixed: bool = False) -> None:
+    def __init__(
+        self,
+        client: Client,
+        url: str,
+        name: str,
+        fixed: bool = False,
+        explain: Callable[[Answer], InputError] | None = None,
+    ) -> None:
         self.client = client
         self.where = url
         self.name = name
         self.fixed = fixed
-        self._start = self._range(0, AHEAD)
+        self.explain = explain
+        """Makes the error of a server that refuses."""
+        self._size: int | None = None
+        self._etag: str | None = None
+        self._start = b""
+
+    @property
+    def size(self) -> int:
+        """See `Readable.size`; asks for the beginning of the file the first time."""
+        if self._size is None:
+            self._start = self._range(0, AHEAD)
+        assert self._size is not None
+        return self._size
 
     def read(self, offset: int, length: int) -> bytes:
         """See `Readable.read`."""
@@ -194,16 +213,16 @@ class RemoteFile:
     def _range(self, offset: int, length: int) -> bytes:
         answer = self.client.get(self.where, offset, length, fixed=self.fixed)
         if answer.status == 416 and offset == 0:  # an empty file has no range
-            self.size = 0
+            self._size = 0
             return b""
         if answer.status not in (200, 206):
-            raise Refused(self.where, answer)
+            raise Refused(self.where, answer) if self.explain is None else self.explain(answer)
         size, etag = _whole_size(answer, offset, self.where), answer.headers.get("etag")
-        if offset == 0:
-            self.size, self._etag = size, etag
-        elif (size, etag) != (self.size, self._etag):
+        if self._size is None:
+            self._size, self._etag = size, etag
+        elif (size, etag) != (self._size, self._etag):
             raise InputError("changed while it was read", where=self.where, hint="Try again.")
-        wanted = min(length, self.size - offset)
+        wanted = min(length, size - offset)
         if len(answer.body) < wanted:
             raise damaged(self.where, f"came as {len(answer.body):,} bytes instead of {wanted:,}")
         return answer.body[:wanted]
@@ -288,6 +307,9 @@ class _Bounded:
     def close(self) -> None:
         self.sock.close()
 
+    def __del__(self) -> None:  # a connection lives as long as its client
+        self.close()
+
 
 class _Raw(io.RawIOBase):
     """The reading side of a `_Bounded`."""
@@ -306,6 +328,14 @@ class _Raw(io.RawIOBase):
     def close(self) -> None:
         self.raw.close()
         super().close()
+
+
+def _joined(address: str, location: str, asked: str) -> str:
+    """Where a redirect leads."""
+    try:
+        return urljoin(address, location)
+    except ValueError:
+        raise InputError("is redirected to what is no address", where=asked) from None
 
 
 def _parts(address: str, asked: str) -> SplitResult:
@@ -337,10 +367,8 @@ def _connection(parts: SplitResult, silence: float) -> HTTPConnection:
     proxy = _proxy(parts.scheme, host)
     if proxy is None:
         return (HTTPSConnection if parts.scheme == "https" else HTTPConnection)(host, port, timeout=silence)
-    if parts.scheme == "https":
-        connection = HTTPSConnection(proxy.hostname or "", proxy.port or 80, timeout=silence)
-    else:
-        connection = HTTPConnection(proxy.hostname or "", proxy.port or 80, timeout=silence)
+    kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    connection = kind(proxy.hostname or "", proxy.port or 80, timeout=silence)
     connection.set_tunnel(host, port or (443 if parts.scheme == "https" else 80))
     return connection
 
@@ -349,10 +377,10 @@ def _proxy(scheme: str, host: str) -> SplitResult | None:
     names = (f"{scheme}_proxy", f"{scheme}_proxy".upper(), "all_proxy", "ALL_PROXY")
     if not any(os.environ.get(name) for name in names):
         return None
-    from urllib.request import getproxies_environment, proxy_bypass_environment
+    from urllib.request import getproxies_environment, proxy_bypass
 
     proxies = getproxies_environment()
     address = proxies.get(scheme) or proxies.get("all")
-    if not address or proxy_bypass_environment(host):
+    if not address or proxy_bypass(host):
         return None
     return urlsplit(address if "://" in address else f"http://{address}")

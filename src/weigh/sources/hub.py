@@ -1,9 +1,9 @@
 """Models on the Hugging Face Hub, or on a server that speaks its language, and in the Hub's cache on this disk.
 
 The settings are huggingface_hub's: `HF_ENDPOINT`, `HF_TOKEN` or its file (`HF_TOKEN_PATH`, `HF_HOME/token`),
-`HF_HUB_DISABLE_IMPLICIT_TOKEN`, `HF_HUB_OFFLINE`, `HF_HUB_CACHE`, `HF_HOME`, `HF_HUB_DOWNLOAD_TIMEOUT`. One request says
-which commit a revision is and which files it has; everything else is addressed by that commit and cannot change, so a
-file that the Hub's own cache has is read there, and an answer is never asked for twice.
+`HF_HUB_DISABLE_IMPLICIT_TOKEN`, `HF_HUB_OFFLINE`, `HF_HUB_CACHE`, `HF_HOME`, `HF_HUB_DOWNLOAD_TIMEOUT`. One
+request says which commit a revision is and which files it has; everything else is addressed by that commit and cannot
+change, so a file that the Hub's own cache has is read there, and an answer is never asked for twice.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from weigh.errors import InputError
-from weigh.sources.http import Answer, Client, Patience, Refused, RemoteFile
+from weigh.sources.http import Answer, Client, Patience, RemoteFile
 from weigh.sources.opened import LocalFile, LocalFolder
 from weigh.sources.shards import is_plain
 from weigh.sources.strict_json import parse_object
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from weigh.sources.opened import Folder, Readable
 
 ENDPOINT = "https://huggingface.co"
+LARGEST_INFO = 8 << 20
+"""Bytes of what the Hub says of a repository."""
 _ON = frozenset({"1", "on", "yes", "true"})
 _ID = re.compile(
     r"(?P<repo>[\w.-]{1,96}/[\w.-]{1,96})(?:@(?P<revision>[\w./-]{1,128}?))??(?::(?P<tag>[\w.-]{1,96}))?", re.ASCII
@@ -126,7 +128,7 @@ class HubFolder:
         self.wanted = wanted
         url = f"{settings.endpoint}/api/models/{wanted.repo}/revision/{quote(wanted.revision, safe='')}"
         fixed = _COMMIT.fullmatch(wanted.revision) is not None
-        answer = client.get(url, fixed=fixed)
+        answer = client.get(url, fixed=fixed, largest=LARGEST_INFO)
         if answer.status != 200:
             raise _refused(wanted, settings, answer)
         info = parse_object(answer.body, url)
@@ -149,10 +151,8 @@ class HubFolder:
         local = _join(_snapshot(self.settings, self.wanted, self.commit), name)
         if os.path.isfile(local):  # noqa: PTH113
             return LocalFile(local)
-        try:
-            return RemoteFile(self.client, f"{self.where}/{quote(name)}", name, fixed=True)
-        except Refused as error:
-            raise _refused(self.wanted, self.settings, error.answer) from None
+        url = f"{self.where}/{quote(name)}"
+        return RemoteFile(self.client, url, name, True, lambda answer: _refused(self.wanted, self.settings, answer))
 
 
 def _cached_commit(settings: Settings, wanted: HubId) -> str | None:

@@ -1,8 +1,8 @@
 """Reading a pickle without running it: what it would build, and nothing that it would call.
 
-A pickle is a program for a small stack machine (the opcodes: Python's `pickletools`). This machine knows the opcodes that
-data needs, and the names that its format allows. A class or function stays a `Named`, a call stays a `Call`: nothing is
-imported, nothing is called, and the steps are bounded.
+A pickle is a program for a small stack machine (the opcodes: Python's `pickletools`). This machine knows the opcodes
+that data needs, and the names that its format allows. A class or function stays a `Named`, a call stays a `Call`:
+nothing is imported, nothing is called, and the steps are bounded.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Machine:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
-    def load(self) -> Any:
+    def load(self) -> Any:  # noqa: RET503  refuse() does not return
         """The value of the next pickle.
 
         Raises:
@@ -119,7 +119,7 @@ class Machine:
             raise IndexError
         return found
 
-    def name(self, module: str, name: str) -> None:
+    def name(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError
         found = Named(module, name)
@@ -165,6 +165,11 @@ class Machine:
             into.update(values)
         else:
             raise TypeError
+
+    def dict_of(self) -> None:
+        pairs = self.marked()
+        self.push({})
+        self.put(pairs)
 
     def tuple_of(self, count: int) -> None:
         self.push(tuple(reversed([self.pop() for _ in range(count)])))
@@ -232,7 +237,7 @@ _STEPS: dict[bytes, Callable[[Machine], Any]] = {
     b"\x86": lambda m: m.tuple_of(2),
     b"\x87": lambda m: m.tuple_of(3),
     b"l": lambda m: m.push(m.marked()),
-    b"d": lambda m: (lambda pairs: (m.push({}), m.put(pairs)))(m.marked()),
+    b"d": Machine.dict_of,
     b"a": lambda m: m.append([m.pop()]),
     b"e": lambda m: m.append(m.marked()),
     b"\x90": lambda m: m.append(m.marked()),  # ADDITEMS

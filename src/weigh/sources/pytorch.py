@@ -1,8 +1,8 @@
 """The tensors of a PyTorch `.bin`, `.pt` or `.pth`, without PyTorch and without running anything in it.
 
-Since 1.6 such a file is a zip archive whose records are stored as they are: `data.pkl` is a pickle in which every tensor
-is a call of `torch._utils._rebuild_tensor_v2` on a storage, and the storages are records of their own. Before, it was
-five pickles and then the storages one after the other (`torch/serialization.py`, `_legacy_save`).
+Since 1.6 such a file is a zip archive whose records are stored as they are: `data.pkl` is a pickle in which every
+tensor is a call of `torch._utils._rebuild_tensor_v2` on a storage, and the storages are records of their own. Before,
+it was five pickles and then the storages one after the other (`torch/serialization.py`, `_legacy_save`).
 Not read: quantized and sparse tensors, whole modules, TorchScript, the tar archives from before 2017.
 """
 
@@ -29,12 +29,14 @@ MOST_ENTRIES = 1 << 20
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The first pickle of a file from before 1.6 (`MAGIC_NUMBER`)."""
 
-STORAGES = {
-    **{"FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16"},
-    **{"LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8"},
-    **{"ByteStorage": "uint8", "BoolStorage": "bool", "UntypedStorage": "uint8"},
-    **{"ComplexFloatStorage": "complex64", "ComplexDoubleStorage": "complex128"},
-}
+STORAGES = dict(
+    pair.split(":")
+    for pair in (
+        "FloatStorage:float32 DoubleStorage:float64 HalfStorage:float16 BFloat16Storage:bfloat16 LongStorage:int64 "
+        "IntStorage:int32 ShortStorage:int16 CharStorage:int8 ByteStorage:uint8 BoolStorage:bool UntypedStorage:uint8 "
+        "ComplexFloatStorage:complex64 ComplexDoubleStorage:complex128"
+    ).split()
+)
 """The dtype of every class of storage."""
 REBUILDS = frozenset(
     {
@@ -45,7 +47,14 @@ REBUILDS = frozenset(
 PLAIN = frozenset(
     {
         *("collections.OrderedDict", "collections.defaultdict", "collections.Counter", "torch.Size", "torch.device"),
-        *("builtins.dict", "builtins.set", "builtins.bytearray", "builtins.complex", "__builtin__.set", "_codecs.encode"),
+        *(
+            "builtins.dict",
+            "builtins.set",
+            "builtins.bytearray",
+            "builtins.complex",
+            "__builtin__.set",
+            "_codecs.encode",
+        ),
         *("torch.nn.parameter.Parameter", "torch.Tensor", "torch._tensor._rebuild_from_type_v2", "argparse.Namespace"),
         *("torch.serialization._get_layout", "pathlib.PosixPath"),
         *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
@@ -279,7 +288,7 @@ def _directory(file: Readable) -> dict[str, tuple[int, int]]:
     if at < 0 or at + 22 > len(tail):
         raise truncated(file, file.size + 1)
     count, size, offset = struct.unpack("<HLL", tail[at + 10 : at + 20])
-    if 0xFFFF == count or 0xFFFFFFFF in (size, offset):
+    if count == 0xFFFF or 0xFFFFFFFF in (size, offset):
         count, size, offset = _zip64_end(file, tail, at)
     if size > LARGEST_DIRECTORY:
         raise damaged(file.where, f"says that its directory has {size:,} bytes")

@@ -1,7 +1,7 @@
 """The header of a `.safetensors` file: 8 bytes of length and a JSON object of names, dtypes, shapes and offsets.
 
-The format: https://github.com/huggingface/safetensors#format. Checked are the rules that its own library checks: no name
-twice, every tensor as long as its shape and dtype say, none overlapping, no gaps, nothing behind the end of the file.
+The format: https://github.com/huggingface/safetensors#format. Checked are the rules that its own library checks: no
+name twice, every tensor as long as its shape and dtype say, none overlapping, no gaps, nothing behind the end.
 """
 
 from __future__ import annotations

@@ -33,6 +33,8 @@ class Source:
     """The header of its weights, where the source has them; what it says wins over what the config implies."""
     adapter: Mapping[str, Any] | None = None
     """The `adapter_config.json` of a PEFT adapter, whose base model this is."""
+    adapter_checkpoint: Checkpoint | None = None
+    """The header of the adapter's own weights."""
 
     @property
     def dtype(self) -> str | None:
