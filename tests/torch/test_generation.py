@@ -35,6 +35,23 @@ NARROW = {"vocab_size": 3000, "n_embd": 128, "n_layer": 5, "n_head": 4, "n_posit
 NEW_FALCON = {"model_type": "falcon", "num_kv_heads": 2, "new_decoder_architecture": True} | WIDE
 RECURRENT = {"vocab_size": 3000, "hidden_size": 96, "num_hidden_layers": 5, "state_size": 16}
 MAMBA2 = {"model_type": "mamba2", "num_heads": 12, "head_dim": 16, "n_groups": 2, "chunk_size": 32} | RECURRENT
+GPT_NEO = {
+    "model_type": "gpt_neo",
+    "vocab_size": 3000,
+    "hidden_size": 128,
+    "num_layers": 6,
+    "num_heads": 4,
+    "attention_types": [[["global", "local"], 3]],
+    "window_size": 40,
+}
+MPT = {
+    "model_type": "mpt",
+    "vocab_size": 3000,
+    "d_model": 128,
+    "n_heads": 4,
+    "n_layers": 5,
+    "use_cache": True,  # which its config has not, so that `generate` would keep nothing
+}
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "bloom": ("eager", {"model_type": "bloom", "vocab_size": 3000, "hidden_size": 128, "n_layer": 5, "n_head": 4}),
     "codegen": ("eager", {"model_type": "codegen", "rotary_dim": 16} | NARROW),
@@ -43,10 +60,12 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon-new": ("sdpa", NEW_FALCON),
     "falcon_mamba": ("eager", {"model_type": "falcon_mamba"} | RECURRENT),
     "gpt_bigcode": ("sdpa", {"model_type": "gpt_bigcode"} | NARROW),
+    "gpt_neo": ("eager", GPT_NEO),
     "gpt_neox": ("sdpa", {"model_type": "gpt_neox", "intermediate_size": 256} | WIDE),
     "gptj": ("eager", {"model_type": "gptj", "rotary_dim": 16} | NARROW),
     "mamba": ("eager", {"model_type": "mamba"} | RECURRENT),
     "mamba2": ("eager", MAMBA2),
+    "mpt": ("eager", MPT),
     "opt": ("sdpa", {"model_type": "opt", "ffn_dim": 256} | WIDE),
     "phi": ("sdpa", {"model_type": "phi", "intermediate_size": 256, "num_key_value_heads": 2} | WIDE),
 }

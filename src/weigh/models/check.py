@@ -39,6 +39,13 @@ SIZES: dict[str, tuple[tuple[str, ...], ...]] = {
         ("n_head", "num_attention_heads"),
         ("vocab_size",),
     ),
+    "chatglm": (
+        ("hidden_size",),
+        ("num_layers",),
+        ("num_attention_heads",),
+        ("padded_vocab_size",),
+        ("ffn_hidden_size",),
+    ),
     "falcon": (("hidden_size", "n_embed"), ("num_hidden_layers",), ("num_attention_heads",), ("vocab_size",)),
     "gpt2": (
         ("n_embd", "hidden_size"),

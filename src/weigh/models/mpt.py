@@ -113,6 +113,8 @@ class MptAttention(nn.Module):
         if cache is not None:
             key_states, value_states = cache.update(key_states, value_states, self.path)
         attention_scores = query_states.matmul(key_states.transpose(-1, -2)) * 0.125
+        past_length = cache.offset(None) if cache is not None else 0
+        query_length = past_length + seq_length  # a tensor where the cache is static
         position_bias = position_bias.narrow(2, key_states.shape[-2])
         attention_scores = attention_scores + position_bias
         if mask is not None:
@@ -122,6 +124,7 @@ class MptAttention(nn.Module):
         context_states = attn_weights.matmul(value_states)
         context_states = context_states.permute(0, 2, 1, 3).contiguous().view(batch_size, seq_length, width)
         attn_output = self.out_proj(context_states)
+        del past_length, query_length
         return attn_output, attn_weights
 
 
@@ -184,10 +187,11 @@ class MptModel(nn.Module):
         inputs_embeds = self.wte(input_ids)
         hidden_states = inputs_embeds
         alibi = build_mpt_alibi_tensor(self.num_heads, self.max_seq_len)
-        float_mask = create_causal_mask(inputs_embeds, cache, None, attention_mask, attention="eager")
-        assert float_mask is not None
-        causal_mask = float_mask.to(BOOL)
-        del float_mask
+        given = create_causal_mask(inputs_embeds, cache, None, attention_mask, attention="eager")
+        assert given is not None
+        causal_mask = given.to(BOOL)
+        if cache is None or not cache.dense_masks:  # else the mask is `generate`'s, which keeps it
+            del given
         for block in self.blocks:
             outputs = block(hidden_states, alibi, causal_mask, cache)
             hidden_states = outputs[0]
