@@ -114,7 +114,7 @@ class MptAttention(nn.Module):
             key_states, value_states = cache.update(key_states, value_states, self.path)
         attention_scores = query_states.matmul(key_states.transpose(-1, -2)) * 0.125
         past_length = cache.offset(None) if cache is not None else 0
-        query_length = past_length + seq_length  # a tensor where the cache is static
+        query_length = past_length + seq_length  # type: ignore[operator]  # a tensor where the cache is static
         position_bias = position_bias.narrow(2, key_states.shape[-2])
         attention_scores = attention_scores + position_bias
         if mask is not None:

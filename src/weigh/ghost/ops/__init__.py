@@ -33,6 +33,7 @@ from weigh.ghost.ops.heads import (
     index_rows,
     mul_,
     one_minus,
+    scale_,
     stack_last,
 )
 from weigh.ghost.ops.indexing import (
@@ -135,6 +136,7 @@ from weigh.ghost.ops.views import (
 from weigh.ghost.ops.windows import greater, roll
 
 __all__ = [
+    "scale_",
     "expm1",
     "floor",
     "copy_slice",

@@ -7,7 +7,7 @@ from typing import Any
 from weigh.dims import Shape, Size, product
 from weigh.dtypes import INT64
 from weigh.ghost.ops.matmul import bmm
-from weigh.ghost.ops.pointwise import DivScalar, MulScalar, like, mul, neg
+from weigh.ghost.ops.pointwise import DivScalar, Mul, MulScalar, like, mul, neg
 from weigh.ghost.ops.table import LOWER, Op, apply
 from weigh.ghost.ops.views import SliceBackward, narrow, squeeze
 from weigh.ghost.state import state
@@ -144,6 +144,18 @@ class MulScalarInPlace(MulScalar):
         return x.alias()
 
 
+class MulInPlace(Mul):
+    """`x *= factor`, where `x` has the product's shape and dtype and is nobody else's: the same storage."""
+
+    name = "aten::mul_.Tensor"
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        if ctx:
+            ctx.save(a if ctx.needs[1] else None, b if ctx.needs[0] else None)
+        return a.alias()
+
+
 class DivScalarInPlace(DivScalar):
     """`x /= 2`, where `x` is nobody else's: the same storage."""
 
@@ -197,6 +209,11 @@ def baddbmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def mul_(x: Tensor) -> Tensor:
     """`x *= 2`: `x` must not be used again."""
     return apply(MulScalarInPlace, x)  # type: ignore[no-any-return]
+
+
+def scale_(x: Tensor, factor: Tensor) -> Tensor:
+    """`x *= factor` of a tensor that wants no gradient: `x` must not be used again."""
+    return apply(MulInPlace, x, factor)  # type: ignore[no-any-return]
 
 
 def div_(x: Tensor) -> Tensor:
