@@ -26,6 +26,11 @@ def _alike(draw: Draw) -> Drawn:
     return [draw_input(draw, shape, dtype) for _ in range(2)], {}
 
 
+def _scaled(draw: Draw) -> Drawn:
+    shape, dtype = draw_shape(draw), draw_float(draw)
+    return [draw_input(draw, shape, dtype), draw_input(draw, (1,), dtype, False)], {}
+
+
 def _scores(draw: Draw) -> Drawn:
     b, n, k, m = (draw(st.sampled_from((1, 2, 5))) for _ in range(4))
     dtype = draw_float(draw)
@@ -44,6 +49,7 @@ program("every other", "slice.step", _pairs, lambda ops, x: ops.every_other(x))
 program("stack last", "stack.last", _alike, lambda ops, a, b: ops.stack_last([a, b]))
 program("baddbmm", "baddbmm", _scores, lambda ops, c, a, b: ops.baddbmm(c, a, b))
 program("mul_", "mul_.Scalar", unary(), lambda ops, x: ops.mul_(ops.neg(x)))
+program("scale_", "mul_.Tensor", _scaled, lambda ops, x, factor: ops.scale_(ops.neg(x), factor))
 program("div_", "div_.Scalar", unary(), lambda ops, x: ops.div_(ops.neg(x)))
 program("one minus", "rsub.Scalar", unary(), lambda ops, x: ops.one_minus(x))
 
@@ -130,6 +136,11 @@ class TorchFamilyOps:
     @staticmethod
     def mul_(x: Any) -> Any:
         x *= 2.0
+        return x
+
+    @staticmethod
+    def scale_(x: Any, factor: Any) -> Any:
+        x *= factor
         return x
 
     @staticmethod
