@@ -429,8 +429,8 @@ class Gemma4TextModel(Gemma2Model):
             )
         if cache is not None:
             cache.advance(input_ids.shape[1])
-        hidden_states = self.norm(hidden_states)
-        return hidden_states  # type: ignore[no-any-return]
+        hidden_states = getattr(self, self.norm_name)(hidden_states)
+        return hidden_states
 
 
 def _can_drop(
