@@ -27,14 +27,15 @@ from weigh.models.common import (
 )
 from weigh.models.config import Count, Keys
 from weigh.models.experts import Experts, GatedMLP
-from weigh.models.llama import DecoderConfig, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
+from weigh.models.llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
+from weigh.models.sparse import SPARSE, MoeConfig, check_groups, first_dense
 
 MODEL_TYPES = ("deepseek_v3",)
 
 
 @dataclass(frozen=True)
-class DeepseekV3Config(DecoderConfig):
-    """The settings of `DeepseekV3Config` that shape memory."""
+class LatentConfig(MoeConfig):
+    """What the configs of decoders with latent attention share; the defaults are `DeepseekV3Config`'s."""
 
     vocab_size: int = 129280
     hidden_size: int = 7168
@@ -53,7 +54,6 @@ class DeepseekV3Config(DecoderConfig):
     n_group: int = 8
     topk_group: int = 4
     num_experts_per_tok: int = 8
-    first_k_dense_replace: Count = 3
     norm_topk_prob: bool = True
     rope_interleave: bool = True
     attention_bias: bool = False
@@ -65,24 +65,30 @@ class DeepseekV3Config(DecoderConfig):
         """The width of a query, and of a key."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
-    @property
-    def leading_layers(self) -> int:
-        """The dense ones."""
-        return self.first_k_dense_replace
-
     @classmethod
     def settle(cls, keys: Keys, found: dict[str, Any]) -> None:
         """A head's width is that of its rotated part; every head has its own key."""
         found["head_dim"] = found["qk_rope_head_dim"]
         super().settle(keys, found)
-        keys.cannot_run("output_router_logits", "the routers' own loss")
         if found["num_key_value_heads"] != found["num_attention_heads"]:
             raise InputError(
                 "differs from num_attention_heads",
                 where=f"{keys.where}: num_key_value_heads",
                 hint="Give the same: every head has its own key.",
             )
-        keys.divides("n_group", found["n_group"], "n_routed_experts", found["n_routed_experts"])
+        check_groups(keys, found)
+
+
+@dataclass(frozen=True)
+class DeepseekV3Config(LatentConfig):
+    """The settings of `DeepseekV3Config` that shape memory."""
+
+    first_k_dense_replace: Count = 3
+
+    @property
+    def mlp_layer_types(self) -> tuple[str, ...]:
+        """The first layers are dense."""
+        return first_dense(self.num_hidden_layers, self.first_k_dense_replace)
 
 
 class DeepseekV3TopkRouter(nn.Module):
@@ -123,14 +129,16 @@ class DeepseekV3TopkRouter(nn.Module):
 
 class DeepseekV3MoE(nn.Module):
     role = nn.MLP
-    router_class: ClassVar[type[DeepseekV3TopkRouter]] = DeepseekV3TopkRouter
+    router_class: ClassVar[type[nn.Module]] = DeepseekV3TopkRouter
 
     def __init__(self, config: Any, dtype: DType) -> None:
         super().__init__()
         experts, width, inner = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
         self.experts = Experts(experts, config.num_experts_per_tok, width, inner, config.hidden_act, dtype)
         self.gate = self.router_class(config, dtype)
-        self.shared_experts = GatedMLP(width, inner * config.n_shared_experts, config.hidden_act, dtype)
+        self.shared_experts = GatedMLP(
+            width, inner * config.n_shared_experts, config.hidden_act, dtype, config.mlp_bias
+        )
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         residuals = hidden_states
@@ -157,7 +165,7 @@ class DeepseekV3Attention(nn.Module):
     role = nn.ATTENTION
     eager: Attention = staticmethod(eager_attention)
 
-    def __init__(self, config: DeepseekV3Config, dtype: DType, layer_idx: int) -> None:
+    def __init__(self, config: Any, dtype: DType, layer_idx: int) -> None:
         super().__init__()
         width, bias, rank = config.hidden_size, config.attention_bias, config.kv_lora_rank
         self.num_heads, self.q_lora_rank, self.kv_lora_rank = config.num_attention_heads, config.q_lora_rank, rank
@@ -188,10 +196,17 @@ class DeepseekV3Attention(nn.Module):
         key_states = ops.copy_slice(key_states, k_rot, -1)
         return key_states, value_states
 
+    def rotate(self, q_rot: Tensor, k_rot: Tensor, position_embeddings: Any) -> tuple[Tensor, Tensor]:
+        """What is to be turned of the queries, and of the one key of all heads."""
+        cos, sin = position_embeddings
+        if self.rope_interleave:
+            return apply_rotary_pos_emb_interleave(q_rot, k_rot, cos, sin)
+        return apply_rotary_pos_emb(q_rot, k_rot, cos, sin)
+
     def forward(
         self,
         hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
+        position_embeddings: Any,
         mask: Tensor | None,
         cache: Cache | None,
     ) -> tuple[Tensor, Tensor | None]:
@@ -208,11 +223,7 @@ class DeepseekV3Attention(nn.Module):
         kv_nope = self.kv_a_layernorm(kv_nope)
         kv_nope = kv_nope.view(batch_size, 1, seq_length, self.kv_lora_rank)
         k_rot = k_rot.view(batch_size, 1, seq_length, self.qk_rope_head_dim)
-        cos, sin = position_embeddings
-        if self.rope_interleave:
-            q_rot, k_rot = apply_rotary_pos_emb_interleave(q_rot, k_rot, cos, sin)
-        else:
-            q_rot, k_rot = apply_rotary_pos_emb(q_rot, k_rot, cos, sin)
+        q_rot, k_rot = self.rotate(q_rot, k_rot, position_embeddings)
         if cache is not None:
             kv_nope, k_rot = cache.update(kv_nope, k_rot, self.path)
         query_states = ops.cat((q_pass, q_rot), -1)
@@ -232,10 +243,11 @@ class DeepseekV3DecoderLayer(LlamaDecoderLayer):
     def __init__(self, config: Any, dtype: DType, layer_idx: int) -> None:
         nn.Module.__init__(self)
         self.self_attn = self.attention_class(config, dtype, layer_idx)
-        if layer_idx >= config.first_k_dense_replace:
+        if config.mlp_layer_types[layer_idx] == SPARSE:
             self.mlp = self.moe_class(config, dtype)
         else:
-            self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act, dtype)
+            inner = config.intermediate_size
+            self.mlp = GatedMLP(config.hidden_size, inner, config.hidden_act, dtype, config.mlp_bias)
         self.input_layernorm = self.norm_class(config.hidden_size, dtype)
         self.post_attention_layernorm = self.norm_class(config.hidden_size, dtype)
 

@@ -23,11 +23,13 @@ class GatedMLP(nn.Module):
 
     role = nn.MLP
 
-    def __init__(self, hidden_size: int, intermediate_size: int, hidden_act: str, dtype: DType) -> None:
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, hidden_act: str, dtype: DType, bias: bool = False
+    ) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, intermediate_size, dtype)
-        self.up_proj = nn.Linear(hidden_size, intermediate_size, dtype)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size, dtype)
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, dtype, bias)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, dtype, bias)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, dtype, bias)
         self.act_fn = nn.Activation(hidden_act)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -18,12 +18,13 @@ from weigh.models.config import DERIVED, Count, Keys
 from weigh.models.deepseek_v3 import DeepseekV3DecoderLayer, DeepseekV3MoE, DeepseekV3TopkRouter
 from weigh.models.gpt_neox import apply_rotary_pos_emb
 from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaForCausalLM, LlamaModel
+from weigh.models.sparse import MoeConfig, check_groups, first_dense
 
 MODEL_TYPES = ("glm4_moe",)
 
 
 @dataclass(frozen=True)
-class Glm4MoeConfig(DecoderConfig):
+class Glm4MoeConfig(MoeConfig):
     """The settings of `Glm4MoeConfig` that shape memory."""
 
     vocab_size: int = 151552
@@ -46,16 +47,15 @@ class Glm4MoeConfig(DecoderConfig):
     aliases: ClassVar[Mapping[str, str]] = {"num_local_experts": "n_routed_experts"}
 
     @property
-    def leading_layers(self) -> int:
-        """The dense ones."""
-        return self.first_k_dense_replace
+    def mlp_layer_types(self) -> tuple[str, ...]:
+        """The first layers are dense."""
+        return first_dense(self.num_hidden_layers, self.first_k_dense_replace)
 
     @classmethod
     def settle(cls, keys: Keys, found: dict[str, Any]) -> None:
         """Half of a head is rotated, if the config does not say more."""
         super().settle(keys, found)
-        keys.cannot_run("output_router_logits", "the routers' own loss")
-        keys.divides("n_group", found["n_group"], "n_routed_experts", found["n_routed_experts"])
+        check_groups(keys, found)
         found["rotary_width"] = keys.rotary_width(found["head_dim"], default=0.5)
 
 

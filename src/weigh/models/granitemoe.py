@@ -7,33 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from weigh.dtypes import DType
 from weigh.ghost import nn, ops
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import Cache, CausalModel
-from weigh.models.config import Keys
 from weigh.models.experts import Experts
 from weigh.models.granite import GraniteForCausalLM, GraniteModel
-from weigh.models.llama import DecoderConfig, LlamaDecoderLayer
+from weigh.models.llama import LlamaDecoderLayer, LlamaModel
+from weigh.models.sparse import MoeConfig
 
 MODEL_TYPES = ("granitemoe",)
 
 
 @dataclass(frozen=True)
-class GraniteMoeConfig(DecoderConfig):
+class GraniteMoeConfig(MoeConfig):
     """The settings of `GraniteMoeConfig` that shape memory; the multipliers do not."""
 
     attention_bias: bool = False
     num_local_experts: int = 8
     num_experts_per_tok: int = 2
-
-    @classmethod
-    def settle(cls, keys: Keys, found: dict[str, Any]) -> None:
-        """No losses of the routers."""
-        super().settle(keys, found)
-        keys.cannot_run("output_router_logits", "the routers' own loss")
 
 
 class GraniteMoeTopKRouter(nn.Module):
@@ -96,7 +90,7 @@ class GraniteMoeDecoderLayer(LlamaDecoderLayer):
 
 
 class GraniteMoeModel(GraniteModel):
-    layer_class = GraniteMoeDecoderLayer
+    layer_class: ClassVar[type[Any]] = GraniteMoeDecoderLayer
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Not scaled yet."""
@@ -109,7 +103,7 @@ class GraniteMoeModel(GraniteModel):
 
 
 class GraniteMoeForCausalLM(GraniteForCausalLM):
-    model_class = GraniteMoeModel
+    model_class: ClassVar[type[LlamaModel]] = GraniteMoeModel
 
 
 def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> CausalModel:

@@ -12,13 +12,14 @@ from weigh.ghost.tensor import Tensor
 from weigh.models.common import CausalModel
 from weigh.models.config import Keys
 from weigh.models.experts import Experts
-from weigh.models.llama import DecoderConfig, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
+from weigh.models.llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
+from weigh.models.sparse import MoeConfig
 
 MODEL_TYPES = ("mixtral",)
 
 
 @dataclass(frozen=True)
-class MixtralConfig(DecoderConfig):
+class MixtralConfig(MoeConfig):
     """The settings of `MixtralConfig` that shape memory."""
 
     intermediate_size: int = 14336
@@ -31,10 +32,9 @@ class MixtralConfig(DecoderConfig):
 
     @classmethod
     def settle(cls, keys: Keys, found: dict[str, Any]) -> None:
-        """No noise, no losses of the routers."""
+        """No noise."""
         super().settle(keys, found)
         keys.cannot_run("router_jitter_noise", "noise before the router", unless=0)
-        keys.cannot_run("output_router_logits", "the routers' own loss")
 
 
 class MixtralTopKRouter(nn.Module):

@@ -51,10 +51,12 @@ class Olmo2RotaryEmbedding(RotaryEmbedding):
 
 
 class Olmo2Attention(LlamaAttention):
+    norm_class: ClassVar[type[nn.RMSNorm]] = Olmo2RMSNorm
+
     def __init__(self, config: DecoderConfig, dtype: DType, layer_idx: int) -> None:
         super().__init__(config, dtype, layer_idx)
-        self.q_norm = Olmo2RMSNorm(self.num_heads * self.head_dim, dtype)
-        self.k_norm = Olmo2RMSNorm(self.num_kv_heads * self.head_dim, dtype)
+        self.q_norm = self.norm_class(self.num_heads * self.head_dim, dtype)
+        self.k_norm = self.norm_class(self.num_kv_heads * self.head_dim, dtype)
 
     def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys are normed over all heads."""

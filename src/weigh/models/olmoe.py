@@ -13,16 +13,16 @@ from weigh.dtypes import DType
 from weigh.ghost import nn, ops
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import CausalModel
-from weigh.models.config import Keys
 from weigh.models.experts import Experts
-from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
+from weigh.models.llama import LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 from weigh.models.qwen2_moe import Qwen2MoeTopKRouter
+from weigh.models.sparse import MoeConfig
 
 MODEL_TYPES = ("olmoe",)
 
 
 @dataclass(frozen=True)
-class OlmoeConfig(DecoderConfig):
+class OlmoeConfig(MoeConfig):
     """The settings of `OlmoeConfig` that shape memory."""
 
     vocab_size: int = 50304
@@ -37,12 +37,6 @@ class OlmoeConfig(DecoderConfig):
     norm_topk_prob: bool = False
 
     aliases: ClassVar[Mapping[str, str]] = {"num_local_experts": "num_experts"}
-
-    @classmethod
-    def settle(cls, keys: Keys, found: dict[str, Any]) -> None:
-        """No losses of the routers."""
-        super().settle(keys, found)
-        keys.cannot_run("output_router_logits", "the routers' own loss")
 
 
 class OlmoeAttention(LlamaAttention):

@@ -15,13 +15,14 @@ from weigh.ghost.tensor import Tensor
 from weigh.models.common import FULL, SLIDING, CausalModel
 from weigh.models.config import DERIVED, Count, Keys
 from weigh.models.experts import Experts, GatedMLP
-from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
+from weigh.models.llama import LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
+from weigh.models.sparse import DENSE, SPARSE, MoeConfig
 
 MODEL_TYPES = ("qwen2_moe",)
 
 
 @dataclass(frozen=True)
-class SparseConfig(DecoderConfig):
+class SparseConfig(MoeConfig):
     """What the configs of Qwen's mixtures of experts share."""
 
     vocab_size: int = 151936
@@ -35,20 +36,23 @@ class SparseConfig(DecoderConfig):
     mlp_only_layers: tuple[int, ...] = ()
     use_sliding_window: bool = False
 
-    def is_sparse(self, layer_idx: int) -> bool:
-        """The layer has experts."""
-        return layer_idx not in self.mlp_only_layers and (layer_idx + 1) % self.decoder_sparse_step == 0
+    @property
+    def mlp_layer_types(self) -> tuple[str, ...]:
+        """Every n-th layer has experts, if it is not named as one without."""
+        return tuple(
+            SPARSE if i not in self.mlp_only_layers and (i + 1) % self.decoder_sparse_step == 0 else DENSE
+            for i in range(self.num_hidden_layers)
+        )
 
     @property
-    def layer_pattern(self) -> Sequence[object]:
-        """Windows, and experts."""
-        return [(name, self.is_sparse(i)) for i, name in enumerate(self.layer_types)]
+    def leading_layers(self) -> int:
+        """None: the pattern begins with the first layer."""
+        return 0
 
     @classmethod
     def settle(cls, keys: Keys, found: dict[str, Any]) -> None:
-        """No losses of the routers."""
+        """No list of dense layers is an empty one."""
         super().settle(keys, found)
-        keys.cannot_run("output_router_logits", "the routers' own loss")
         found["mlp_only_layers"] = found["mlp_only_layers"] or ()
 
 
@@ -138,7 +142,7 @@ class Qwen2MoeDecoderLayer(LlamaDecoderLayer):
     def __init__(self, config: Any, dtype: DType, layer_idx: int) -> None:
         nn.Module.__init__(self)
         self.self_attn = self.attention_class(config, dtype, layer_idx)
-        if config.is_sparse(layer_idx):
+        if config.mlp_layer_types[layer_idx] == SPARSE:
             self.mlp = self.moe_class(config, dtype)
         else:
             self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act, dtype)

@@ -25,6 +25,10 @@ class TorchExpertOps:
     new_empty = staticmethod(lambda x, shape: x.new_empty(shape))
     index_put_ = staticmethod(lambda x, index, source: x.index_put_((index,), source))
 
+    polar, view_as_real = map(staticmethod, (torch.polar, torch.view_as_real))
+    view_as_complex = staticmethod(torch.view_as_complex)
+    mul_complex = staticmethod(torch.mul)
+
     @staticmethod
     def copy_slice(base: Any, source: Any, dim: int) -> Any:
         base.narrow(dim, 0, source.shape[dim]).copy_(source)
@@ -93,3 +97,29 @@ program(
 )
 program("grouped_mm", "_grouped_mm", _groups, _run_groups, (CUDA,))
 program("filled slice by slice", "new_empty copy_", _slices, _run_slices)
+
+
+def _angles(draw: Draw) -> Drawn:
+    shape = draw_shape(draw)
+    return [draw_input(draw, shape, "float32", False) for _ in range(2)], {}
+
+
+def _turned(draw: Draw) -> Drawn:
+    shape = (*draw_shape(draw, 1, 3), draw(st.sampled_from((2, 6, 8))))
+    turns = (*draw_broadcastable(draw, shape[:-1]), shape[-1] // 2)
+    layout = draw(st.sampled_from((PLAIN, DENSE)))
+    return [
+        draw_input(draw, shape, draw_float(draw), None, layout),
+        draw_input(draw, (*turns, 2), "float32", None, PLAIN),
+    ], {}
+
+
+def _run_turned(ops: Any, x: Any, turns: Any) -> Any:
+    pairs = ops.reshape(ops.to(x, ops.dtype("float32")), (*x.shape[:-1], x.shape[-1] // 2, 2))
+    pairs = ops.view_as_complex(ops.contiguous(pairs))
+    out = ops.view_as_real(ops.mul_complex(pairs, ops.view_as_complex(turns)))
+    return ops.to(ops.reshape(out, (*out.shape[:-2], out.shape[-2] * 2)), x.dtype)
+
+
+program("polar", "polar", _angles, lambda ops, length, angle: ops.mul(ops.polar(length, angle), 1.0))
+program("pairs turned", "view_as_complex view_as_real mul.complex", _turned, _run_turned)

@@ -458,7 +458,7 @@ def _norms(ops: Any, *tensors: Any) -> Any:
 program(
     "foreach_norm",
     "",
-    lambda draw: ([draw_input(draw, (3, 5), "float32", False) for _ in range(draw(st.integers(1, 3)))], {}),
+    lambda draw: ([draw_input(draw, (3, 5), draw_float(draw), False) for _ in range(draw(st.integers(1, 3)))], {}),
     _norms,
 )
 program("zeros_like", "", unary(), lambda ops, x: ops.zeros_like(x, "temporary", ops.dtype("float32")))

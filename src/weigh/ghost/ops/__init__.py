@@ -10,6 +10,7 @@ from weigh.ghost.ops.attention import (
 )
 from weigh.ghost.ops.clamping import any_, clamp_between, isinf
 from weigh.ghost.ops.clipping import clamp_
+from weigh.ghost.ops.complex import mul_complex, polar, view_as_complex, view_as_real
 from weigh.ghost.ops.creation import arange, full, input_tensor, new_like, ones, ones_like, scalar_tensor, zeros
 from weigh.ghost.ops.experts import (
     bitwise_not,
@@ -139,6 +140,10 @@ __all__ = [
     "scale_",
     "expm1",
     "floor",
+    "mul_complex",
+    "polar",
+    "view_as_complex",
+    "view_as_real",
     "copy_slice",
     "new_empty",
     "bitwise_not",

@@ -7,10 +7,11 @@ owns the tensor it is made from.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 from weigh.dims import Size
-from weigh.dtypes import FLOAT32, DType
+from weigh.dtypes import FLOAT32, DType, promote
 from weigh.ghost.ops.creation import new_like
 from weigh.ghost.ops.table import Op
 from weigh.ghost.state import inside_unit, state
@@ -73,7 +74,7 @@ def scalar_state(x: Tensor, purpose: str) -> Tensor:
 
 
 def stack_scalars(scalars: Sequence[Tensor], count: Size) -> Tensor:
-    """`torch.stack` of `count` scalars (more than `scalars` holds where some stand for many)."""
-    made = empty((count,), scalars[0].dtype, "aten::stack")
+    """`torch.stack` of `count` scalars (more than `scalars` holds where some stand for many), in the widest dtype."""
+    made = empty((count,), reduce(promote, (x.dtype for x in scalars)), "aten::stack")
     state.ledger.call("aten::stack", 0, made.num_bytes, made.num_bytes)
     return made

@@ -198,7 +198,7 @@ class _Scalar(Op):
 
     @classmethod
     def forward(cls, ctx: Any, x: Tensor, *, fraction: bool = False) -> Tensor:
-        return like(cls.name, x, FLOAT32 if fraction and x.dtype.kind != "float" else x.dtype)
+        return like(cls.name, x, x.dtype if x.dtype.kind in ("float", "complex") or not fraction else FLOAT32)
 
 
 class AddScalar(_Scalar):
