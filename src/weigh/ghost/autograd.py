@@ -132,10 +132,12 @@ def backward(roots: list[Tensor], gradients: list[Tensor | None]) -> None:
 class _Task:
     """One backward pass: the nodes that have gradients, and the leaves that wait for theirs."""
 
-    __slots__ = ("heap", "leaves", "ready")
+    __slots__ = ("heap", "leaves", "queued", "ready")
 
     def __init__(self) -> None:
         self.heap: list[tuple[int, Node]] = []
+        self.queued: set[int] = set()
+        """The nodes that are in the heap, or were."""
         self.leaves: dict[int, _Leaf] = {}
         self.ready: list[_Leaf] = []
 
@@ -172,6 +174,9 @@ class _Task:
         """The backward of one op, and what becomes of its gradients."""
         ledger = state.ledger
         ledger.path, ledger.unit = node.path, node.unit
+        if not node.buffer:
+            self.pass_by(node)
+            return
         gradients = _take(node.buffer)
         results = node.op.backward(node, *gradients)
         for index, expected in enumerate(node.inputs):
@@ -196,12 +201,20 @@ class _Task:
             if edge is not None:
                 self.deliver(edge[0], edge[1], results[index])
 
+    def pass_by(self, node: Node) -> None:
+        """Its outputs have undefined gradients, and so have its inputs; what it saved goes all the same."""
+        node.saved = []
+        for edge in node.edges:
+            if edge is not None:
+                self.deliver(edge[0], edge[1], None)
+
     def deliver(self, target: Node | Tensor, slot: int, gradient: Tensor | None) -> None:
         """Put a gradient (None: undefined) into an input buffer; its `handles` already count this slot."""
         if target.__class__ is Node:
+            if target.sequence not in self.queued:
+                self.queued.add(target.sequence)
+                heapq.heappush(self.heap, (-target.sequence, target))
             if gradient is not None:
-                if not target.buffer:
-                    heapq.heappush(self.heap, (-target.sequence, target))
                 _add_to_buffer(target.buffer, slot, gradient)
             return
         leaf = self.leaves[id(target)]

@@ -44,6 +44,7 @@ FAMILIES = {
     "electra": "weigh.models.electra",
     "ernie": "weigh.models.ernie",
     "ernie4_5": "weigh.models.ernie4_5",
+    "ernie4_5_moe": "weigh.models.ernie4_5_moe",
     "exaone4": "weigh.models.exaone4",
     "exaone_moe": "weigh.models.exaone_moe",
     "falcon": "weigh.models.falcon",

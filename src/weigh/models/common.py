@@ -155,7 +155,42 @@ def create_sliding_window_causal_mask(
     `cache_window` is `sliding_window`, or None where the cache has no sliding layer.
     """
     sizes = _preprocess_mask_arguments(embeddings, cache, positions, attention_mask, cache_window)
-    return _create_mask(embeddings, cache, sizes, sliding_window, True, None)
+
+    def inside_window(_: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return ops.greater(kv_idx, q_idx - sliding_window)
+
+    return _create_mask(embeddings, cache, sizes, sliding_window, True, None, inside_window)
+
+
+def create_chunked_causal_mask(
+    embeddings: Tensor,
+    cache: Cache | None,
+    positions: Tensor | None,
+    attention_mask: Tensor | None,
+    chunk_size: int,
+    cache_window: int | None,
+) -> Tensor | None:
+    """`create_chunked_causal_mask`: nobody sees beyond the chunk, which begins where the padding ends.
+
+    `cache_window` is `chunk_size`, or None where the cache has no chunked layer.
+    """
+    sizes = _preprocess_mask_arguments(embeddings, cache, positions, attention_mask, cache_window)
+    if sizes.padding is not None:
+        left_padding = ops.sum(ops.equal(ops.cumsum(sizes.padding), ops.zeros_as(sizes.padding)), (-1,))
+    else:
+        left_padding = ops.zeros((embeddings.shape[0],), INT64)
+
+    def inside_chunk(batch_idx: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return ops.equal(
+            ops.floor_divide(kv_idx - ops.index_rows(left_padding, batch_idx)),
+            ops.floor_divide(q_idx - ops.index_rows(left_padding, batch_idx)),
+        )
+
+    return _create_mask(embeddings, cache, sizes, chunk_size, True, None, inside_chunk)
+
+
+Overlay = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of a batch index, a query's and a key's position, what a mask forbids besides the future."""
 
 
 @dataclass(slots=True)
@@ -190,6 +225,7 @@ def _create_mask(
     local_size: int | None,
     allow_is_causal_skip: bool,
     attention: str | None,
+    overlay: Overlay | None = None,
 ) -> Tensor | None:
     """`sdpa_mask` and `eager_mask`."""
     batch, length = embeddings.shape[0], embeddings.shape[1]
@@ -197,10 +233,10 @@ def _create_mask(
         must_have = not allow_is_causal_skip or (cache is not None and cache.compileable and length == 1)
         if not must_have and _ignore_causal_mask_sdpa(length, sizes.visible, local_size, cache):
             return None
-        mask = _boolean_mask(batch, length, sizes, local_size)
+        mask = _boolean_mask(batch, length, sizes, overlay)
         made_by_generate = cache is not None and cache.dense_masks and allow_is_causal_skip
         return mask.contiguous() if made_by_generate else mask
-    allowed = _boolean_mask(batch, length, sizes, local_size)
+    allowed = _boolean_mask(batch, length, sizes, overlay)
     dtype = embeddings.dtype
     return ops.where(allowed, ops.zeros((), dtype), ops.scalar_tensor(dtype))
 
@@ -222,7 +258,7 @@ def create_bidirectional_mask(attention_mask: Tensor | None) -> Tensor | None:
     return None
 
 
-def _boolean_mask(batch: Size, length: Size, sizes: _MaskSizes, local_size: int | None) -> Tensor:
+def _boolean_mask(batch: Size, length: Size, sizes: _MaskSizes, overlay: Overlay | None) -> Tensor:
     """Query position by key position: (batch, 1, length, visible), expanded from (1, 1, length, visible)."""
     visible, padding = sizes.visible, sizes.padding
     if padding is not None and padding.shape[-1] is not visible and padding.shape[-1] < visible:
@@ -231,23 +267,21 @@ def _boolean_mask(batch: Size, length: Size, sizes: _MaskSizes, local_size: int 
     head_arange = ops.arange(1)
     q_arange = ops.arange(length) + sizes.offset
     kv_arange = ops.arange(visible) + 0
+    batch_idx = batch_arange.view(batch, 1, 1, 1)
     q_idx, kv_idx = q_arange.view(1, 1, length, 1), kv_arange.view(1, 1, 1, visible)
 
     def causal() -> Tensor:
         return ops.less_equal(kv_idx, q_idx)
-
-    def inside_window() -> Tensor:
-        return ops.greater(kv_idx, q_idx - (local_size or 0))
 
     def seen() -> Tensor:
         assert padding is not None
         return ops.clone_contiguous(padding.narrow(-1, visible)).view(batch, 1, 1, visible)
 
     def mask_function() -> Tensor:
-        return causal() if local_size is None else _and_masks(inside_window, causal)
+        return causal() if overlay is None else _and_masks(lambda: overlay(batch_idx, q_idx, kv_idx), causal)
 
     allowed = mask_function() if padding is None else _and_masks(mask_function, seen)
-    del batch_arange, head_arange
+    del head_arange
     return allowed.expand(batch, 1, length, visible)
 
 

@@ -51,8 +51,8 @@ class LatentConfig(MoeConfig):
     qk_rope_head_dim: int = 64
     v_head_dim: int = 128
     qk_nope_head_dim: int = 128
-    n_group: int = 8
-    topk_group: int = 4
+    n_group: int | None = 8
+    topk_group: int | None = 4
     num_experts_per_tok: int = 8
     norm_topk_prob: bool = True
     rope_interleave: bool = True
@@ -129,7 +129,7 @@ class DeepseekV3TopkRouter(nn.Module):
 
 class DeepseekV3MoE(nn.Module):
     role = nn.MLP
-    router_class: ClassVar[type[nn.Module]] = DeepseekV3TopkRouter
+    router_class: ClassVar[type[Any]] = DeepseekV3TopkRouter
 
     def __init__(self, config: Any, dtype: DType) -> None:
         super().__init__()

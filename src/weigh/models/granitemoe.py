@@ -15,7 +15,7 @@ from weigh.ghost.tensor import Tensor
 from weigh.models.common import Cache, CausalModel
 from weigh.models.experts import Experts
 from weigh.models.granite import GraniteForCausalLM, GraniteModel
-from weigh.models.llama import LlamaDecoderLayer, LlamaModel
+from weigh.models.llama import LlamaDecoderLayer
 from weigh.models.sparse import MoeConfig
 
 MODEL_TYPES = ("granitemoe",)
@@ -103,7 +103,7 @@ class GraniteMoeModel(GraniteModel):
 
 
 class GraniteMoeForCausalLM(GraniteForCausalLM):
-    model_class: ClassVar[type[LlamaModel]] = GraniteMoeModel
+    model_class: ClassVar[type[GraniteModel]] = GraniteMoeModel
 
 
 def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> CausalModel:

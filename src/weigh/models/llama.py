@@ -73,6 +73,11 @@ class DecoderConfig:
         return False
 
     @property
+    def head_bias(self) -> bool:
+        """The output layer has a bias."""
+        return False
+
+    @property
     def sliding_window(self) -> int | None:
         """How many tokens, itself included, a token sees in a sliding layer."""
         return None
@@ -347,6 +352,7 @@ class LlamaForCausalLM(CausalModel):
             config.hidden_size,
             config.vocab_size,
             dtype,
+            config.head_bias,
         )
 
     def cache_layout(self) -> tuple[LayerCache, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
 
-from weigh.dtypes import FLOAT32, DType
+from weigh.dtypes import DType
 from weigh.errors import InputError
 from weigh.ghost import nn, ops
 from weigh.ghost.tensor import Tensor
@@ -266,7 +266,7 @@ class Llama4TextDecoderLayer(nn.Module):
         hidden_states = self.post_attention_layernorm(hidden_states)
         hidden_states = self.feed_forward(hidden_states)
         if self.is_moe_layer:
-            hidden_states, _ = hidden_states
+            hidden_states, _ = hidden_states  # type: ignore[misc]
         hidden_states = residual + hidden_states.view(*residual.shape)
         return hidden_states
 

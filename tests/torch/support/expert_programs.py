@@ -25,9 +25,20 @@ class TorchExpertOps:
     new_empty = staticmethod(lambda x, shape: x.new_empty(shape))
     index_put_ = staticmethod(lambda x, index, source: x.index_put_((index,), source))
 
+    equal, logical_or, log1p = map(staticmethod, (torch.eq, torch.logical_or, torch.log1p))
+    rand_like = staticmethod(torch.rand_like)
+    clamp_min = staticmethod(lambda x, low: x.clamp(min=low))
+    scatter_source_ = staticmethod(lambda x, index, source: x.scatter_(1, index, source))
+    scatter_value = staticmethod(lambda x, index: torch.scatter(x, -1, index, float("-inf")))
     polar, view_as_real = map(staticmethod, (torch.polar, torch.view_as_real))
     view_as_complex = staticmethod(torch.view_as_complex)
     mul_complex = staticmethod(torch.mul)
+
+    @staticmethod
+    def sampled_multiplier(*args: Any) -> Any:
+        from transformers.models.phimoe.modeling_phimoe import PhimoeMultiplier
+
+        return PhimoeMultiplier.apply(*args)
 
     @staticmethod
     def copy_slice(base: Any, source: Any, dim: int) -> Any:
@@ -123,3 +134,71 @@ def _run_turned(ops: Any, x: Any, turns: Any) -> Any:
 
 program("polar", "polar", _angles, lambda ops, length, angle: ops.mul(ops.polar(length, angle), 1.0))
 program("pairs turned", "view_as_complex view_as_real mul.complex", _turned, _run_turned)
+
+
+def _compared(dtype: str) -> Any:
+    def draw_both(draw: Draw) -> Drawn:
+        shape = draw_shape(draw)
+        return [draw_input(draw, s, dtype, False, DENSE) for s in (shape, draw_broadcastable(draw, shape))], {}
+
+    return draw_both
+
+
+def _repeated(draw: Draw) -> Drawn:
+    shape = draw_shape(draw, 1, 3)
+    lead = draw(st.integers(0, 2))
+    sizes = [draw(st.sampled_from((1, 1, 2, 3))) for _ in range(lead + len(shape))]
+    return [draw_input(draw, shape, draw_float(draw))], {"sizes": sizes}
+
+
+def _rows(draw: Draw) -> tuple[tuple[int, int], int]:
+    shape = draw_shape(draw, 2, 2)
+    return (shape[0], shape[1]), draw(st.integers(1, shape[1]))
+
+
+def _scattered(draw: Draw) -> Drawn:
+    shape, chosen = _rows(draw)
+    few, dtype = (shape[0], chosen), draw_float(draw)
+    base = draw_input(draw, shape, dtype, False, PLAIN)
+    return [base, draw_indices(draw, few), draw_input(draw, few, dtype, None, PLAIN)], {}
+
+
+def _struck_out(draw: Draw) -> Drawn:
+    shape, chosen = _rows(draw)
+    return [draw_input(draw, shape, draw_float(draw)), draw_indices(draw, (shape[0], chosen))], {}
+
+
+def _sampled(draw: Draw) -> Drawn:
+    (tokens, experts), _ = _rows(draw)
+    dtype = draw_float(draw)
+    shapes = ((tokens, experts), (tokens, 1), (tokens, experts), (tokens, 1))
+    scores, multiplier, gates, mask = (draw_input(draw, s, dtype, None, PLAIN) for s in shapes)
+    return [scores, multiplier, draw_indices(draw, (tokens, 1)), gates, mask | {"grad": False}], {}
+
+
+def _run_sampled(ops: Any, scores: Any, multiplier: Any, selected: Any, gates: Any, mask: Any) -> Any:
+    return ops.sampled_multiplier(ops.mul(scores, 2.0), multiplier, selected, gates, mask)
+
+
+program(
+    "log1p",
+    "log1p",
+    lambda draw: ([draw_input(draw, draw_shape(draw), "float32", False)], {}),
+    lambda ops, x: ops.log1p(x),
+)
+program("equal", "eq", _compared("int64"), lambda ops, a, b: ops.equal(a, b))
+program("logical_or", "logical_or", _compared("bool"), lambda ops, a, b: ops.logical_or(a, b))
+program("clamp_min", "clamp.min", _compared("float32"), lambda ops, a, b: ops.clamp_min(a, b))
+program("rand_like", "rand_like", unary(grad=False), lambda ops, x: ops.rand_like(x))
+program(
+    "booleans counted",
+    "sum cumsum",
+    lambda draw: ([draw_input(draw, draw_shape(draw), "bool", False, PLAIN)], {}),
+    lambda ops, x: [ops.cumsum(x), ops.sum(x, (-1,))],
+)
+program("repeat", "repeat", _repeated, lambda ops, x, sizes: ops.mul(ops.repeat(x, *sizes), 2.0))
+program(
+    "scatter_", "scatter_.src", _scattered, lambda ops, x, i, source: ops.mul(ops.scatter_source_(x, i, source), 2.0)
+)
+program("scatter of a number", "scatter.value", _struck_out, lambda ops, x, i: ops.scatter_value(x, i))
+program("sampled multiplier", "PhimoeMultiplier", _sampled, _run_sampled)

@@ -66,12 +66,6 @@ def _exponents(draw: Draw) -> Drawn:
     return [draw_input(draw, (), "float32", False), draw_input(draw, draw_shape(draw), "int32", False, PLAIN)], {}
 
 
-def _repeated(draw: Draw) -> Drawn:
-    (x,), _ = unary(1, grad=False)(draw)
-    lead = draw(st.integers(0, 1))
-    return [x], {"sizes": [draw(st.sampled_from((1, 2))) for _ in range(len(x["shape"]) + lead)]}
-
-
 def _without_gradient(draw: Draw) -> Drawn:
     pair, attributes = binary(draw)
     return [{**i, "grad": False} for i in pair], attributes
@@ -98,7 +92,6 @@ program("minimum", "minimum eq", binary, lambda ops, a, b: ops.minimum(a, b))
 program("expm1", "expm1", unary(), lambda ops, x: ops.expm1(x))
 program("power", "pow.Tensor", _exponents, lambda ops, a, b: ops.power(a, b))
 program("masked_fill", "masked_fill", _masked, lambda ops, x, mask: ops.masked_fill(x, mask))
-program("repeat", "repeat", _repeated, lambda ops, x, sizes: ops.repeat(x, *sizes))
 
 # -- clamps
 

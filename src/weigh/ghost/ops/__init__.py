@@ -23,6 +23,7 @@ from weigh.ghost.ops.experts import (
     index_put_,
     max_last,
     scatter_,
+    scatter_source_,
     sort,
 )
 from weigh.ghost.ops.foreach import foreach, foreach_norm, in_place, scalar_state, stack_scalars, zeros_like
@@ -90,12 +91,14 @@ from weigh.ghost.ops.pointwise import (
 )
 from weigh.ghost.ops.positions import (
     absolute,
+    equal,
     equal_to,
     full_like,
     greater_equal,
     greater_than,
     less_than,
     log,
+    log1p,
     masked_fill,
     new_zeros,
     power,
@@ -114,6 +117,7 @@ from weigh.ghost.ops.recurrent import (
     softplus,
 )
 from weigh.ghost.ops.reduction import cumsum, mean, sum, sum_to_size, vector_norm
+from weigh.ghost.ops.sampling import clamp_min, logical_or, rand_like, sampled_multiplier, scatter_value
 from weigh.ghost.ops.slices import copy_slice, new_empty
 from weigh.ghost.ops.table import TABLE, Op, apply
 from weigh.ghost.ops.views import (
@@ -139,7 +143,16 @@ from weigh.ghost.ops.windows import greater, roll
 __all__ = [
     "scale_",
     "expm1",
+    "clamp_min",
+    "logical_or",
+    "rand_like",
+    "sampled_multiplier",
+    "scatter_value",
+    "equal",
     "floor",
+    "log1p",
+    "scatter_source_",
+    "expm1",
     "mul_complex",
     "polar",
     "view_as_complex",

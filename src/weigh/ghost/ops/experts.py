@@ -7,7 +7,7 @@ from typing import Any
 from weigh.dims import Shape, Size
 from weigh.dtypes import BOOL, INT64
 from weigh.ghost.ops.creation import scalar_tensor
-from weigh.ghost.ops.indexing import where
+from weigh.ghost.ops.indexing import gather, where
 from weigh.ghost.ops.pointwise import Div, like
 from weigh.ghost.ops.table import Op, apply
 from weigh.ghost.state import state
@@ -183,6 +183,24 @@ class ClampNumbers(Op):
         return [where(below if above is None else above, grad, zero)]
 
 
+class ScatterSource(Op):
+    """`x.scatter_(1, index, source)` into a tensor that wants no gradient: in place. The source's is gathered."""
+
+    name = "aten::scatter_.src"
+    source = "derivatives.yaml: scatter.src"
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, source: Tensor) -> Tensor:
+        if ctx:
+            ctx.save(index)
+        return x.alias()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> list[Any]:
+        (index,) = ctx.unpack()
+        return [None, None, gather(grad, index, index.shape)]
+
+
 class BitwiseNot(Op):
     """`~x`."""
 
@@ -229,6 +247,11 @@ def index_put_(x: Tensor, index: Tensor, source: Tensor) -> Tensor:  # noqa: ARG
 def scatter_(x: Tensor, index: Tensor) -> Tensor:  # noqa: ARG001  PyTorch's signature
     """`x.scatter_(1, index, value)`: in place, nothing new."""
     return x
+
+
+def scatter_source_(x: Tensor, index: Tensor, source: Tensor) -> Tensor:
+    """`x.scatter_(1, index, source)`: `x` must not be used again."""
+    return apply(ScatterSource, x, index, source)  # type: ignore[no-any-return]
 
 
 def grouped_mm(a: Tensor, b: Tensor, offsets: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ from typing import Any
 from weigh.dims import Shape, Size
 from weigh.dtypes import BOOL, FLOAT32
 from weigh.ghost.ops.pointwise import broadcast, elementwise, like
+from weigh.ghost.ops.reduction import sum
 from weigh.ghost.ops.table import Op, apply
+from weigh.ghost.ops.views import reshape
 from weigh.ghost.tensor import Tensor, empty
 
 
@@ -40,6 +42,12 @@ class EqualScalar(_Compare):
     name = "aten::eq.Scalar"
 
 
+class Equal(_Compare):
+    """`a == b`."""
+
+    name = "aten::eq"
+
+
 class GreaterEqual(_Compare):
     """`a >= b`."""
 
@@ -66,6 +74,12 @@ class Log(_Plain):
     """`torch.log(x)`."""
 
     name = "aten::log"
+
+
+class Log1p(_Plain):
+    """`torch.log1p(x)`."""
+
+    name = "aten::log1p"
 
 
 class FullLike(_Plain):
@@ -120,15 +134,34 @@ class MaskedFill(Op):
 
 
 class Repeat(Op):
-    """`x.repeat(sizes)`: a contiguous copy, even where every size is one."""
+    """`x.repeat(sizes)`: a contiguous copy, even where every size is one.
+
+    repeat_backward: the new dimensions summed one by one, then the copies in the others, all at once.
+    """
 
     name = "aten::repeat"
-    differentiable = 0
+    source = "derivatives.yaml: repeat; FunctionsManual.cpp, repeat_backward"
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *, sizes: Shape) -> Tensor:
+        if ctx:
+            ctx.meta = sizes
         whole = (*[1] * (len(sizes) - len(x.shape)), *x.shape)
         return empty(tuple(a * b for a, b in zip(whole, sizes, strict=True)), x.dtype, "aten::repeat")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> list[Any]:
+        shape, sizes = ctx.inputs[0][0], ctx.meta
+        for _ in range(len(sizes) - len(shape)):
+            grad = sum(grad, (0,))
+        split: list[Size] = []
+        copies: list[int] = []
+        for size, repeats in zip(shape, sizes[len(sizes) - len(shape) :], strict=True):
+            if repeats != 1:
+                copies.append(len(split))
+                split.append(repeats)
+            split.append(size)
+        return [sum(reshape(grad, tuple(split)), tuple(copies)) if copies else grad]
 
     @staticmethod
     def flops(out: Tensor, *tensors: Any) -> Size:
@@ -155,6 +188,11 @@ def greater_equal(a: Tensor, b: Tensor) -> Tensor:
     return apply(GreaterEqual, a, b)  # type: ignore[no-any-return]
 
 
+def equal(a: Tensor, b: Tensor) -> Tensor:
+    """`a == b`."""
+    return apply(Equal, a, b)  # type: ignore[no-any-return]
+
+
 def absolute(x: Tensor) -> Tensor:
     """`torch.abs(x)`."""
     return apply(Abs, x)  # type: ignore[no-any-return]
@@ -163,6 +201,11 @@ def absolute(x: Tensor) -> Tensor:
 def log(x: Tensor) -> Tensor:
     """`torch.log(x)`."""
     return apply(Log, x)  # type: ignore[no-any-return]
+
+
+def log1p(x: Tensor) -> Tensor:
+    """`torch.log1p(x)`."""
+    return apply(Log1p, x)  # type: ignore[no-any-return]
 
 
 def full_like(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from weigh.dims import Shape, Size
-from weigh.dtypes import FLOAT32, DType
+from weigh.dtypes import BOOL, FLOAT32, INT64, DType
 from weigh.ghost.ops.table import Op, apply
 from weigh.ghost.state import state
 from weigh.ghost.tensor import Tensor, empty
@@ -68,14 +68,14 @@ class VectorNorm(Op):
 
 
 class Cumsum(Op):
-    """`x.cumsum(-1)` of whole numbers, outside autograd."""
+    """`x.cumsum(-1)` of whole numbers, outside autograd; booleans are counted in int64."""
 
     name = "aten::cumsum"
     differentiable = 0
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return empty(x.shape, x.dtype, "aten::cumsum")
+        return empty(x.shape, INT64 if x.dtype is BOOL else x.dtype, "aten::cumsum")
 
 
 def cumsum(x: Tensor) -> Tensor:
@@ -103,8 +103,8 @@ def _expand_back(grad: Tensor, shape: Shape, dims: tuple[int, ...], keepdim: boo
 
 def sum(x: Tensor, dims: tuple[int, ...], keepdim: bool = False) -> Tensor:
     """`x.sum(dims, keepdim)`. Under autocast on CUDA it sums into fp32 (autocast_mode.h, `fp32_set_opt_dtype`)."""
-    dtype = x.dtype
-    if state.autocast is not None and state.overrides.get("device") != "cpu":
+    dtype = INT64 if x.dtype is BOOL else x.dtype
+    if x.dtype.kind == "float" and state.autocast is not None and state.overrides.get("device") != "cpu":
         dtype = FLOAT32
     places = tuple(d % len(x.shape) for d in dims)
     return apply(Sum, x, dims=places, keepdim=keepdim, dtype=dtype)  # type: ignore[no-any-return]
