@@ -10,7 +10,7 @@ from weigh.errors import WeighError
 from weigh.ghost.state import recording
 from weigh.models import build, default_attention
 from weigh.models.common import CausalModel
-from weigh.models.layout import CROSS, SLIDING
+from weigh.models.layout import CHUNKED, CROSS, SLIDING
 from weigh.recipes.generation import Generation, run
 from weigh.recipes.keeping import Keeping, keep
 from weigh.trace.events import KV_CACHE
@@ -54,7 +54,7 @@ def test_what_layers_keep_is_what_a_run_ends_with(architecture: Architecture, pr
     with recording():
         layers = build(config, BFLOAT16).cache_layout()
     kept = keep(layers, Keeping(prompt + 4), BFLOAT16)
-    counters = COUNTER * sum(layer.kind == SLIDING for layer in layers)
+    counters = COUNTER * sum(layer.kind in (CHUNKED, SLIDING) for layer in layers)
     assert not any(layer.kind == CROSS for layer in layers)
     assert kept_by_a_run(config, recipe) == 3 * sum(k.num_bytes for k in kept) + counters
 

@@ -61,7 +61,7 @@ from weigh.ghost.ops.network import (
     nll_loss,
     softmax,
 )
-from weigh.ghost.ops.piecewise import expm1, floor, minimum
+from weigh.ghost.ops.piecewise import equal, expm1, floor, minimum
 from weigh.ghost.ops.pointwise import (
     add,
     add_,
@@ -91,7 +91,6 @@ from weigh.ghost.ops.pointwise import (
 )
 from weigh.ghost.ops.positions import (
     absolute,
-    equal,
     equal_to,
     full_like,
     greater_equal,

@@ -61,8 +61,8 @@ class Minimum(Op):
         return [_share(grad, a, b) if need else None for need in ctx.needs]
 
 
-class _Compare(Op):
-    """`a == b`, `a > b`."""
+class Equal(Op):
+    """`a == b`."""
 
     name = "aten::eq"
     differentiable = 0
@@ -74,10 +74,10 @@ class _Compare(Op):
 
 def _share(grad: Tensor, a: Tensor, b: Tensor) -> Tensor:
     half = div(grad, 2.0)
-    equal = apply(_Compare, a, b)
-    result = where(equal, half, grad)
-    larger = apply(_Compare, a, b)
-    del half, equal, larger
+    same = equal(a, b)
+    result = where(same, half, grad)
+    larger = equal(a, b)  # `a > b`, which costs the same
+    del half, same, larger
     return result
 
 
@@ -89,6 +89,11 @@ def floor(x: Tensor) -> Tensor:
 def expm1(x: Tensor) -> Tensor:
     """`torch.expm1(x)`."""
     return apply(Expm1, x)  # type: ignore[no-any-return]
+
+
+def equal(a: Tensor, b: Tensor) -> Tensor:
+    """`a == b`."""
+    return apply(Equal, a, b)  # type: ignore[no-any-return]
 
 
 def minimum(a: Tensor, b: Tensor) -> Tensor:

@@ -42,12 +42,6 @@ class EqualScalar(_Compare):
     name = "aten::eq.Scalar"
 
 
-class Equal(_Compare):
-    """`a == b`."""
-
-    name = "aten::eq"
-
-
 class GreaterEqual(_Compare):
     """`a >= b`."""
 
@@ -186,11 +180,6 @@ def equal_to(x: Tensor) -> Tensor:
 def greater_equal(a: Tensor, b: Tensor) -> Tensor:
     """`a >= b`."""
     return apply(GreaterEqual, a, b)  # type: ignore[no-any-return]
-
-
-def equal(a: Tensor, b: Tensor) -> Tensor:
-    """`a == b`."""
-    return apply(Equal, a, b)  # type: ignore[no-any-return]
 
 
 def absolute(x: Tensor) -> Tensor:
