@@ -36,6 +36,15 @@ def gpt2_configs(draw: st.DrawFn) -> dict[str, Any]:
 
 
 DECODERS: dict[str, tuple[str, ...]] = {
+    "ernie4_5_moe": ("use_bias",),
+    "exaone_moe": (),
+    "flex_olmo": ("attention_bias",),
+    "granitemoeshared": ("attention_bias",),
+    "hunyuan_v1_moe": ("attention_bias",),
+    "llama4_text": ("attention_bias",),
+    "minimax_m2": (),
+    "phimoe": ("attention_bias", "lm_head_bias"),
+    "solar_open": ("attention_bias",),
     "apertus": ("attention_bias",),
     "arcee": ("attention_bias", "mlp_bias"),
     "bitnet": ("attention_bias",),
@@ -74,6 +83,15 @@ DECODERS: dict[str, tuple[str, ...]] = {
 }
 """The relatives of Llama, and the flags that give them more tensors."""
 EXPERTS = {
+    "ernie4_5_moe": "moe_num_experts",
+    "exaone_moe": "num_experts",
+    "flex_olmo": "num_experts",
+    "granitemoeshared": "num_local_experts",
+    "hunyuan_v1_moe": "num_experts",
+    "llama4_text": "num_local_experts",
+    "minimax_m2": "num_local_experts",
+    "phimoe": "num_local_experts",
+    "solar_open": "n_routed_experts",
     "glm4_moe": "n_routed_experts",
     "gpt_oss": "num_local_experts",
     "granitemoe": "num_local_experts",
@@ -86,6 +104,17 @@ EXPERTS = {
 INNER = {"moe_intermediate_size": st.integers(1, 60)}
 STEPS = {"decoder_sparse_step": st.integers(1, 3), "mlp_only_layers": st.none() | st.lists(st.integers(0, 9))}
 SPARSE: dict[str, dict[str, Any]] = {
+    "ernie4_5_moe": {
+        **INNER,
+        "moe_layer_start_index": st.integers(0, 4),
+        "moe_layer_end_index": st.integers(1, 9) | st.just(-1),
+        "moe_layer_interval": st.integers(1, 3),
+        "moe_num_shared_experts": st.integers(0, 2),
+    },
+    "exaone_moe": {**INNER, "first_k_dense_replace": st.integers(0, 5), "num_shared_experts": st.integers(1, 3)},
+    "granitemoeshared": {"shared_intermediate_size": st.integers(0, 60)},
+    "llama4_text": {"intermediate_size_mlp": st.integers(1, 60), "interleave_moe_layer_step": st.integers(1, 3)},
+    "solar_open": INNER,
     "glm4_moe": {**INNER, "first_k_dense_replace": st.integers(0, 5), "n_shared_experts": st.integers(1, 3)},
     "qwen2_moe": {**INNER, **STEPS, "shared_expert_intermediate_size": st.integers(1, 60)},
     "qwen3_moe": {**INNER, **STEPS},
@@ -288,6 +317,11 @@ def _deepseek(draw: st.DrawFn) -> dict[str, Any]:
     } | _flags(draw, "attention_bias", "tie_word_embeddings")
 
 
+def _deepseek_v2(draw: st.DrawFn) -> dict[str, Any]:
+    config = _deepseek(draw) | _flags(draw, "mlp_bias")
+    return config | {"hidden_size": config["num_attention_heads"] * draw(st.integers(1, 20))}
+
+
 def _mamba(draw: st.DrawFn) -> dict[str, Any]:
     sizes = {name: draw(st.integers(1, most)) for name, most in (("state_size", 20), ("expand", 3), ("conv_kernel", 5))}
     return {
@@ -312,6 +346,9 @@ OTHERS: dict[str, Callable[[st.DrawFn], dict[str, Any]]] = {
     "bloom": _bloom,
     "codegen": lambda draw: _gptj(draw, 4),
     "deepseek_v3": _deepseek,
+    "axk1": lambda draw: _deepseek(draw) | {"q_lora_rank": draw(st.integers(1, 40)), "moe_layer_freq": 2},
+    "deepseek_v2": _deepseek_v2,
+    "glm4_moe_lite": _deepseek,
     "falcon": _falcon,
     "falcon_mamba": _mamba,
     "gpt_bigcode": _gpt_bigcode,

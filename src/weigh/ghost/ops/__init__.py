@@ -151,7 +151,6 @@ __all__ = [
     "floor",
     "log1p",
     "scatter_source_",
-    "expm1",
     "mul_complex",
     "polar",
     "view_as_complex",
