@@ -6,8 +6,9 @@ The local variables are upstream's, since each keeps its tensor alive until the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from weigh.dims import Size
 from weigh.dtypes import BOOL, FLOAT32, INT64, DType
@@ -55,6 +56,8 @@ class CausalModel(Module):
     """`generate` keeps the positions of the tokens for it."""
     encoder_decoder = False
     """The labels are a sequence of their own, and the decoder reads them too."""
+    tensor_parallel_plan: ClassVar[Mapping[str, str]] = {}
+    """Linear layers of a block that tensor parallelism cuts, "colwise" or "rowwise"; none where nobody said."""
     unmodelled: tuple[NotModelledError, ...] = ()
     """Why it can be counted but not run."""
 

@@ -174,9 +174,9 @@ class LlamaAttention(nn.Module):
     def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, D) to queries (B, N, T, H), keys and values (B, K, T, H)."""
         batch, length = hidden_states.shape[:-1]
-        query_states = self.q_proj(hidden_states).view(batch, length, self.num_heads, self.head_dim).transpose(1, 2)
-        key_states = self.k_proj(hidden_states).view(batch, length, self.num_kv_heads, self.head_dim).transpose(1, 2)
-        value_states = self.v_proj(hidden_states).view(batch, length, self.num_kv_heads, self.head_dim).transpose(1, 2)
+        query_states = self.q_proj(hidden_states).view(batch, length, -1, self.head_dim).transpose(1, 2)
+        key_states = self.k_proj(hidden_states).view(batch, length, -1, self.head_dim).transpose(1, 2)
+        value_states = self.v_proj(hidden_states).view(batch, length, -1, self.head_dim).transpose(1, 2)
         return query_states, key_states, value_states
 
     def rotate(self, query: Tensor, key: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -208,7 +208,7 @@ class LlamaAttention(nn.Module):
         attention = attention_interface(self.eager)
         groups = self.num_key_value_groups
         attn_output, attn_weights = attention(query_states, key_states, value_states, mask, dropout, groups)
-        attn_output = attn_output.reshape(batch, length, self.num_heads * self.head_dim).contiguous()
+        attn_output = attn_output.reshape(batch, length, -1).contiguous()
         attn_output = self.gather(attn_output)
         attn_output = self.o_proj(attn_output)
         attn_output = self.finish(attn_output)
@@ -341,6 +341,13 @@ class LlamaModel(nn.Module):
 
 class LlamaForCausalLM(CausalModel):
     model_class: ClassVar[type[LlamaModel]] = LlamaModel
+    tensor_parallel_plan: ClassVar[Mapping[str, str]] = {
+        **{f"self_attn.{name}_proj": "colwise" for name in "qkv"},
+        "self_attn.o_proj": "rowwise",
+        "mlp.gate_proj": "colwise",
+        "mlp.up_proj": "colwise",
+        "mlp.down_proj": "rowwise",
+    }
 
     def __init__(self, config: DecoderConfig, dtype: DType) -> None:
         super().__init__()

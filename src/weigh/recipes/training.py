@@ -215,9 +215,13 @@ def run(
 def parallel(recipe: Training) -> Iterator[Technique]:
     """What a mesh of devices makes of the model."""
     mesh = recipe.mesh
-    for axis in ("tensor", "pipeline", "context", "expert"):
+    for axis in ("pipeline", "context", "expert"):
         if getattr(mesh, axis) > 1:
             raise NotModelledError(f"{axis} parallelism", where=axis)
+    if mesh.tensor > 1:
+        from weigh.techniques.tensor_parallel import TensorParallel
+
+        yield TensorParallel(mesh.tensor)
     if recipe.shard is not None:
         from weigh.techniques.fsdp2 import FullyShard
 

@@ -1,0 +1,130 @@
+"""Tensor parallelism: linear layers cut over ranks, as `parallelize_module` of PyTorch's DTensor does it (2.13).
+
+A column-parallel layer (`ColwiseParallel`) has a share of the outputs: every rank reads the whole input, and the
+input's gradient, of which each rank has a part, is summed over the ranks. A row-parallel layer (`RowwiseParallel`) has
+a share of the inputs: its output is summed. Sums are functional collectives, into new tensors
+(`_functional_collectives.py`). Which layers are cut is the family's to say (`CausalModel.tensor_parallel_plan`);
+everything else is on every rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from weigh.dims import Shape
+from weigh.errors import NotModelledError, UsageError
+from weigh.ghost import nn
+from weigh.ghost.nn import Module
+from weigh.ghost.ops.table import Op, apply
+from weigh.ghost.state import inside_unit, state
+from weigh.ghost.tensor import Tensor, empty
+from weigh.techniques import Technique
+from weigh.trace.events import WEIGHT
+
+COLUMN, ROW = "colwise", "rowwise"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorParallel(Technique):
+    """Linear layers cut over ranks; each micro-batch is on all of them."""
+
+    world: int = 2
+    """Ranks that share each layer."""
+
+    def apply(self, model: Module) -> None:
+        """Cut the layers of the family's plan.
+
+        Raises:
+            NotModelledError: the family has no plan.
+            UsageError: the ranks do not divide the heads or a layer's width.
+        """
+        plan: dict[str, str] = getattr(model, "tensor_parallel_plan", {})
+        if not plan:
+            raise NotModelledError(f"tensor parallelism of {type(model).__name__}", where="tensor")
+        for block in [m for m in model.modules() if m.role == nn.BLOCK]:
+            for path, style in plan.items():
+                *parents, name = path.split(".")
+                parent: Any = block
+                for part in parents:
+                    parent = getattr(parent, part)
+                layer = getattr(parent, name)
+                with inside_unit(block.unit):
+                    _cut(layer, style, self.world)
+                layer.wrap_in(_column if style == COLUMN else _row)
+
+
+def _cut(layer: nn.Linear, style: str, world: int) -> None:
+    """`distribute_tensor` of the layer's parameters: every rank's piece, of which this rank keeps a copy."""
+    axis = 0 if style == COLUMN else 1
+    size = layer.weight.shape[axis]
+    if not isinstance(size, int) or size % world:
+        raise UsageError(
+            f"{world} ranks do not divide the {size} {'outputs' if axis == 0 else 'inputs'} of {layer.path}",
+            where="tensor",
+            hint="Give a divisor.",
+        )
+    layer.weight = _piece(layer.weight, axis, world)
+    if layer.bias is not None and style == COLUMN:
+        layer.bias = _piece(layer.bias, 0, world)
+
+
+def _piece(whole: Tensor, axis: int, world: int) -> Tensor:
+    shape: Shape = tuple(s // world if i == axis else s for i, s in enumerate(whole.shape))
+    scatter_list = []
+    if axis:  # pieces of columns are not contiguous, and are copied to be
+        scatter_list = [empty(shape, whole.dtype, "aten::clone", purpose=WEIGHT) for _ in range(world)]
+    mine = empty(shape, whole.dtype, "aten::empty_like", purpose=WEIGHT)
+    mine.storage.relabel(WEIGHT, whole.storage.path)
+    mine.requires_grad = whole.requires_grad
+    del scatter_list
+    return mine
+
+
+def _column(forward: Any, x: Tensor) -> Tensor:
+    out: Tensor = forward(apply(CopyToRanks, x))
+    return out
+
+
+def _row(forward: Any, x: Tensor) -> Tensor:
+    out: Tensor = apply(ReduceFromRanks, forward(x))
+    return out
+
+
+def all_reduce(x: Tensor) -> Tensor:
+    """The sum over the ranks, in a new tensor."""
+    out = empty(x.shape, x.dtype, "_c10d_functional::all_reduce")
+    state.ledger.call("_c10d_functional::all_reduce", x.numel, x.num_bytes, x.num_bytes)
+    return out
+
+
+class CopyToRanks(Op):
+    """The same tensor on every rank; its gradient is the sum of what the ranks have of it."""
+
+    name = "copy_to_ranks"
+    source = "torch/distributed/tensor/_api.py, class _FromTorchTensor"
+    view = True
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.alias()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> list[Any]:
+        return [all_reduce(grad)]
+
+
+class ReduceFromRanks(Op):
+    """The sum of what the ranks have; its gradient is the same on every rank."""
+
+    name = "reduce_from_ranks"
+    source = "torch/distributed/tensor/_redistribute.py: a partial tensor made whole"
+    view = True
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return all_reduce(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> list[Any]:
+        return [grad]
