@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from weigh import dtypes, models, runtimes
+from weigh import runtimes
 from weigh.errors import NotModelledError, WeighError
-from weigh.ghost.state import recording
 from weigh.hardware.devices import all_devices
 from weigh.recipes import training
 from weigh.recipes.settings import make
 from weigh.recipes.training import Training
+from weigh.validate.counts import counting_case
 from weigh.validate.measured import training_metrics
+from weigh.validate.serving import serving_case
 
 AXES = {"tensor": "tensor", "pipeline": "pipeline", "context": "context", "expert": "expert"}
 """A case's names for the axes of the mesh, and the recipe's."""
@@ -28,16 +29,14 @@ def predict_case(row: Mapping[str, Any], where: str) -> dict[str, int]:
     Raises:
         WeighError: it cannot predict this case; it says why.
     """
+    if row.get("task") == "serve":
+        return serving_case(row, where)
     config = (row.get("model") or {}).get("config")
     if not isinstance(config, dict):
         raise WeighError("the case has no config")
-    if row.get("task") in ("finetune", "pretrain"):
-        return _training_case(row, config, where)
-    if "parameters" not in row["measured"]:
-        raise NotModelledError(f"a measured run of {row.get('runtime') or row.get('task') or 'this kind'}")
-    with recording():
-        model = models.build(config, dtypes.BFLOAT16, where)
-        return {"parameters": sum(p.count * int(p.numel) for p in model.parameters())}  # type: ignore[arg-type, misc]
+    if row.get("task") == "parameters":
+        return counting_case(row, config, where)
+    return _training_case(row, config, where)
 
 
 def _training_case(row: Mapping[str, Any], config: Mapping[str, Any], where: str) -> dict[str, int]:
