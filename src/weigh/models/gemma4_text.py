@@ -430,7 +430,7 @@ class Gemma4TextModel(Gemma2Model):
         if cache is not None:
             cache.advance(input_ids.shape[1])
         hidden_states = getattr(self, self.norm_name)(hidden_states)
-        return hidden_states
+        return hidden_states  # type: ignore[no-any-return]
 
 
 def _can_drop(
