@@ -80,6 +80,24 @@ def deepseek_v3(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
+def seeing(draw: st.DrawFn) -> dict[str, Any]:
+    """A tower beside the language model: two stacks, of which one is not run."""
+    text = draw(llama())
+    width = text["hidden_size"]
+    sections = {"mrope_section": [width // text["num_attention_heads"] // 2 - 1, 1]}
+    tower = {"depth": draw(st.integers(1, 7)), "embed_dim": 16, "num_heads": 2, "hidden_size": width}
+    clip = {"num_hidden_layers": draw(st.integers(1, 7)), "hidden_size": 16, "num_attention_heads": 2}
+    cross = {"cross_attention_layers": [2, 5]}
+    seen: dict[str, dict[str, Any]] = {
+        "llava": {"vision_config": clip, "text_config": text},
+        "mllama": {"vision_config": clip | {"image_size": 28}, "text_config": text | cross},
+        "qwen2_vl": {"vision_config": tower, "text_config": text | {"rope_scaling": sections}},
+    }
+    family = draw(st.sampled_from(sorted(seen)))
+    return {"model_type": family} | seen[family]
+
+
+@st.composite
 def recipes(draw: st.DrawFn) -> Training:
     mixed = draw(st.sampled_from([None, BFLOAT16, FLOAT16]))
     optimizer = draw(st.sampled_from(["adamw", "adam", "sgd", None]))
@@ -129,7 +147,7 @@ def facts(call: Call) -> tuple[Any, ...]:
 
 
 @quick
-@given(config=gpt2() | llama() | deepseek_v3(), recipe=recipes())
+@given(config=gpt2() | llama() | deepseek_v3() | seeing(), recipe=recipes())
 def test_a_compressed_run_is_the_unrolled_run(config: dict[str, Any], recipe: Training) -> None:
     short, long = run(config, recipe).trace, run(config, recipe, unroll=True).trace
     for rounded in (False, True):

@@ -7,6 +7,7 @@ name, and reports group by it. Every module knows its path once `name_modules` h
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from typing import Any, ClassVar
@@ -28,6 +29,8 @@ EMBEDDING, ATTENTION, MLP, NORM, HEAD, ROTARY, BLOCK = (
     "rotary",
     "block",
 )
+VISION, AUDIO, PROJECTOR = TOWERS = ("vision", "audio", "projector")
+"""Roles of the parts that see or hear: whole towers, which no technique looks into."""
 
 
 def parameter(shape: Shape, dtype: DType) -> Tensor:
@@ -171,6 +174,7 @@ class Stack(Module):
         super().__init__()
         self.length = length
         plan = Plan(path, length, period, lead)
+        self.repeat = plan.repeat
         self.indices, self.units = plan.indices, plan.units
         self.blocks: list[Module] = []
         for index, unit, count in zip(plan.indices, plan.units, plan.counts, strict=True):
@@ -203,6 +207,9 @@ def name_modules(root: Module) -> None:
 
     def walk(module: Module, path: str) -> None:
         module.path = path
+        if isinstance(module, Stack) and module.repeat is not None:
+            repeats = state.ledger.repeats
+            repeats[module.repeat] = replace(repeats[module.repeat], path=path)
         for attribute, tensor in module.own_tensors():
             storage = tensor.storage
             if storage.number and not storage.path:

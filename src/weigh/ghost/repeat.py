@@ -37,7 +37,7 @@ def unrolled(on: bool = True) -> Iterator[None]:
 class Plan:
     """Which of `length` blocks are real, to which unit each belongs, and how many blocks each stands for."""
 
-    __slots__ = ("counts", "indices", "units")
+    __slots__ = ("counts", "indices", "repeat", "units")
 
     def __init__(self, path: str, length: int, period: int, lead: int = 0) -> None:
         trailing = min(state.trailing, length - lead)
@@ -46,11 +46,14 @@ class Plan:
         self.indices = list(range(length))
         self.units: list[int | None] = [None] * length
         self.counts = [1] * length
+        self.repeat: int | None = None
+        """Its place among the ledger's repeats."""
         if state.unrolled or groups <= 3:
             return
         ledger = state.ledger
         first = 3 * len(ledger.repeats)
         extra = groups - 3
+        self.repeat = len(ledger.repeats)
         ledger.repeats.append(Repeat(path, first, first + 1, first + 2, period, extra))
         last = lead + (groups - 1) * period
         self.indices = [*range(lead + 2 * period), *range(last, length)]

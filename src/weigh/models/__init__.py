@@ -37,6 +37,7 @@ FAMILIES = {
     "codegen": "weigh.models.codegen",
     "cohere": "weigh.models.cohere",
     "cohere2": "weigh.models.cohere2",
+    "cohere2_vision": "weigh.models.cohere2_vision",
     "convbert": "weigh.models.berts",
     "data2vec-text": "weigh.models.roberta",
     "deepseek_v2": "weigh.models.deepseek_v2",
@@ -46,6 +47,7 @@ FAMILIES = {
     "ernie4_5": "weigh.models.ernie4_5",
     "ernie4_5_moe": "weigh.models.ernie4_5_moe",
     "exaone4": "weigh.models.exaone4",
+    "exaone4_5": "weigh.models.exaone4_5",
     "exaone_moe": "weigh.models.exaone_moe",
     "falcon": "weigh.models.falcon",
     "falcon_h1": "weigh.models.falcon_h1",
@@ -55,6 +57,7 @@ FAMILIES = {
     "fnet": "weigh.models.berts",
     "gemma": "weigh.models.gemma",
     "gemma2": "weigh.models.gemma2",
+    "gemma3": "weigh.models.gemma3",
     "gemma3_text": "weigh.models.gemma3_text",
     "gemma3n_text": "weigh.models.gemma3n_text",
     "gemma4_text": "weigh.models.gemma4_text",
@@ -76,15 +79,24 @@ FAMILIES = {
     "hunyuan_v1_dense": "weigh.models.hunyuan_v1_dense",
     "hunyuan_v1_moe": "weigh.models.hunyuan_v1_moe",
     "ibert": "weigh.models.berts",
+    "idefics2": "weigh.models.idefics",
+    "idefics3": "weigh.models.idefics",
     "internlm3": "weigh.models.internlm3",
+    "internvl": "weigh.models.internvl",
     "jamba": "weigh.models.jamba",
+    "kimi_k25": "weigh.models.kimi_k25",
     "kimi_linear": "weigh.models.kimi_linear",
     "layoutlm": "weigh.models.berts",
     "lfm2": "weigh.models.lfm2",
     "lfm2_moe": "weigh.models.lfm2_moe",
     "lfm3": "weigh.models.lfm3",
+    "lighton_ocr": "weigh.models.mistral3",
     "llama": "weigh.models.llama",
     "llama4_text": "weigh.models.llama4_text",
+    "llava": "weigh.models.llava",
+    "llava_next": "weigh.models.llava",
+    "llava_next_video": "weigh.models.llava",
+    "llava_onevision": "weigh.models.llava",
     "longformer": "weigh.models.berts",
     "luke": "weigh.models.berts",
     "m2m_100": "weigh.models.m2m_100",
@@ -97,7 +109,10 @@ FAMILIES = {
     "minimax_m2": "weigh.models.minimax_m2",
     "ministral3": "weigh.models.ministral3",
     "mistral": "weigh.models.mistral",
+    "mistral3": "weigh.models.mistral3",
     "mixtral": "weigh.models.mixtral",
+    "mllama": "weigh.models.mllama",
+    "mllama_text_model": "weigh.models.mllama",
     "mobilebert": "weigh.models.berts",
     "mpnet": "weigh.models.berts",
     "mpt": "weigh.models.mpt",
@@ -110,6 +125,8 @@ FAMILIES = {
     "olmo_hybrid": "weigh.models.olmo_hybrid",
     "olmoe": "weigh.models.olmoe",
     "opt": "weigh.models.opt",
+    "ovis2": "weigh.models.ovis2",
+    "paligemma": "weigh.models.paligemma",
     "pegasus": "weigh.models.pegasus",
     "phi": "weigh.models.phi",
     "phi3": "weigh.models.phi3",
@@ -117,12 +134,16 @@ FAMILIES = {
     "plbart": "weigh.models.plbart",
     "qwen": "weigh.models.qwen",
     "qwen2": "weigh.models.qwen2",
+    "qwen2_5_vl": "weigh.models.qwen2_vl",
     "qwen2_moe": "weigh.models.qwen2_moe",
+    "qwen2_vl": "weigh.models.qwen2_vl",
     "qwen3": "weigh.models.qwen3",
     "qwen3_5_moe_text": "weigh.models.qwen3_5",
     "qwen3_5_text": "weigh.models.qwen3_5",
     "qwen3_moe": "weigh.models.qwen3_moe",
     "qwen3_next": "weigh.models.qwen3_next",
+    "qwen3_vl": "weigh.models.qwen3_vl",
+    "qwen3_vl_moe": "weigh.models.qwen3_vl",
     "recurrent_gemma": "weigh.models.recurrent_gemma",
     "rembert": "weigh.models.berts",
     "roberta": "weigh.models.roberta",
@@ -132,12 +153,15 @@ FAMILIES = {
     "rwkv": "weigh.models.rwkv",
     "seed_oss": "weigh.models.seed_oss",
     "smollm3": "weigh.models.smollm3",
+    "smolvlm": "weigh.models.idefics",
     "solar_open": "weigh.models.solar_open",
     "squeezebert": "weigh.models.berts",
     "stablelm": "weigh.models.stablelm",
     "starcoder2": "weigh.models.starcoder2",
     "t5": "weigh.models.t5",
     "tapas": "weigh.models.berts",
+    "video_llava": "weigh.models.llava",
+    "vipllava": "weigh.models.llava",
     "xlm-roberta": "weigh.models.roberta",
     "xlm-roberta-xl": "weigh.models.berts",
     "xlstm": "weigh.models.xlstm",
@@ -200,9 +224,16 @@ def build(config: Mapping[str, Any], dtype: DType, where: str = "config", to_run
     return model
 
 
+def language_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of the language model: the `text_config` of a model that sees or hears, else all of it."""
+    text = config.get("text_config")
+    return text if isinstance(text, Mapping) else config
+
+
 def default_attention(config: Mapping[str, Any]) -> str:
     """The attention that transformers runs where nobody chooses: "sdpa", or "eager" where the family has no other."""
-    return "eager" if str(config.get("model_type")) in EAGER_ONLY else "sdpa"
+    kinds = {str(part.get("model_type")) for part in (config, language_config(config))}
+    return "eager" if kinds & EAGER_ONLY else "sdpa"
 
 
 def check_attention(config: Mapping[str, Any], attention: str) -> None:

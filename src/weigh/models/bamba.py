@@ -152,7 +152,7 @@ class BambaModel(HybridModel):
         """Of half a head."""
         return RotaryEmbedding(config.rotary_width)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         input_ids: Tensor,
         cache: Cache | None,

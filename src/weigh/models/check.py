@@ -84,6 +84,10 @@ SIZES: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """By family, where it is known more exactly which."""
 
+NESTED = ("text_config", "vision_config", "audio_config")
+"""Configs inside a config. Published ones leave out what is the default of upstream's class, so none of their keys must
+be there; a language model's config is one of them, or its keys stand among the model's own."""
+
 MOST_LAYERS = 10_000
 """Published models have at most some hundreds; beyond this, a number is a slip."""
 
@@ -100,9 +104,19 @@ def check(config: Mapping[str, Any], where: str = "config") -> None:
         raise InputError("has no model_type", where=where, hint=f"Add one of: {', '.join(sorted(FAMILIES))}.")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UnknownNameError("model_type", str(model_type), FAMILIES, where=where)
+    nested = [key for key in NESTED if isinstance(config.get(key), Mapping)]
+    for key in nested:
+        _check_layers(config[key], f"{where}: {key}")
+    if "text_config" in nested:
+        return
     keys = Keys(config, where)
     for names in SIZES.get(model_type, COMMON):
-        size = keys.size(*names)
-        if (names[0] in _LAYERS or names in _STACKS) and size > MOST_LAYERS:
-            key = next(name for name in names if config.get(name) is not None)
+        keys.size(*names)
+    _check_layers(config, where)
+
+
+def _check_layers(config: Mapping[str, Any], where: str) -> None:
+    for key in (*_LAYERS, *(name for names in _STACKS for name in names), "depth"):
+        size = Keys(config, where).size(key, default=1)
+        if size > MOST_LAYERS:
             raise InputError(f"is {size}", where=f"{where}: {key}", hint=f"weigh takes up to {MOST_LAYERS} layers.")

@@ -20,6 +20,9 @@ Probability = float
 Count = int
 """A field's type: a whole number from 0 up."""
 
+Pair = tuple[int, int]
+"""A field's type: height and width, which a config may give as one number."""
+
 DERIVED: Any = None
 """A field's default: upstream works the value out from other settings."""
 
@@ -191,6 +194,16 @@ class Keys:
             )
         return tuple(value)
 
+    def pair(self, name: str) -> tuple[int, int]:
+        """Height and width: two positive whole numbers, or one for both."""
+        value = self.config[name]
+        sides = tuple(value) if isinstance(value, list | tuple) else (value, value)
+        if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+            raise InputError(
+                f"is {value!r}, no height and width", where=f"{self.where}: {name}", hint="Give one number or two."
+            )
+        return sides
+
     def flags(self, *names: str) -> tuple[bool, ...]:
         """A list of ones and zeros."""
         value = self._find(names, None)
@@ -310,6 +323,7 @@ class Keys:
 
 _READERS: dict[str, Callable[[Keys, str], Any]] = {
     "Count": lambda keys, name: keys.size(name) if keys.config[name] else 0,
+    "Pair": Keys.pair,
     "Probability": lambda keys, name: keys.fraction(name, default=0.0),
     "bool": lambda keys, name: keys.flag(name, default=False),
     "float": Keys.number,

@@ -384,7 +384,7 @@ class Gemma4TextModel(Gemma2Model):
         per_layer_projection = self.per_layer_projection_norm(per_layer_projection)
         return (per_layer_projection + per_layer_inputs) * 0.7  # type: ignore[no-any-return]
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         input_ids: Tensor,
         cache: Cache | None,

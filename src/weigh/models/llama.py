@@ -283,6 +283,12 @@ class LlamaModel(nn.Module):
         """Token ids to `inputs_embeds`."""
         return self.embed_tokens(input_ids)  # type: ignore[no-any-return]
 
+    def place(self, positions: Tensor | None, inputs_embeds: Tensor, cache: Cache | None) -> tuple[Any, Tensor]:
+        """The positions that the masks are made with (perhaps None), and those that are rotated."""
+        if positions is None:
+            positions = position_ids(inputs_embeds.shape[1], cache)
+        return positions, positions
+
     def enter(self, inputs_embeds: Tensor) -> tuple[Tensor, Tensor]:
         """What upstream calls `inputs_embeds` from here on, alive until the end, and the first `hidden_states`."""
         return inputs_embeds, inputs_embeds
@@ -321,14 +327,17 @@ class LlamaModel(nn.Module):
         cache: Cache | None,
         attention_mask: Tensor | None,
         positions: Tensor | None,
+        inputs_embeds: Tensor | None = None,
+        causal_mask_mapping: dict[str, Tensor | None] | None = None,
     ) -> Tensor:
-        inputs_embeds = self.embed(input_ids)
-        if positions is None:
-            positions = position_ids(input_ids.shape[1], cache)
-        causal_mask_mapping = self.causal_mask_mapping(inputs_embeds, cache, positions, attention_mask)
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids)
+        text_positions, positions = self.place(positions, inputs_embeds, cache)
+        if causal_mask_mapping is None:
+            causal_mask_mapping = self.causal_mask_mapping(inputs_embeds, cache, text_positions, attention_mask)
         inputs_embeds, hidden_states = self.enter(inputs_embeds)
         position_embeddings = self.position_embeddings(hidden_states, positions)
-        passed = positions if self.passes_positions else None
+        passed = text_positions if self.passes_positions else None
         for layer_idx, decoder_layer in zip(self.layers.indices, self.layers, strict=True):
             layer_type = self.config.layer_types[layer_idx]
             mask = causal_mask_mapping[layer_type]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from weigh import dtypes
 from weigh.errors import InputError, UnknownNameError
-from weigh.models import default_attention
+from weigh.models import default_attention, language_config
 from weigh.recipes.generation import Generation
 from weigh.report.assumption import Assumption
 
@@ -43,6 +43,12 @@ CPU = (
         "their sources decide what is allocated, saved and freed",
         "other versions choose other kernels",
     ),
+)
+
+TEXT_ALONE = Assumption(
+    "text alone, without pictures or sounds",
+    "what stands in for them in the text, and how large they are, is not said",
+    "their tokens lengthen the sequence, and the tower that sees or hears them keeps activations of its own",
 )
 
 
@@ -132,6 +138,8 @@ def surroundings(source: Source, recipe: Any) -> tuple[Assumption, ...]:
     tokens = recipe.sequence if hasattr(recipe, "sequence") else recipe.prompt + recipe.new_tokens
     context = _context(source)
     taken = CPU if recipe.device == "cpu" else CUDA
+    if "text_config" in source.config:
+        taken = (TEXT_ALONE, *taken)
     if context is None or tokens <= context:
         return taken
     beyond = Assumption(
@@ -143,4 +151,5 @@ def surroundings(source: Source, recipe: Any) -> tuple[Assumption, ...]:
 
 
 def _context(source: Source) -> int | None:
-    return next((source.config[key] for key in _CONTEXT if isinstance(source.config.get(key), int)), None)
+    config = language_config(source.config)
+    return next((config[key] for key in _CONTEXT if isinstance(config.get(key), int)), None)

@@ -141,7 +141,8 @@ class ParametersReport:
         """Parameters of every block; None is what lies outside of the blocks."""
         found: dict[int | None, int] = {}
         for name, row in self._each():
-            found[layer(name)] = found.get(layer(name), 0) + row.each
+            number = None if row.component in nn.TOWERS else layer(name)
+            found[number] = found.get(number, 0) + row.each
         return dict(sorted(found.items(), key=lambda item: -1 if item[0] is None else item[0]))
 
     @property

@@ -21,6 +21,7 @@ COMPONENTS = (
     nn.MLP,
     nn.NORM,
     nn.ROTARY,
+    *nn.TOWERS,
     RESIDUAL,
     nn.HEAD,
     LOSS,
@@ -67,6 +68,10 @@ class Parts:
                 inner = inner.rpartition(".")[0]
             self._known[path] = self._roles.get(inner)
         return self._known[path]
+
+    def layer(self, path: str) -> int | None:
+        """The number of the language model's block that a path lies in: towers have layers of their own."""
+        return None if self.role(path) in nn.TOWERS else layer(path)
 
     def component(self, allocation: Allocation) -> str:
         """What an allocation is part of; outside of all modules its purpose and phase decide."""

@@ -120,13 +120,12 @@ class RunReport:
 
     def by_layer(self) -> dict[int | None, int]:
         """The bytes at the peak by layer; None is what lies outside of the layers."""
-        from weigh.report.parts import layer
         from weigh.trace.expand import expand
 
         memory = Memory(expand(self.run.trace), self.parts, self.memory.rounded)
         found: dict[int | None, int] = {}
         for allocation, size in memory.live():
-            number = layer(allocation.path)
+            number = self.parts.layer(allocation.path)
             found[number] = found.get(number, 0) + size
         return dict(sorted(found.items(), key=lambda item: -1 if item[0] is None else item[0]))
 

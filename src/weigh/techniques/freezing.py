@@ -30,7 +30,7 @@ class Freezing(Technique):
             raise UnknownNameError("part to freeze", self.part, PARTS)
         modules = list(model.modules())
         embeddings = [m for m in modules if m.role == nn.EMBEDDING][:1]
-        stacks = [m for m in modules if isinstance(m, Stack)]
+        stacks = [m for m in modules if isinstance(m, Stack) and m.blocks[0].role == nn.BLOCK]
         heads = [m for m in modules if m.role == nn.HEAD]
         if not embeddings or not stacks or not heads:
             raise WeighError("freezing found no embedding, blocks or head", hint="It looks for modules by their roles.")
