@@ -170,10 +170,12 @@ class Stack(Module):
     Iterate to run them in turn.
     """
 
-    def __init__(self, path: str, length: int, build: Callable[[int], Module], period: int = 1, lead: int = 0) -> None:
+    def __init__(
+        self, path: str, length: int, build: Callable[[int], Module], period: int = 1, lead: int = 0, tail: int = 0
+    ) -> None:
         super().__init__()
         self.length = length
-        plan = Plan(path, length, period, lead)
+        plan = Plan(path, length, period, lead, tail)
         self.repeat = plan.repeat
         self.indices, self.units = plan.indices, plan.units
         self.blocks: list[Module] = []

@@ -8,7 +8,8 @@ the parameters). Where they are not alike it raises `NotSteady`, and the run is 
 
 The unit that repeats is `period` blocks long: the period of the layer pattern, widened by whatever reaches across
 blocks. Blocks that do not fill a period stand at the end and are run as they are, and so are
-`state.trailing` more where a technique treats them otherwise.
+`state.trailing` more where a technique treats them otherwise, a `lead` at the front that makes what the others share,
+and a `tail` that is the first to give something shared a gradient.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Plan:
 
     __slots__ = ("counts", "indices", "repeat", "units")
 
-    def __init__(self, path: str, length: int, period: int, lead: int = 0) -> None:
-        trailing = min(state.trailing, length - lead)
+    def __init__(self, path: str, length: int, period: int, lead: int = 0, tail: int = 0) -> None:
+        trailing = min(max(state.trailing, tail), length - lead)
         groups, rest = divmod(length - lead - trailing, period)
         rest += trailing
         self.indices = list(range(length))

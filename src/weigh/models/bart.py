@@ -327,7 +327,7 @@ class BartEncoder(BartStack):
 class BartDecoder(BartStack):
     def stack(self, path: str, dtype: DType) -> nn.Stack:
         config = self.config
-        return nn.Stack(f"{path}.layers", config.decoder_layers, lambda _: BartDecoderLayer(config, dtype))
+        return nn.Stack(f"{path}.layers", config.decoder_layers, lambda _: BartDecoderLayer(config, dtype), tail=1)
 
     def forward(self, input_ids: Tensor, encoder_hidden_states: Tensor | None, cache: Cache | None) -> Tensor:
         config = self.config

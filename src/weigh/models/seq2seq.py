@@ -41,8 +41,12 @@ class EncoderDecoderModel(CausalModel):
         """Target ids (batch, target) to the decoder's output (batch, target, width)."""
         raise NotImplementedError
 
+    def scale(self, decoder_output: Tensor) -> Tensor:
+        """The decoder's output as the head reads it."""
+        return decoder_output
+
     def logits(self, sequence_output: Tensor) -> Tensor:
-        """The decoder's output to logits (batch, target, vocabulary)."""
+        """What the head reads to logits (batch, target, vocabulary)."""
         raise NotImplementedError
 
     def shift(self, labels: Tensor) -> Tensor:
@@ -68,7 +72,8 @@ class EncoderDecoderModel(CausalModel):
             raise NotModelledError(f"{self.name} without a target")
         else:
             decoder_input_ids, encoder_hidden_states = input_ids, cache.encoder_output
-        sequence_output = self.decode(decoder_input_ids, encoder_hidden_states, cache)
+        decoder_output = self.decode(decoder_input_ids, encoder_hidden_states, cache)
+        sequence_output = self.scale(decoder_output)
         lm_logits = self.logits(sequence_output)
         loss = None if labels is None else token_loss(lm_logits, labels)
         return CausalOutput(lm_logits, loss, cache)

@@ -10,73 +10,73 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from weigh.dims import Size
 from weigh.dtypes import BFLOAT16, FLOAT16, FLOAT32, INT64, DType
-from weigh.errors import InputError, NotModelledError
+from weigh.errors import InputError
 from weigh.ghost import nn, ops
 from weigh.ghost.tensor import Tensor
+from weigh.models import layout
 from weigh.models.common import (
     Cache,
     CausalModel,
-    CausalOutput,
+    LayerCache,
     ModuleList,
     attention_interface,
     create_bidirectional_mask,
     create_causal_mask,
-    token_loss,
 )
-from weigh.models.config import Keys
+from weigh.models.config import DERIVED, FamilyConfig, Keys, Probability, architecture
+from weigh.models.parts import Counted
+from weigh.models.seq2seq import EncoderDecoderModel, SharedEmbedding
 
-MODEL_TYPES = ("t5",)
 
-
-@dataclass(frozen=True, slots=True)
-class T5Config:
-    """The settings of `T5Config` that shape memory."""
+@dataclass(frozen=True)
+class T5Config(FamilyConfig):
+    """The settings of `T5Config` that shape memory. Upstream ties the embeddings, whatever the config says."""
 
     vocab_size: int = 32128
     d_model: int = 512
     d_kv: int = 64
     d_ff: int = 2048
     num_layers: int = 6
-    num_decoder_layers: int = 6
+    num_decoder_layers: int = DERIVED
     num_heads: int = 8
     relative_attention_num_buckets: int = 32
-    dropout_rate: float = 0.1
-    dense_act_fn: str = "relu"
-    is_gated_act: bool = False
-    scale_decoder_outputs: bool = True
+    dropout_rate: Probability = 0.1
+    feed_forward_proj: str = "relu"
+    dense_act_fn: str = DERIVED
+    is_gated_act: bool = DERIVED
+    scale_decoder_outputs: bool = DERIVED
+
+    aliases: ClassVar[Mapping[str, str]] = {
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+        "head_dim": "d_kv",
+    }
+    scale: ClassVar[bool | None] = None
+    """Whether the decoder's output is scaled; None: unless the config says that nothing is tied."""
 
     @classmethod
-    def read(cls, config: Mapping[str, Any], where: str = "config") -> T5Config:
-        """From a `config.json`. Raises `InputError` for values that cannot be."""
-        keys = Keys(config, where)
-        projection = keys.word("feed_forward_proj", default="relu")
+    def settle(cls, keys: Keys, found: dict[str, Any]) -> None:
+        projection = found["feed_forward_proj"]
         kind, _, function = projection.rpartition("-")
         if kind not in ("", "gated"):
             raise InputError(
-                f"is {projection!r}", where=f"{where}: feed_forward_proj", hint="Write FUNCTION or gated-FUNCTION."
+                f"is {projection!r}", where=f"{keys.where}: feed_forward_proj", hint="Write FUNCTION or gated-FUNCTION."
             )
-        activation = keys.word("dense_act_fn", default="gelu_new" if projection == "gated-gelu" else function)
-        nn.activation(activation)
-        layers = keys.size("num_layers", "num_hidden_layers", default=6)
-        return cls(
-            vocab_size=keys.size("vocab_size", default=32128),
-            d_model=keys.size("d_model", "hidden_size", default=512),
-            d_kv=keys.size("d_kv", "head_dim", default=64),
-            d_ff=keys.size("d_ff", default=2048),
-            num_layers=layers,
-            num_decoder_layers=keys.optional_size("num_decoder_layers") or layers,
-            num_heads=keys.size("num_heads", "num_attention_heads", default=8),
-            relative_attention_num_buckets=keys.size("relative_attention_num_buckets", default=32),
-            dropout_rate=keys.fraction("dropout_rate", default=0.1),
-            dense_act_fn=activation,
-            is_gated_act=keys.flag("is_gated_act", default=kind == "gated"),
-            scale_decoder_outputs=keys.flag(
-                "scale_decoder_outputs", default=keys.flag("tie_word_embeddings", default=True)
-            ),
-        )
+        found["num_decoder_layers"] = found["num_decoder_layers"] or found["num_layers"]
+        if found["dense_act_fn"] is None:
+            found["dense_act_fn"] = "gelu_new" if projection == "gated-gelu" else function
+        nn.activation(found["dense_act_fn"])
+        if found["is_gated_act"] is None:
+            found["is_gated_act"] = kind == "gated"
+        if cls.scale is not None:
+            found["scale_decoder_outputs"] = cls.scale
+        elif found["scale_decoder_outputs"] is None:
+            found["scale_decoder_outputs"] = keys.flag("tie_word_embeddings", default=True)
 
 
 class T5LayerNorm(nn.Module):
@@ -174,6 +174,8 @@ def eager_attention(
 
 class T5Attention(nn.Module):
     role = nn.ATTENTION
+    bias_wants_gradient: ClassVar[bool] = True
+    """Zeros that stand for a bias want a gradient where blocks are checkpointed."""
 
     def __init__(
         self, config: T5Config, is_decoder: bool, has_relative_attention_bias: bool, is_causal: bool, dtype: DType
@@ -209,9 +211,9 @@ class T5Attention(nn.Module):
         # `relative_buckets += buckets`: in place where the direction has been counted, a new tensor where it was zero
         return ops.add_(relative_buckets, buckets) if relative_buckets is not None else buckets + 0
 
-    def compute_bias(self, query_length: Any, key_length: Any) -> Tensor:
+    def compute_bias(self, query_length: Size, key_length: Size, past_seen_tokens: Tensor | int) -> Tensor:
         """Compute binned relative position bias, (1, N, T, T)."""
-        context_position = ops.arange(query_length).unsqueeze(1) + 0
+        context_position = ops.arange(query_length).unsqueeze(1) + past_seen_tokens
         memory_position = ops.arange(key_length).unsqueeze(0)
         relative_position = memory_position - context_position
         relative_position_bucket = self._relative_position_bucket(relative_position)
@@ -225,20 +227,33 @@ class T5Attention(nn.Module):
         mask: Tensor | None,
         key_value_states: Tensor | None,
         position_bias: Tensor | None,
+        cache: Cache | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         batch, length = hidden_states.shape[:-1]
         width = self.key_value_proj_dim
+        past_seen_tokens = cache.offset(None) if cache is not None else 0
+        past_seen_tokens = ops.clone(past_seen_tokens) if isinstance(past_seen_tokens, Tensor) else past_seen_tokens
         query_states = self.q(hidden_states).view(batch, length, -1, width).transpose(1, 2)
         current_states = key_value_states if key_value_states is not None else hidden_states
-        key_states = self.k(current_states).view(*current_states.shape[:-1], -1, width).transpose(1, 2)
-        value_states = self.v(current_states).view(*current_states.shape[:-1], -1, width).transpose(1, 2)
+        crossed = cache.crossed(self.path) if cache is not None and key_value_states is not None else None
+        if crossed is not None:
+            key_states, value_states = crossed
+        else:
+            key_states = self.k(current_states).view(*current_states.shape[:-1], -1, width).transpose(1, 2)
+            value_states = self.v(current_states).view(*current_states.shape[:-1], -1, width).transpose(1, 2)
+            if cache is not None and key_value_states is not None:
+                key_states, value_states = cache.cross(key_states, value_states, self.path)
+            elif cache is not None:
+                key_states, value_states = cache.update(key_states, value_states, self.path)
         if position_bias is None:
             key_length = key_states.shape[-2]
             if not self.has_relative_attention_bias:
                 position_bias = ops.zeros((1, self.n_heads, length, key_length), query_states.dtype)
-                position_bias.requires_grad = self.gradient_checkpointing and self.training
+                position_bias.requires_grad = (
+                    self.bias_wants_gradient and self.gradient_checkpointing and self.training
+                )
             else:
-                position_bias = self.compute_bias(length, key_length)
+                position_bias = self.compute_bias(length, key_length, past_seen_tokens)
         dropout = self.dropout if self.training else 0.0
         attention = attention_interface(eager_attention)
         attn_output, attn_weights = attention(
@@ -264,11 +279,11 @@ class T5LayerSelfAttention(nn.Module):
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(
-        self, hidden_states: Tensor, mask: Tensor | None, position_bias: Tensor | None
+        self, hidden_states: Tensor, mask: Tensor | None, position_bias: Tensor | None, cache: Cache | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         normed_hidden_states = self.layer_norm(hidden_states)
         attention_output, position_bias, attn_weights = self.SelfAttention(
-            normed_hidden_states, mask, None, position_bias
+            normed_hidden_states, mask, None, position_bias, cache
         )
         attention_output = hidden_states + self.dropout(attention_output)
         return attention_output, position_bias, attn_weights
@@ -282,11 +297,16 @@ class T5LayerCrossAttention(nn.Module):
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(
-        self, hidden_states: Tensor, key_value_states: Tensor, mask: Tensor | None, position_bias: Tensor | None
+        self,
+        hidden_states: Tensor,
+        key_value_states: Tensor,
+        mask: Tensor | None,
+        position_bias: Tensor | None,
+        cache: Cache | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         normed_hidden_states = self.layer_norm(hidden_states)
         attention_output, position_bias, attn_weights = self.EncDecAttention(
-            normed_hidden_states, mask, key_value_states, position_bias
+            normed_hidden_states, mask, key_value_states, position_bias, cache
         )
         layer_output = hidden_states + self.dropout(attention_output)
         return layer_output, position_bias, attn_weights
@@ -312,57 +332,64 @@ class T5Block(nn.Module):
         encoder_hidden_states: Tensor | None,
         encoder_attention_mask: Tensor | None,
         encoder_decoder_position_bias: Tensor | None,
+        cache: Cache | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        hidden_states, self_attn_position_bias, _ = self.layer[0](hidden_states, mask, position_bias)
+        hidden_states, self_attn_position_bias, _ = self.layer[0](hidden_states, mask, position_bias, cache)
         clamp_value = None
         if hidden_states.dtype is FLOAT16:
-            clamp_value = _largest(hidden_states)
-            hidden_states = ops.clamp_between(hidden_states, -clamp_value, clamp_value)
+            hidden_states, clamp_value = clamp_infinities(hidden_states)
         cross_attn_position_bias = None
         if self.is_decoder and encoder_hidden_states is not None:
             hidden_states, cross_attn_position_bias, _ = self.layer[1](
-                hidden_states, encoder_hidden_states, encoder_attention_mask, encoder_decoder_position_bias
+                hidden_states, encoder_hidden_states, encoder_attention_mask, encoder_decoder_position_bias, cache
             )
             if hidden_states.dtype is FLOAT16:
-                clamp_value = _largest(hidden_states)
-                hidden_states = ops.clamp_between(hidden_states, -clamp_value, clamp_value)
+                hidden_states, clamp_value = clamp_infinities(hidden_states)
         hidden_states = self.layer[-1](hidden_states)
         if hidden_states.dtype is FLOAT16:
-            clamp_value = _largest(hidden_states)
-            hidden_states = ops.clamp_between(hidden_states, -clamp_value, clamp_value)
+            hidden_states, clamp_value = clamp_infinities(hidden_states)
         return hidden_states, self_attn_position_bias, cross_attn_position_bias
 
 
-def _largest(hidden_states: Tensor) -> Tensor:
-    """What fp16 is clamped to: the largest number, or somewhat less where there are infinities."""
+def clamp_infinities(hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+    """fp16 within its largest number, or somewhat less where there are infinities; and that number."""
     found = ops.any_(ops.isinf(hidden_states))
-    return ops.where(found, ops.scalar_tensor(FLOAT32), ops.scalar_tensor(FLOAT32))
-
-
-class _Shared(nn.Embedding):
-    """An embedding whose weight is another's."""
-
-    def __init__(self, shared: nn.Embedding) -> None:
-        nn.Module.__init__(self)
-        self.weight = shared.weight
+    clamp_value = ops.where(found, ops.scalar_tensor(FLOAT32), ops.scalar_tensor(FLOAT32))
+    del found
+    return ops.clamp_between(hidden_states, -clamp_value, clamp_value), clamp_value
 
 
 class T5Stack(nn.Module):
+    block_class: ClassVar[type[T5Block]] = T5Block
+    lead: ClassVar[int] = 1
+    """The first block makes the bias that the others share."""
+
     def __init__(self, config: T5Config, path: str, is_decoder: bool, shared: nn.Embedding, dtype: DType) -> None:
         super().__init__()
-        self.embed_tokens = _Shared(shared)
+        self.embed_tokens = SharedEmbedding(shared)
         self.is_decoder = is_decoder
         layers = config.num_decoder_layers if is_decoder else config.num_layers
-        self.block = nn.Stack(f"{path}.block", layers, lambda i: T5Block(config, is_decoder, i == 0, dtype))
+        self.block = nn.Stack(
+            f"{path}.block",
+            layers,
+            lambda i: self.block_class(config, is_decoder, i == 0, dtype),
+            lead=min(self.lead, layers - 1),
+            tail=int(is_decoder or self.lead > 0),
+        )
         self.final_layer_norm = T5LayerNorm(config.d_model, dtype)
         self.dropout = nn.Dropout(config.dropout_rate)
 
-    def forward(self, input_ids: Tensor, encoder_hidden_states: Tensor | None = None) -> Tensor:
-        inputs_embeds = self.embed_tokens(input_ids)
+    def mask(self, inputs_embeds: Tensor, cache: Cache | None) -> Tensor | None:
+        """The mask of the self-attention."""
         if self.is_decoder:
-            attention_mask = create_causal_mask(inputs_embeds, None, None)
-        else:
-            attention_mask = create_bidirectional_mask(None)
+            return create_causal_mask(inputs_embeds, cache, None)
+        return create_bidirectional_mask(None)
+
+    def forward(
+        self, input_ids: Tensor, encoder_hidden_states: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        inputs_embeds = self.embed_tokens(input_ids)
+        attention_mask = self.mask(inputs_embeds, cache)
         encoder_extended_attention_mask = create_bidirectional_mask(None)
         position_bias = None
         encoder_decoder_position_bias = None
@@ -375,59 +402,70 @@ class T5Stack(nn.Module):
                 encoder_hidden_states,
                 encoder_extended_attention_mask,
                 encoder_decoder_position_bias,
+                cache,
             )
             position_bias = self_attention_position_bias
             if self.is_decoder and encoder_hidden_states is not None:
                 encoder_decoder_position_bias = cross_attention_position_bias
+        if cache is not None:
+            cache.advance(input_ids.shape[1])
         hidden_states = self.final_layer_norm(hidden_states)
         hidden_states = self.dropout(hidden_states)
         return hidden_states  # type: ignore[no-any-return]
 
 
-class T5ForConditionalGeneration(CausalModel):
-    cache_layers = 0
-    encoder_decoder = True
+class T5ForConditionalGeneration(EncoderDecoderModel):
+    stack_class: ClassVar[type[T5Stack]] = T5Stack
 
-    def __init__(self, config: T5Config, dtype: DType) -> None:
+    def __init__(self, config: T5Config, dtype: DType, name: str) -> None:
         super().__init__()
-        self.config = config
+        self.config, self._name = config, name
+        self.cache_layers = config.num_decoder_layers
         self.shared = nn.Embedding(config.vocab_size, config.d_model, dtype)
-        self.encoder = T5Stack(config, "encoder", False, self.shared, dtype)
-        self.decoder = T5Stack(config, "decoder", True, self.shared, dtype)
+        self.encoder = self.stack_class(config, "encoder", False, self.shared, dtype)
+        self.decoder = self.stack_class(config, "decoder", True, self.shared, dtype)
         self.lm_head = nn.Head(self.shared, config.d_model, config.vocab_size, dtype)
 
-    def _shift_right(self, input_ids: Tensor) -> Tensor:
-        shifted_input_ids = ops.new_zeros(input_ids)
-        ops.clone(input_ids.narrow(-1, input_ids.shape[-1] - 1))
-        ops.equal_to(shifted_input_ids)
-        return shifted_input_ids
+    @property
+    def name(self) -> str:
+        return self._name
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        labels: Tensor | None = None,
-        cache: Cache | None = None,
-        logits_to_keep: int = 0,
-        attention_mask: Tensor | None = None,
-        positions: Tensor | None = None,
-    ) -> CausalOutput:
-        if labels is None or cache is not None or logits_to_keep:
-            raise NotModelledError("generation with an encoder and a decoder")
-        if attention_mask is not None or positions is not None:
-            raise NotModelledError("padding and positions of T5's own")
-        encoder_outputs = self.encoder(input_ids)
-        hidden_states = encoder_outputs
-        decoder_input_ids = self._shift_right(labels)
-        sequence_output = self.decoder(decoder_input_ids, hidden_states)
-        decoder_outputs = sequence_output
-        if self.config.scale_decoder_outputs:
-            sequence_output = sequence_output * 0.125
-        lm_logits = self.lm_head(sequence_output)
-        loss = token_loss(lm_logits, labels)
-        del decoder_outputs
-        return CausalOutput(lm_logits, loss)
+    def cache_layout(self) -> tuple[LayerCache, ...]:
+        heads, width = self.config.num_heads, self.config.d_kv
+        own, cross = (LayerCache(kind, heads, width, width) for kind in (layout.FULL, layout.CROSS))
+        return (own,) * self.cache_layers + (cross,) * self.cache_layers
+
+    def encode(self, input_ids: Tensor) -> Tensor:
+        return self.encoder(input_ids)  # type: ignore[no-any-return]
+
+    def decode(self, decoder_input_ids: Tensor, encoder_hidden_states: Tensor, cache: Cache | None) -> Tensor:
+        return self.decoder(decoder_input_ids, encoder_hidden_states, cache)  # type: ignore[no-any-return]
+
+    def scale(self, decoder_output: Tensor) -> Tensor:
+        return decoder_output * 0.125 if self.config.scale_decoder_outputs else decoder_output
+
+    def logits(self, sequence_output: Tensor) -> Tensor:
+        return self.lm_head(sequence_output)  # type: ignore[no-any-return]
+
+
+def build_as(
+    settings: type[T5Config],
+    model: type[T5ForConditionalGeneration],
+    config: Mapping[str, Any],
+    dtype: DType,
+    where: str,
+    prefix: str,
+) -> CausalModel:
+    """The model of a relative, or its encoder alone, which is counted."""
+    full = f"{prefix}ForConditionalGeneration"
+    name = architecture(config, (full, f"{prefix}WithLMHeadModel", f"{prefix}EncoderModel"), where)
+    read = settings.read(config, where)
+    if name == f"{prefix}EncoderModel":
+        shared = nn.Embedding(read.vocab_size, read.d_model, dtype)
+        return Counted(name, shared=shared, encoder=model.stack_class(read, "encoder", False, shared, dtype))
+    return model(read, dtype, full)
 
 
 def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> CausalModel:
     """The model of a `config.json`, every parameter in `dtype`."""
-    return T5ForConditionalGeneration(T5Config.read(config, where), dtype)
+    return build_as(T5Config, T5ForConditionalGeneration, config, dtype, where, "T5")
