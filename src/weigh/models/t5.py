@@ -249,9 +249,7 @@ class T5Attention(nn.Module):
             key_length = key_states.shape[-2]
             if not self.has_relative_attention_bias:
                 position_bias = ops.zeros((1, self.n_heads, length, key_length), query_states.dtype)
-                position_bias.requires_grad = (
-                    self.bias_wants_gradient and self.gradient_checkpointing and self.training
-                )
+                position_bias.requires_grad = self.bias_wants_gradient and self.gradient_checkpointing and self.training
             else:
                 position_bias = self.compute_bias(length, key_length, past_seen_tokens)
         dropout = self.dropout if self.training else 0.0
@@ -347,7 +345,7 @@ class T5Block(nn.Module):
                 hidden_states, clamp_value = clamp_infinities(hidden_states)
         hidden_states = self.layer[-1](hidden_states)
         if hidden_states.dtype is FLOAT16:
-            hidden_states, clamp_value = clamp_infinities(hidden_states)
+            hidden_states, clamp_value = clamp_infinities(hidden_states)  # noqa: RUF059  upstream's variable
         return hidden_states, self_attn_position_bias, cross_attn_position_bias
 
 
