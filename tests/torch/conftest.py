@@ -1,4 +1,4 @@
-"""Makes `support` importable, in the tests and in the witness that they start."""
+"""Makes `support` and the recorded architectures importable, in the tests and in the witness that they start."""
 
 import sys
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 settings.register_profile("witness", derandomize=True, deadline=None, database=None)
 settings.load_profile("witness")
 

@@ -2,17 +2,24 @@
 
 import pytest
 import transformers
-from transformers.models.auto import modeling_auto
+from architectures import ARCHITECTURES, Architecture
 
-from weigh.models import EAGER_ONLY, FAMILIES
-
-CLASSES = {
-    **modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    **modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-    **modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-}
+from weigh.errors import WeighError
+from weigh.models import EAGER_ONLY
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_transformers_says_the_same(family: str) -> None:
-    assert getattr(transformers, CLASSES[family])._supports_sdpa == (family not in EAGER_ONLY)
+def _runs(architecture: Architecture) -> bool:
+    try:
+        return not architecture.build().unmodelled
+    except WeighError:
+        return False
+
+
+RUNNING = [a for a in {a.model_type: a for a in ARCHITECTURES}.values() if _runs(a)]
+
+
+@pytest.mark.parametrize("architecture", RUNNING, ids=lambda a: a.name)
+def test_transformers_says_the_same(architecture: Architecture) -> None:
+    supports = getattr(transformers, architecture.name)._supports_sdpa
+    assert supports == (architecture.model_type not in EAGER_ONLY)
+
