@@ -22,4 +22,3 @@ RUNNING = [a for a in {a.model_type: a for a in ARCHITECTURES}.values() if _runs
 def test_transformers_says_the_same(architecture: Architecture) -> None:
     supports = getattr(transformers, architecture.name)._supports_sdpa
     assert supports == (architecture.model_type not in EAGER_ONLY)
-
