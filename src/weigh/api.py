@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from weigh.report.kv import KvReport
     from weigh.report.parameters import ParametersReport
     from weigh.report.parts import Parts
-    from weigh.report.stored import StoredWeights
     from weigh.report.training import TrainingReport
 
     R = TypeVar("R")
@@ -50,9 +49,10 @@ def model(source: Any) -> Source:
     Raises:
         InputError: it is none of these, or cannot be read.
     """
-    if isinstance(source, Source):
-        return source
-    found = unchecked(source)
+    return source if isinstance(source, Source) else _checked(unchecked(source))
+
+
+def _checked(found: Source) -> Source:
     if found.bundled_revision is None:
         from weigh.models.check import check
 
@@ -100,7 +100,8 @@ def _named(name: str) -> Source:
 def params(source: Any, dtype: str | DType | None = None, lora: Any = None) -> ParametersReport:
     """How many parameters a model has, by component, layer and tensor, and what they weigh in `dtype` (else its own).
 
-    `lora` is a rank, or "RANK:LAYER,...": adapters are counted too, and they alone are trainable.
+    `lora` is a rank, or "RANK:LAYER,...": adapters are counted too, and they alone are trainable. So are those of a
+    source that is an adapter. Of a checkpoint whose family is not described, the header is counted.
 
     >>> params("llama-3-8b", lora="8:q_proj,v_proj").trainable
     3407872
@@ -110,13 +111,17 @@ def params(source: Any, dtype: str | DType | None = None, lora: Any = None) -> P
     """
     from weigh.report.defaults import own_dtype
     from weigh.report.parameters import ParametersReport
+    from weigh.report.stored import as_stored, header_only
 
-    found = model(source)
-    chosen, assumptions = own_dtype(found) if dtype is None else (_dtype(dtype), [])
+    found = source if isinstance(source, Source) else unchecked(source)
+    if found.checkpoint is not None and str(found.config.get("model_type")) not in models.FAMILIES:
+        return header_only(found, None if dtype is None else _dtype(dtype))
+    chosen, assumptions = own_dtype(_checked(found)) if dtype is None else (_dtype(dtype), [])
     built = ghost(found)
-    stored, taken = _stored(found, built, chosen)
-    if lora is not None:
-        _adapt(built, lora)
+    stored, taken = as_stored(found, built, chosen)
+    adapter = found.adapter if lora is None else lora
+    if adapter is not None:
+        _adapt(built, adapter)
     report = ParametersReport.of(found, built, chosen, (*assumptions, *taken), stored)
     if found.shapes is not None:
         _compare(found.shapes, report.tensors(), found.where)
@@ -219,24 +224,15 @@ def _side(source: Any, dtype: str | DType | None) -> Side:
     return Side(params(found, dtype), kept)
 
 
-def _stored(source: Source, built: CausalModel, dtype: DType) -> tuple[StoredWeights | None, list[Assumption]]:
-    """The weights as they are stored: where they are quantized, and the method is described."""
-    from weigh import formats
-    from weigh.report.defaults import as_if_not_quantized
-    from weigh.report.stored import StoredWeights
-
-    try:
-        form = formats.read(source.config, source.where)
-    except NotModelledError as error:
-        return None, [as_if_not_quantized(str(error))]
-    return None if form is None else StoredWeights.predicted(built, form, dtype), []
-
-
 def _adapt(built: CausalModel, lora: Any) -> None:
-    """Put adapters beside a model's layers."""
+    """Put adapters beside a model's layers: in words, or as an `adapter_config.json` has them."""
     from weigh.ghost.state import recording
     from weigh.recipes.settings import Setting
 
+    if isinstance(lora, Mapping) and "peft_type" in lora:
+        from weigh.techniques.lora import of_peft
+
+        lora = of_peft(lora)
     with recording():
         Setting("lora", "Lora", None).read(lora).apply(built)
 

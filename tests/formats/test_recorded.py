@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from weigh import api, dtypes, formats
 from weigh.formats.base import Stored
 from weigh.formats.prediction import predict
-from weigh.sources.checkpoint import StoredTensor
+from weigh.sources.checkpoint import Checkpoint, StoredTensor
+from weigh.sources.source import Source
 
 RECORDED: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parents[1] / "data" / "formats.json").read_text(encoding="utf-8")
@@ -70,10 +72,24 @@ def test_parameters_are_the_models_whatever_is_stored(name: str) -> None:
     assert form is not None
     total = api.params(config).total
     assert sum(s.parameters * s.count for s in predicted(name)) == total
-    if name in ("hqq 3 axis 1", "compressed-tensors pack 3 channel"):
-        return  # how many codes fill the last word is a value, not a shape
+    if name == "hqq 3 axis 1":
+        return  # how many codes fill the last number is a value, not a shape
     found = [form.parameters_in(t) for t in written(name)]
     assert sum(t.num_elements if n is None else n for t, n in zip(written(name), found, strict=True)) == total
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDED if name != "hqq 3 axis 1"])
+def test_the_headers_differ_in_nothing_from_their_configs(name: str) -> None:
+    tensors = {t.name: t for t in written(name)}
+    source = Source(name, RECORDED[name]["config"], "recorded", checkpoint=Checkpoint(tensors, "safetensors"))
+    report = api.params(source)
+    assert report.stored is not None
+    assert report.stored.differences == ()
+    assert report.stored.num_bytes == sum(t.num_bytes for t in tensors.values())
+    assert report.stored.parameters == report.total
+    unknown = replace(source, config={k: v for k, v in source.config.items() if k != "model_type"})
+    assert api.params(unknown).total == report.total
+    assert "it has no config" in str(api.params(unknown).assumptions)
 
 
 def test_what_was_recorded() -> None:

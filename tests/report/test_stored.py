@@ -10,6 +10,7 @@ from weigh.errors import InputError, NotModelledError, UnknownNameError
 from weigh.formats.header import differences
 from weigh.report.stored import StoredWeights
 from weigh.sources.checkpoint import Checkpoint, StoredTensor
+from weigh.sources.source import Source
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama", "vocab_size": 96, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
@@ -175,3 +176,30 @@ def test_as_printed() -> None:
     by_dtype = report.text(by="dtype")
     assert "327,680 parameters" in by_dtype
     assert "mlp" not in by_dtype
+
+
+def test_an_adapters_parameters_alone_are_trainable() -> None:
+    plain = weigh.params(LLAMA)
+    assert plain.trainable == plain.total
+    adapted = weigh.params(LLAMA, lora="4:q_proj,down_proj")
+    added = 2 * 4 * (128 + 128) + 2 * 4 * (256 + 128)
+    assert adapted.trainable == added
+    assert adapted.total == plain.total + added
+    assert f"{added:,} of them trainable" in str(adapted)
+    peft = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "down_proj"]}
+    assert weigh.params(Source("an adapter", LLAMA, "a test", adapter=peft)).trainable == added
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"peft_type": "IA3"},
+        {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], "use_dora": True},
+        {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], "bias": "all"},
+        {"peft_type": "LORA", "target_modules": ["q_proj"]},
+    ],
+)
+def test_other_adapters_are_refused(adapter: dict[str, Any]) -> None:
+    with pytest.raises((InputError, NotModelledError), match="adapter"):
+        weigh.params(Source("an adapter", LLAMA, "a test", adapter=adapter))

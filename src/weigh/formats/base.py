@@ -67,11 +67,16 @@ class Stored:
     """How many."""
 
     @property
+    def elements(self) -> int:
+        """Of each, as stored."""
+        found = product(self.shape)
+        assert isinstance(found, int)
+        return found
+
+    @property
     def num_bytes(self) -> int:
         """Of each."""
-        elements = product(self.shape)
-        assert isinstance(elements, int)
-        return self.dtype.num_bytes(elements)
+        return self.dtype.num_bytes(self.elements)
 
 
 class Format(ABC):

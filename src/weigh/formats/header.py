@@ -51,9 +51,11 @@ def differences(
         kinds[_kind(tensor, second_names, layers)].append(tensor)
     found = []
     if buffers := kinds["buffer"]:
-        found.append(f"stores {len(buffers)} buffers ({_total(buffers, 'elements'):,} elements) that are no parameters")
+        found.append(
+            f"stores {len(buffers)} buffers ({sum(t.elements for t in buffers):,} elements) that are no parameters"
+        )
     if following := kinds["next"]:
-        count = _total(following, "parameters")
+        count = sum(t.parameters for t in following)
         found.append(f"stores {len(following)} tensors of multi-token prediction ({count:,} parameters)")
     copies = (f"stores {t.name} again ({t.parameters:,} parameters), which is tied" for t in kinds["tied"])
     return (*found, *copies, *_by_layer(kinds["own"], expected))
@@ -66,18 +68,6 @@ def _kind(tensor: Stored, tied: set[str], layers: int) -> str:
     if (number is not None and number >= layers) or "mtp" in tensor.name.split("."):
         return "next"
     return "tied" if tensor.name in tied else "own"
-
-
-def _total(tensors: Iterable[Stored], what: str) -> int:
-    if what == "parameters":
-        return sum(t.parameters * t.count for t in tensors)
-    total = 0
-    for tensor in tensors:
-        elements = 1
-        for size in tensor.shape:
-            elements *= size
-        total += elements * tensor.count
-    return total
 
 
 def _layer(name: str) -> int | None:

@@ -5,9 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from weigh import dtypes, formats
+from weigh.errors import NotModelledError
 from weigh.formats.header import differences, stored_tensors
 from weigh.formats.prediction import predict
-from weigh.report.assumption import EXACT
+from weigh.ghost import nn
+from weigh.report.assumption import EXACT, Assumption
+from weigh.report.defaults import as_if_not_quantized
+from weigh.report.parameters import ParametersReport, TensorRow
+from weigh.report.parts import OTHER, layer, pattern
 from weigh.report.text import share, table, wrap
 from weigh.units import format_bytes
 
@@ -17,7 +23,9 @@ if TYPE_CHECKING:
     from weigh.dtypes import DType
     from weigh.formats.base import Format, Stored
     from weigh.ghost.nn import Module
+    from weigh.models.common import CausalModel
     from weigh.sources.checkpoint import Checkpoint
+    from weigh.sources.source import Source
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,3 +116,70 @@ class StoredWeights:
         for difference in self.differences:
             lines += wrap(f"the checkpoint {difference}", width, "  ")
         return lines
+
+
+def as_stored(source: Source, model: CausalModel, dtype: DType) -> tuple[StoredWeights | None, list[Assumption]]:
+    """The weights as a header says, or as a method of quantization stores them; None where neither is there."""
+    try:
+        form = formats.read(source.config, source.where)
+    except NotModelledError as error:
+        if source.checkpoint is None:
+            return None, [as_if_not_quantized(str(error))]
+        raise
+    if source.checkpoint is not None:
+        return _read(source.checkpoint, form, model), []
+    return None if form is None else StoredWeights.predicted(model, form, dtype), []
+
+
+def _read(checkpoint: Checkpoint, form: Format | None, model: CausalModel) -> StoredWeights:
+    parameters = model.parameters()
+    expected: dict[str, int] = {name: p.numel for p in parameters for name in p.names}  # type: ignore[misc]
+    seen = {id(p.tensor): p.names[0] for p in parameters}
+    tied = tuple(
+        name
+        for module in model.modules()
+        for attribute, tensor in module.own_tensors()
+        if (name := f"{module.path}.{attribute}") not in expected and id(tensor) in seen
+    )
+    layers = 1 + max((number for name in expected if (number := layer(name)) is not None), default=-1)
+    return StoredWeights.read(checkpoint, form, expected, tied, layers)
+
+
+PARTS = (
+    (nn.EMBEDDING, ("embed", "wte", "wpe", "token_embd", "position_embd")),
+    (nn.HEAD, ("lm_head", "output.", "score.", "classifier")),
+    (nn.NORM, ("norm", "ln_")),
+    (nn.ATTENTION, ("attn", "attention", "mixer", "ssm")),
+    (nn.MLP, ("mlp", "ffn", "feed_forward", "expert", "moe", "fc1", "fc2")),
+)
+"""Components, and what the names of their tensors have in them, where nothing else says; the first that fits."""
+
+
+def header_only(source: Source, dtype: DType | None) -> ParametersReport:
+    """The parameters of a checkpoint whose family is not described: what its header says, and nothing more.
+
+    Raises:
+        NotModelledError: its method of quantization is not described.
+    """
+    assert source.checkpoint is not None
+    tensors = stored_tensors(source.checkpoint, formats.read(source.config, source.where))
+    form = formats.read(source.config, source.where)
+    rows: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for tensor in tensors:
+        if tensor.parameters:
+            shape = tensor.shape if tensor.elements == tensor.parameters else (tensor.parameters,)
+            rows.setdefault((pattern(tensor.name), shape), []).append(tensor.name)
+    found = tuple(TensorRow(tuple(names), shape, _component(path)) for (path, shape), names in rows.items())
+    kind = source.config.get("model_type")
+    taken = Assumption(
+        "what the header says is the model",
+        "it has no config" if kind is None else f"the family {kind!r} is not described",
+        "components are told by the names of tensors; buffers may be counted, tied copies twice",
+    )
+    stored = StoredWeights(tensors, None if form is None else form.title, "header")
+    chosen = dtype or dtypes.get(next(iter(stored.by_dtype())))
+    return ParametersReport(source, chosen, found, (), (taken,), stored)
+
+
+def _component(path: str) -> str:
+    return next((part for part, words in PARTS if any(word in path for word in words)), OTHER)

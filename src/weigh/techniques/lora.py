@@ -6,12 +6,12 @@ casts its input up and its output down.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import BFLOAT16, FLOAT16, FLOAT32, DType
-from weigh.errors import WeighError
+from weigh.errors import InputError, NotModelledError, WeighError
 from weigh.ghost import nn, ops
 from weigh.ghost.nn import Module, name_modules
 from weigh.ghost.state import inside_unit
@@ -60,6 +60,29 @@ class Lora(Technique):
             embedding = next(m for m in model.modules() if m.role == nn.EMBEDDING)
             embedding.wrap_in(_require_gradient)
         name_modules(model)
+
+
+def of_peft(config: Mapping[str, Any]) -> Lora:
+    """The technique of an `adapter_config.json`.
+
+    >>> of_peft({"peft_type": "LORA", "r": 16, "target_modules": ["q_proj"], "lora_dropout": 0.1})
+    Lora(rank=16, targets=('q_proj',), dropout=0.1, autocast_adapter=True, input_gradients=False)
+
+    Raises:
+        InputError: the rank or the targets are missing.
+        NotModelledError: another adapter, or a setting that adds other tensors.
+    """
+    if config.get("peft_type") != "LORA":
+        raise NotModelledError(f"the adapter {config.get('peft_type')}", where="adapter_config.json: peft_type")
+    for key in ("use_dora", "modules_to_save", "rank_pattern", "layers_to_transform", "target_parameters"):
+        if config.get(key):
+            raise NotModelledError(f"an adapter with {key}", where=f"adapter_config.json: {key}")
+    if config.get("bias", "none") != "none":
+        raise NotModelledError("an adapter that trains biases", where="adapter_config.json: bias")
+    rank, targets = config.get("r"), config.get("target_modules")
+    if not isinstance(rank, int) or not isinstance(targets, list | tuple):
+        raise InputError("names no rank or no layers", where="adapter_config.json", hint="Add r and target_modules.")
+    return Lora(rank, tuple(str(t) for t in targets), float(config.get("lora_dropout") or 0.0))
 
 
 def _require_gradient(function: Callable[..., Any], *args: Any) -> Any:
