@@ -138,7 +138,7 @@ def mamba_selective_scan(
     deltaB_u = discrete_B * hidden_states.unsqueeze(3).float()
     ssm_state = ops.zeros((batch_size, intermediate_size, A.shape[-1]), input_dtype)
     scan_outputs = []
-    for _ in range(_tokens(seq_len)):
+    for _ in range(token_count(seq_len)):
         ssm_state = ops.select(discrete_A, 2) * ssm_state + ops.select(deltaB_u, 2)
         scan_output = ssm_state.to(input_dtype).matmul(ops.select(C, 1).unsqueeze(-1))
         scan_outputs.append(ops.select(scan_output, 2))
@@ -148,7 +148,7 @@ def mamba_selective_scan(
     return scan_output, ssm_state if return_last_state else None
 
 
-def _tokens(length: Size) -> int:
+def token_count(length: Size) -> int:
     """How often the loop runs. Lengths that are many numbers are halved by questions until each run has one."""
     low, high = bounds(length)
     while low < high:

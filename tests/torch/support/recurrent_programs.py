@@ -55,6 +55,33 @@ def _chunks(draw: Draw) -> Drawn:
     return pair, {"equation": equation}
 
 
+def _triangle(draw: Draw) -> Drawn:
+    batch = draw_shape(draw, 0, 2)
+    size, columns = draw(st.sampled_from((2, 4))), draw(st.sampled_from((2, 3)))
+    return [draw_input(draw, (*batch, size, n), "float32", layout=PLAIN) for n in (size, columns)], {}
+
+
+def _cast_layout(draw: Draw) -> Drawn:
+    (x,), _ = unary()(draw)
+    return [x], {"dtype": draw_float(draw)}
+
+
+def _filled(draw: Draw) -> Drawn:
+    """A zeroed tensor, one of whose slices is set to numbers of any dtype."""
+    shape = tuple(draw(st.sampled_from((2, 3, 5))) for _ in range(draw(st.integers(1, 3))))
+    x = draw_input(draw, shape, draw_float(draw), layout=PLAIN)
+    return [x], {"dim": draw(st.integers(0, len(shape))), "dtype": draw_float(draw)}
+
+
+def _run_filled(ops: Any, x: Any, dim: int, dtype: str) -> Any:
+    base = ops.zeros((*x.shape[:dim], 3, *x.shape[dim:]), ops.dtype(dtype))
+    return ops.copy_select(ops.copy_select(base, x, dim), ops.mul(x, 2.0), dim)
+
+
+program("solve a triangle", "linalg_solve_triangular", _triangle, lambda ops, a, b: ops.solve_triangular(a, b))
+program("triu", "triu", unary(2, grad=False), lambda ops, x: ops.triu(x))
+program("fill a place", "copy_.select", _filled, _run_filled)
+program("to contiguous", "_to_copy", _cast_layout, lambda ops, x, dtype: ops.to_contiguous(x, ops.dtype(dtype)))
 program("convolution", "convolution convolution_backward", _convolution, _run_convolution, (CUDA,))
 program("softplus", "softplus softplus_backward", unary(), lambda ops, x: ops.softplus(x))
 program("running sum", "cumsum.dim flip", with_dim(), lambda ops, x, dim: ops.running_sum(x, dim))
@@ -79,6 +106,8 @@ program("einsum", "bmm", _chunks, lambda ops, a, b, equation: ops.einsum(equatio
 class TorchRecurrentOps:
     """The same in real PyTorch."""
 
+    triu = staticmethod(torch.triu)
+    solve_triangular = staticmethod(lambda a, b: torch.linalg.solve_triangular(a, b, upper=False, unitriangular=True))
     softplus, einsum = map(staticmethod, (F.softplus, torch.einsum))
     running_sum = staticmethod(lambda x, dim=-1: x.cumsum(dim))
     clamp_range = staticmethod(lambda x: torch.clamp(x, min=0.0, max=float("inf")))
@@ -86,6 +115,13 @@ class TorchRecurrentOps:
     masked_fill_value = staticmethod(lambda x, mask: x.masked_fill(mask, 0))
     repeat_along = staticmethod(lambda x, dim, repeats: x.repeat_interleave(repeats, dim, output_size=x.shape[dim] * 2))
     conv1d = staticmethod(lambda x, w, bias, padding=0: F.conv1d(x, w, bias, padding=padding, groups=x.shape[1]))
+
+    to_contiguous = staticmethod(lambda x, dtype: x.to(dtype, memory_format=torch.contiguous_format))
+
+    @staticmethod
+    def copy_select(base: torch.Tensor, source: torch.Tensor, dim: int) -> torch.Tensor:
+        base.select(dim, 0).copy_(source)
+        return base
 
     @staticmethod
     def pad_dimension(x: torch.Tensor, dim: int, amount: int) -> torch.Tensor:

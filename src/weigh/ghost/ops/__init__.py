@@ -87,6 +87,7 @@ from weigh.ghost.ops.pointwise import (
     sub,
     tanh,
     to,
+    to_contiguous,
     tril,
 )
 from weigh.ghost.ops.positions import (
@@ -117,8 +118,9 @@ from weigh.ghost.ops.recurrent import (
 )
 from weigh.ghost.ops.reduction import cumsum, mean, sum, sum_to_size, vector_norm
 from weigh.ghost.ops.sampling import clamp_min, logical_or, rand_like, sampled_multiplier, scatter_value
-from weigh.ghost.ops.slices import copy_slice, new_empty
+from weigh.ghost.ops.slices import copy_select, copy_slice, new_empty
 from weigh.ghost.ops.table import TABLE, Op, apply
+from weigh.ghost.ops.triangular import solve_triangular, triu
 from weigh.ghost.ops.views import (
     cat,
     clone,
@@ -141,6 +143,10 @@ from weigh.ghost.ops.windows import greater, roll
 
 __all__ = [
     "scale_",
+    "copy_select",
+    "solve_triangular",
+    "to_contiguous",
+    "triu",
     "expm1",
     "clamp_min",
     "logical_or",

@@ -473,11 +473,13 @@ class ToCopy(Op):
     name = "aten::_to_copy"
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *, dtype: DType) -> Tensor:
+    def forward(ctx: Any, x: Tensor, *, dtype: DType, contiguous: bool = False) -> Tensor:
         from weigh.ghost.ops.creation import new_like
 
         if ctx:
             ctx.meta = x.dtype
+        if contiguous:
+            return empty(x.shape, dtype, "aten::_to_copy")
         return new_like(x, "aten::_to_copy", dtype)
 
     @staticmethod
@@ -633,6 +635,17 @@ def to(x: Tensor, dtype: DType) -> Tensor:
     if x.dtype is dtype:
         return x
     return apply(ToCopy, x, dtype=dtype)  # type: ignore[no-any-return]
+
+
+def to_contiguous(x: Tensor, dtype: DType) -> Tensor:
+    """`x.to(dtype, memory_format=torch.contiguous_format)`: itself where it has the dtype, in whatever order it lies.
+
+    (`to_will_alias` asks for the format that `x` suggests, which is contiguous unless it is an image with its channels
+    last.)
+    """
+    if x.dtype is dtype:
+        return x
+    return apply(ToCopy, x, dtype=dtype, contiguous=True)  # type: ignore[no-any-return]
 
 
 def copy_to(x: Tensor, dtype: DType) -> Tensor:

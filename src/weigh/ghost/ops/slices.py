@@ -6,7 +6,7 @@ from typing import Any
 
 from weigh.dims import Shape, Size
 from weigh.ghost.ops.creation import new_like
-from weigh.ghost.ops.pointwise import like
+from weigh.ghost.ops.pointwise import like, to
 from weigh.ghost.ops.table import Op, apply
 from weigh.ghost.tensor import Tensor, empty
 
@@ -55,6 +55,37 @@ class CopySlice(Op):
         return 0
 
 
+class CopySelect(Op):
+    """`base[..., i].copy_(source)`, cast to the dtype of `base`, which is nobody else's: the same storage.
+
+    As `CopySlice`, but that the slice has a dimension less.
+    """
+
+    name = "aten::copy_.select"
+    source = CopySlice.source
+
+    @staticmethod
+    def forward(ctx: Any, base: Tensor, source: Tensor, *, dim: int) -> Tensor:
+        if ctx:
+            ctx.meta = dim, base.strides, source.dtype
+        return base.alias()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> list[Any]:
+        dim, strides, dtype = ctx.meta
+        result = empty(grad.shape, grad.dtype, "aten::new_empty_strided", strides)
+        shape = (*grad.shape[:dim], *grad.shape[dim + 1 :])
+        grad_slice = empty(shape, grad.dtype, "aten::clone")
+        nothing = like("aten::zeros_like", grad_slice) if ctx.needs[0] else None
+        grad_source = to(grad_slice, dtype) if ctx.needs[1] else None
+        del nothing
+        return [result if ctx.needs[0] else None, grad_source]
+
+    @staticmethod
+    def flops(out: Tensor, *tensors: Any) -> Size:
+        return 0
+
+
 def new_empty(x: Tensor, shape: Shape) -> Tensor:
     """`x.new_empty(shape)`."""
     return apply(NewEmpty, x, shape=shape)  # type: ignore[no-any-return]
@@ -63,3 +94,8 @@ def new_empty(x: Tensor, shape: Shape) -> Tensor:
 def copy_slice(base: Tensor, source: Tensor, dim: int) -> Tensor:
     """`base.narrow(dim, start, length).copy_(source)`: `base` must not be used again."""
     return apply(CopySlice, base, source, dim=dim % len(base.shape))  # type: ignore[no-any-return]
+
+
+def copy_select(base: Tensor, source: Tensor, dim: int) -> Tensor:
+    """`base.select(dim, i).copy_(source)`: `base` must not be used again."""
+    return apply(CopySelect, base, source, dim=dim % len(base.shape))  # type: ignore[no-any-return]
