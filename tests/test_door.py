@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 HEAVY = ("numpy", "peft", "rich", "torch", "transformers")
-BESIDE = ("weigh.measure", "weigh.quant")  # imported inside commands only; they may need torch or numpy
+BESIDE = ("weigh.hooks", "weigh.measure", "weigh.quant")  # imported inside commands only; they may need torch or numpy
 
 LOADED = """
 import json, sys

@@ -20,6 +20,8 @@ def __getattr__(name: str) -> object:
         return getattr(import_module("weigh.api"), name)
     if name == "dtypes":
         return import_module("weigh.dtypes")
+    if name == "watch":  # not in __all__: it loads PyTorch
+        return import_module("weigh.hooks").watch
     raise AttributeError(f"module 'weigh' has no attribute {name!r}")
 
 

@@ -5,5 +5,6 @@ from weigh.api import kv as kv
 from weigh.api import model as model
 from weigh.api import params as params
 from weigh.api import train as train
+from weigh.hooks import watch as watch
 
 __version__: str

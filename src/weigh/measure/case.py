@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weigh.errors import UsageError
+from weigh.recipes.training import Training
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from weigh.measure.witness import WitnessReport
-    from weigh.recipes.training import Training
 
-MODES = {None: "none", "full": "full", "reentrant": "full"}
+MODES = {None: "none", "full": "full"}
+WORDLESS = (
+    "target", "attention_kernel", "momentum", "weight_decay", "clip", "set_to_none", "freeze", "nodes", "replicas",
+    "reshard_after_forward", "param_dtype", "reduce_dtype", "rank",
+)  # fmt: skip
+"""Settings for which the format has no word: a case that needs one would be another case."""
 
 
 def training_case(
@@ -29,7 +34,16 @@ def training_case(
     """The case of one training. Keys and words are those of the published measured cases.
 
     `measured` has `max_allocated` and whatever else was counted, in bytes; `device` a name, a count and its memory.
+
+    Raises:
+        UsageError: the run has a setting for which the format has no word.
     """
+    plain = Training()
+    odd = [name for name in WORDLESS if getattr(recipe, name) != getattr(plain, name)]
+    odd += [] if recipe.checkpointing in MODES else ["checkpointing"]
+    if odd:
+        value = getattr(recipe, odd[0])
+        raise UsageError(f"a case cannot say {value!r}", where=odd[0], hint="Save a run without it.")
     r, mesh = recipe, recipe.mesh
     autocast = None if r.autocast is None else r.autocast.name
     return {

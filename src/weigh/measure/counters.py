@@ -19,7 +19,8 @@ PREFIX = "weigh phase "
 class Profiled(Watcher):
     """The CPU allocator's level, phase by phase, while it is entered.
 
-    From the start: the death of what was born before the profile is not recorded.
+    From the start: the death of what was born before the profile is not recorded. Nor is what dies on another thread,
+    as the buffers of collectives do; so several processes are not profiled.
     """
 
     def __init__(self) -> None:

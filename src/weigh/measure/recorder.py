@@ -26,6 +26,7 @@ from weigh.trace.events import (
     BACKWARD,
     BUFFER,
     CLIP,
+    COMMUNICATION,
     DECODE,
     FORWARD,
     GRADIENT,
@@ -86,6 +87,7 @@ class Recorder(TorchDispatchMode, Watcher):
         self._modules = _Modules()
         self._last: int | None = None
         self._paused = 0
+        self._communicating = 0
         self._fake_mode: Any = None
 
     # -- what the loop tells
@@ -148,9 +150,7 @@ class Recorder(TorchDispatchMode, Watcher):
         else:
             result = func(*args, **(kwargs or {}))
         self._count(func)
-        mode = active_fake_mode()
-        self._fake_mode = self._fake_mode or mode
-        if not self._paused and mode is self._fake_mode:
+        if not self._paused and active_fake_mode() is self._fake_mode:
             for leaf in tree_leaves(result):
                 if isinstance(leaf, torch.Tensor):
                     for local in local_tensors(leaf):
@@ -186,7 +186,9 @@ class Recorder(TorchDispatchMode, Watcher):
         path, again = self._modules.current()
         purpose = DEFAULT_PURPOSE[self._phase]
         if op == "resize_":
-            purpose = UNSHARDED  # FSDP fills the gathered parameters of a unit again
+            purpose = UNSHARDED
+        elif self._communicating:
+            purpose = COMMUNICATION
         elif again:
             purpose = ACTIVATION  # checkpointing runs a part of the forward pass again
         num_bytes = storage.nbytes()
@@ -207,12 +209,17 @@ class Recorder(TorchDispatchMode, Watcher):
 
     # -- what is not dispatched
     def __enter__(self) -> Any:
+        self._fake_mode = active_fake_mode()
         self._restore: list[Callable[[], None]] = []
         self._replace(torch.UntypedStorage, "resize_", self._resize)
         self._replace(torch.nn.Module, "__call__", self._modules.call)
         if "torch.distributed.tensor._sharding_prop" in sys.modules:
             propagator = sys.modules["torch.distributed.tensor._sharding_prop"].ShardingPropagator
             self._replace(propagator, "_propagate_tensor_meta_non_cached", self._propagate)
+        if "torch.distributed.fsdp._fully_shard._fsdp_param_group" in sys.modules:
+            groups = sys.modules["torch.distributed.fsdp._fully_shard._fsdp_param_group"]
+            self._replace(groups, "foreach_all_gather", self._communicate)
+            self._replace(groups, "foreach_reduce", self._communicate)
         return super().__enter__()
 
     def __exit__(self, *exception: Any) -> Any:
@@ -235,6 +242,7 @@ class Recorder(TorchDispatchMode, Watcher):
             return result
         number = self._storages.get(key)
         if number is not None and storage.nbytes() != self.allocations[number - 1].num_bytes:
+            self.allocations[number - 1].purpose = UNSHARDED  # what FSDP empties, it will fill again
             self._death(key, number)
             self._emptied[key] = weakref.ref(storage, lambda _: self._emptied.pop(key, None))
         if storage.nbytes() and key not in self._storages:
@@ -249,6 +257,14 @@ class Recorder(TorchDispatchMode, Watcher):
             return original(*args, **kwargs)
         finally:
             self._paused -= 1
+
+    def _communicate(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """What FSDP allocates to gather or to reduce."""
+        self._communicating += 1
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self._communicating -= 1
 
     def check_sizes(self) -> None:
         """That no storage changed its size unseen."""

@@ -72,12 +72,14 @@ class WitnessReport(RunReport):
         """On what it ran."""
         if self.job.tensors == FAKE:
             return "traced on fake CUDA tensors" if self.job.device == "cuda" else "traced on fake CPU tensors"
-        return "measured on the CPU" if self.job.device == "cpu" else f"measured on {self.counted[0].device_name}"
+        if self.job.device == "cpu":
+            return f"measured on the CPU in {self.job.world} processes" if self.job.world > 1 else "measured on the CPU"
+        return f"measured on {self.counted[0].device_name}"
 
     @property
     def measured_peak(self) -> int:
         """The figure to believe: what the allocator counted where something was real, else what the trace shows."""
-        peaks = [row["peak"] for answer in self.counted for row in answer.peaks]
+        peaks = [row["peak"] for answer in self.counted for row in answer.peaks if row["phase"] != LOAD]
         return max(peaks) if peaks else self.memory.peak
 
     # -- the prediction
@@ -95,6 +97,8 @@ class WitnessReport(RunReport):
         if self.job.config is None:
             return NotModelledError("a function's model", hint="Only configs are predicted.")
         recipe = replace(self.run.recipe, traced=traced)
+        if isinstance(recipe, Training) and recipe.shard is None and recipe.mesh.data > 1:
+            return NotModelledError("DDP")
         try:
             if isinstance(recipe, Training):
                 return training.run(self.job.config, recipe).trace
@@ -272,8 +276,9 @@ def measure(
 ) -> WitnessReport:
     """Run a model for real, twice: once with nothing but the allocator counting, once recorded.
 
-    On the CPU PyTorch's profiler counts, on a GPU its counters do; `snapshot` is a file for CUDA's own record. Where
-    `kernels` is not given, the GPU is taken if there is one. A mesh of several devices starts as many processes.
+    On the CPU PyTorch's profiler counts (not with several processes), on a GPU its counters do; `snapshot` is a file
+    for CUDA's own record. Where `kernels` is not given, the GPU is taken if there is one. A mesh of several devices
+    starts as many processes.
 
     Raises:
         InputError: PyTorch is missing, the model cannot be run, or a process died.
@@ -291,7 +296,8 @@ def measure(
         ask: Callable[[Job], list[Answer]] = (
             (lambda j: run_ranks(j, timeout)) if job.world > 1 else (lambda j: [process.ask(j)])
         )
-        counted = ask(replace(job, profiled=True, snapshot=snapshot))
+        alone = job.world == 1 or job.device == "cuda"  # see `weigh.measure.counters.Profiled`
+        counted = ask(replace(job, profiled=True, snapshot=snapshot)) if alone else []
         job = replace(job, output=f"{folder}/run.trace")
         answers = ask(job)
         files = sorted(Path(folder).iterdir())
@@ -355,7 +361,7 @@ def _report(
     opaque: tuple[Assumption, ...] = ()
     return WitnessReport(
         source,
-        Recorded(recipe, traces[0]),
+        Recorded(recipe, settled(traces[0])),
         _parts(source),
         None,
         opaque,
@@ -364,6 +370,16 @@ def _report(
         tuple(counted),
         tuple(traces[1:]),
     )
+
+
+def settled(trace: Trace) -> Trace:
+    """A trace without what was born and died while the model was made, which depends on from where it is loaded."""
+    bound = next((m.event for m in trace.marks if m.phase != LOAD), 0)
+    dead = {-event for event in trace.events[:bound] if event < 0}
+    kept = [event for event in trace.events[:bound] if abs(event) not in dead]
+    shift = bound - len(kept)
+    marks = [replace(m, event=max(0, m.event - shift) if m.phase != LOAD else 0) for m in trace.marks]
+    return Trace(trace.allocations, [*kept, *trace.events[bound:]], marks)
 
 
 def save_trace(report: WitnessReport, path: str) -> None:

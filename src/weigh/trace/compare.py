@@ -87,8 +87,9 @@ def compare(
 ) -> Comparison:
     """Lay two traces beside each other. Plain sizes only.
 
-    Events are alike where the change in bytes is the same, and the module's path too where both have one: a snapshot
-    of a real run knows no modules. Deaths that follow each other have no order.
+    Events are alike where the change in bytes is the same, and one's path leads to the other's: a snapshot of a real
+    run knows no modules, and who records a parameter may know only its module. Deaths that follow each other have no
+    order.
 
     `by` names further divisions of the peak. Without `loading` the two may load the model each in its own way: they
     part only after that.
@@ -153,7 +154,7 @@ def _parting(a: Trace, b: Trace, start_a: int, start_b: int) -> Parting | None:
     pairs = zip_longest(_settled(a, start_a), _settled(b, start_b), fillvalue=0)
     for number, (x, y) in enumerate(pairs, start_a):
         left, right = _happening(a, x), _happening(b, y)
-        if left[0] != right[0] or (left[1] and right[1] and left[1] != right[1]):
+        if left[0] != right[0] or not (left[1].startswith(right[1]) or right[1].startswith(left[1])):
             phase = [m for m in a.marks if m.event <= number][-1] if a.marks else None
             where = f"{phase.phase} {phase.round}" if phase else "no phase"
             return Parting(number, where, left[2], right[2])

@@ -49,7 +49,12 @@ def _training_case(row: Mapping[str, Any], config: Mapping[str, Any], where: str
 
 
 def _device(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The compute capability, where the catalogue has a device of that name ("H100 96GB HBM2e" is an H100)."""
+    """The CPU's kernels, or the compute capability, where the catalogue has a device of that name.
+
+    "H100 96GB HBM2e" is an H100.
+    """
+    if (row.get("device") or {}).get("name") == "cpu":
+        return {"kernels": "cpu"}
     words = str((row.get("device") or {}).get("name")).lower().replace("-", " ").split()
     for device in all_devices():
         if device.name.removeprefix("rtx-").split("-")[0] in words and device.compute_capability is not None:

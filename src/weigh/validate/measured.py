@@ -17,6 +17,7 @@ class Measured:
     def __init__(self, run: TrainingRun, outside: int) -> None:
         self.trace = run.trace
         self.outside = outside
+        self.on_cpu = run.recipe.device == "cpu"
 
     @cached_property
     def replayed(self) -> Replay:
@@ -25,7 +26,9 @@ class Measured:
 
     @property
     def max_allocated(self) -> int:
-        """torch.cuda.max_memory_allocated() over the run."""
+        """torch.cuda.max_memory_allocated() over the run; on the CPU, what its allocator was asked for."""
+        if self.on_cpu:
+            return max(int(p.peak) for p in phase_peaks(self.trace) if p.mark.phase != LOAD)  # type: ignore[arg-type]
         return self.replayed.allocated
 
     @property
@@ -46,7 +49,7 @@ class Measured:
     @property
     def allocated_after_step(self) -> int:
         """torch.cuda.memory_allocated() after the last step."""
-        return int(phase_peaks(self.trace, True)[-1].after)  # type: ignore[arg-type]
+        return int(phase_peaks(self.trace, not self.on_cpu)[-1].after)  # type: ignore[arg-type]
 
     @property
     def allocated_after_first_step(self) -> int:
