@@ -70,8 +70,26 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi": ("sdpa", {"model_type": "phi", "intermediate_size": 256, "num_key_value_heads": 2} | WIDE),
 }
 """Families that are no relatives of Llama, with the attention implementation that they have."""
+TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+CLIP = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+VIT = {"embed_dim": 32, "hidden_size": 256, "depth": 2, "num_heads": 2}
+SIGLIP = CLIP | {"image_size": 32, "patch_size": 8}
+SECTIONS = {"rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}}
+PAIRS = {"rope_scaling": {"rope_type": "default", "mrope_section": [6, 5, 5]}, "head_dim": 32}
+SEEING: dict[str, dict[str, Any]] = {
+    "gemma3": {"vision_config": SIGLIP, "text_config": WINDOWS | TOKENS, "mm_tokens_per_image": 4},
+    "llava": {"vision_config": CLIP | {"model_type": "clip_vision_model"}, "text_config": LLAMA | TOKENS},
+    "qwen2_vl": {"vision_config": VIT, "text_config": LLAMA | TOKENS | SECTIONS | {"model_type": "qwen2_vl_text"}},
+    "qwen3_vl": {
+        "vision_config": {"hidden_size": 32, "depth": 2, "num_heads": 2, "out_hidden_size": 256},
+        "text_config": LLAMA | TOKENS | PAIRS | {"model_type": "qwen3_vl_text"},
+    },
+}
+"""Models that see, which generate from text alone here."""
 STATIC = {"cache_implementation": "static", "disable_compile": True}
 
+THREE_TOKENS = 24
+"""The same of the tokens at which a text begins and ends."""
 PAD_TOKEN = 8
 """`generate` keeps the id of the pad token as a tensor."""
 BEAM_TENSORS = 300
@@ -133,6 +151,24 @@ CASES |= {
     for name, (attention, config) in OTHERS.items()
     if name != "falcon-alibi"  # with which upstream fails
 }
+CASES |= {
+    f"greedy-{name}": (job({"model_type": name} | config, 2, 300, 6, "bf16"), {}, THREE_TOKENS)
+    for name, config in SEEING.items()
+}
+CASES |= {
+    f"static-{name}": (
+        job({"model_type": name} | config, 2, 300, 6, "bf16", options=STATIC),
+        {"cache": "static"},
+        THREE_TOKENS,
+    )
+    for name, config in SEEING.items()
+    if name in ("gemma3", "qwen2_vl")
+}
+CASES["beams-qwen2_vl"] = (
+    job({"model_type": "qwen2_vl"} | SEEING["qwen2_vl"], 2, 300, 6, "bf16", options={"num_beams": 4}),
+    {"beams": 4},
+    BEAM_TENSORS,
+)
 """A job, the same as a recipe, and how many bytes of small integer tensors the two may differ by."""
 
 

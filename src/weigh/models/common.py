@@ -79,6 +79,10 @@ class CausalModel(Module):
         """
         raise NotModelledError(f"the cache of {type(self).__name__}")
 
+    def prepare_positions(self, positions: Tensor) -> Tensor:
+        """What `generate` makes of the tokens' positions (batch, length) before it first calls the model."""
+        return positions
+
     def forward(
         self,
         input_ids: Tensor,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from weigh.dtypes import DType
+from weigh.dtypes import INT64, DType
 from weigh.ghost import nn, ops
 from weigh.ghost.state import no_grad
 from weigh.ghost.tensor import Tensor
@@ -118,7 +118,11 @@ def flat_text(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 class QwenVLGeneration(ConditionalGeneration):
-    positions_of_pictures = True
+    def prepare_positions(self, positions: Tensor) -> Tensor:
+        """The text's and three more (4, batch, length); how far pictures moved them stays with the model."""
+        vision_positions = positions.unsqueeze(0).expand(3, *positions.shape)
+        self.rope_deltas = ops.zeros((positions.shape[0], 1), INT64)
+        return ops.cat([positions.unsqueeze(0), vision_positions], 0)
 
 
 def qwen_vl(text: Any, tower: Tower, dtype: DType) -> CausalModel:

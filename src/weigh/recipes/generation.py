@@ -189,25 +189,26 @@ class _Inputs:
     The caller's mask of ones makes the positions; then `generate` drops it, so that the model sees none.
     """
 
-    def __init__(self, input_ids: Tensor, copies: int, takes_positions: bool) -> None:
+    def __init__(self, model: CausalModel, input_ids: Tensor, copies: int) -> None:
         self.attention_mask = ops.ones(input_ids.shape, INT64)
         self.positions: Tensor | None = None
-        if takes_positions:
+        if model.takes_positions:
             counted = ops.cumsum(self.attention_mask)
             self.positions = counted - 1
             del counted
+            self.positions = model.prepare_positions(self.positions)
         self.input_ids = input_ids
         if copies > 1:
             self.input_ids = ops.repeat_interleave(self.input_ids, copies)
         if copies > 1 and self.positions is not None:
-            self.positions = ops.repeat_interleave(self.positions, copies)
+            self.positions = ops.repeat_interleave(self.positions, copies, self.positions.ndim - 2)
 
     def call(self, model: CausalModel, cache: Cache, keep: int, new: Size | None = None) -> CausalOutput:
         """Run the model on the last `new` tokens, or on all of them (`prepare_inputs_for_generation`)."""
         ids, positions = self.input_ids, self.positions
         if new is not None:
             ids = ids.narrow(1, new)
-            positions = ops.clone_contiguous(positions.narrow(1, new)) if positions is not None else None
+            positions = ops.clone_contiguous(positions.narrow(-1, new)) if positions is not None else None
         ids = ops.clone_contiguous(ids)
         out: CausalOutput = model(ids, None, cache, keep, None, positions)
         return out
@@ -216,7 +217,7 @@ class _Inputs:
         """The position of one more token (`_update_model_kwargs_for_generation`)."""
         if self.positions is None:
             return
-        following = ops.arange(1).view(1, 1) + self.positions.narrow(1, 1)
+        following = ops.arange(1).view(*(1,) * self.positions.ndim) + self.positions.narrow(-1, 1)
         following = following + 1
         self.positions = ops.cat([self.positions, following], -1)
 
@@ -224,7 +225,7 @@ class _Inputs:
 def _greedy(model: CausalModel, recipe: Generation, ledger: Ledger, input_ids: Tensor) -> Any:
     """`_sample` without sampling: the last logits are copied to fp32, the best token is appended."""
     ledger.mark(PREFILL, 0)
-    inputs = _Inputs(input_ids, recipe.returned, model.takes_positions)
+    inputs = _Inputs(model, input_ids, recipe.returned)
     unfinished = ops.ones((inputs.input_ids.shape[0],), INT64)
     cache = _new_cache(recipe)
     outputs = inputs.call(model, cache, recipe.logits_to_keep)
@@ -247,7 +248,7 @@ def _beam_search(model: CausalModel, recipe: Generation, ledger: Ledger, input_i
     ledger.mark(PREFILL, 0)
     batch, beams = recipe.batch, recipe.beams
     kept = 2 * beams
-    inputs = _Inputs(input_ids, beams, model.takes_positions)
+    inputs = _Inputs(model, input_ids, beams)
     length = recipe.prompt + recipe.new_tokens
     running_sequences = ops.full((batch, beams, length), INT64)
     sequences = ops.clone(running_sequences)

@@ -50,13 +50,12 @@ class Counter(TorchDispatchMode):
 
 
 def build(config: dict[str, Any], dtype: str, attention: str) -> torch.nn.Module:
-    settings = {k: v for k, v in config.items() if k != "model_type"}
-    made = transformers.CONFIG_MAPPING[config["model_type"]](
-        **settings, bos_token_id=None, eos_token_id=None, pad_token_id=0
-    )
+    kind = transformers.AutoModelForImageTextToText if "text_config" in config else transformers.AutoModelForCausalLM
+    tokens = {} if "text_config" in config else {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    made = transformers.CONFIG_MAPPING[config["model_type"]](**config | tokens)
     torch.set_default_dtype(DTYPES[dtype])
     try:
-        return transformers.AutoModelForCausalLM.from_config(made, attn_implementation=attention).eval()
+        return kind.from_config(made, attn_implementation=attention).eval()
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -75,7 +74,8 @@ def peak(job: dict[str, Any]) -> int:
         draft.generation_config.num_assistant_tokens_schedule = "constant"
         options["assistant_model"] = draft
         models.append(draft)
-    ids = torch.randint(1, job["config"]["vocab_size"], (job["batch"], job["prompt"]))
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(3, vocabulary - 3, (job["batch"], job["prompt"]))
     known = [ids, *(t for m in models for t in (*m.parameters(), *m.buffers()))]
     with torch.no_grad(), Counter(known) as counter:
         model.generate(

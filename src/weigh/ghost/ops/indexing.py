@@ -90,14 +90,15 @@ class IndexSelect(Op):
 
 
 class RepeatInterleave(Op):
-    """`x.repeat_interleave(n, dim=0)`."""
+    """`x.repeat_interleave(n, dim)`."""
 
     name = "aten::repeat_interleave"
     differentiable = 0
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *, repeats: int) -> Tensor:
-        return empty((x.shape[0] * repeats, *x.shape[1:]), x.dtype, "aten::repeat_interleave")
+    def forward(ctx: Any, x: Tensor, *, repeats: int, dim: int) -> Tensor:
+        shape = (*x.shape[:dim], x.shape[dim] * repeats, *x.shape[dim + 1 :])
+        return empty(shape, x.dtype, "aten::repeat_interleave")
 
     @staticmethod
     def flops(out: Tensor, *tensors: Any) -> Size:
@@ -165,9 +166,9 @@ def index_select(x: Tensor, index: Tensor) -> Tensor:
     return apply(IndexSelect, x, index)  # type: ignore[no-any-return]
 
 
-def repeat_interleave(x: Tensor, repeats: int) -> Tensor:
-    """`x.repeat_interleave(repeats, dim=0)`."""
-    return apply(RepeatInterleave, x, repeats=repeats)  # type: ignore[no-any-return]
+def repeat_interleave(x: Tensor, repeats: int, dim: int = 0) -> Tensor:
+    """`x.repeat_interleave(repeats, dim)`."""
+    return apply(RepeatInterleave, x, repeats=repeats, dim=dim)  # type: ignore[no-any-return]
 
 
 def gather(x: Tensor, index: Tensor, shape: Shape) -> Tensor:
