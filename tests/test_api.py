@@ -92,7 +92,7 @@ def test_an_assistant_is_a_model() -> None:
 
 
 def test_quantized_configs_are_weighed_with_a_warning() -> None:
-    report = weigh.params({**TINY, "quantization_config": {"quant_method": "gptq"}})
+    report = weigh.params({**TINY, "quantization_config": {"quant_method": "aqlm"}})
     assert any("not quantized" in a.what for a in report.assumptions)
 
 

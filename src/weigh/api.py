@@ -53,6 +53,14 @@ def model(source: Any) -> Source:
 
 
 def _checked(found: Source) -> Source:
+    """The same, if its config is one of a family that is known.
+
+    Raises:
+        InputError: it lacks a size, or there is no config.
+    """
+    if found.is_bare:
+        hint = "Put its config.json beside it; `weigh params` counts its tensors without."
+        raise InputError("has no config beside it that says what model it is", where=found.where, hint=hint)
     if found.bundled_revision is None:
         from weigh.models.check import check
 
@@ -109,7 +117,7 @@ def params(source: Any, dtype: str | DType | None = None, lora: Any = None) -> P
     Raises:
         InputError: the model cannot be read, or a live module's tensors are not those of its config.
     """
-    from weigh.report.defaults import own_dtype
+    from weigh.report.defaults import own_dtype, unread_keys
     from weigh.report.parameters import ParametersReport
     from weigh.report.stored import as_stored, header_only
 
@@ -122,6 +130,7 @@ def params(source: Any, dtype: str | DType | None = None, lora: Any = None) -> P
     adapter = found.adapter if lora is None else lora
     if adapter is not None:
         _adapt(built, adapter)
+    taken += unread_keys(found, built.unread)
     report = ParametersReport.of(found, built, chosen, (*assumptions, *taken), stored)
     if found.shapes is not None:
         _compare(found.shapes, report.tensors(), found.where)

@@ -18,7 +18,9 @@ config has 29,184 parameters, 114.00 KiB in fp32
 
   tied, counted once: lm_head.weight is transformer.wte.weight
   2 layers of 12,704 each; 25.47 K without embeddings
-  in bf16 57.00 KiB, int8 28.50 KiB, nf4 14.25 KiB"""
+  in bf16 57.00 KiB, int8 28.50 KiB, nf4 14.25 KiB
+
+Assumed (--explain says why): parameters in fp32."""
 
 BY_LAYER = """\
 config has 29,184 parameters, 114.00 KiB in fp32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from weigh.formats.base import Stored
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from weigh.dtypes import DType
     from weigh.formats.base import Format
     from weigh.sources.checkpoint import Checkpoint, StoredTensor
 
@@ -20,13 +22,36 @@ BUFFERS = (
 )  # fmt: skip
 """How the names of tensors end that models make for themselves when they are loaded (`_keys_to_ignore_on_load`)."""
 SHOWN = 4
+_NUMBER = re.compile(r"(?<![^.])[0-9]+(?![^.])")
 
 
 def stored_tensors(checkpoint: Checkpoint, form: Format | None) -> tuple[Stored, ...]:
-    """Every tensor of a checkpoint, with the number of parameters that it stands for."""
+    """Every tensor of a checkpoint, with the number of parameters that it stands for.
+
+    Without those that lie in another one's bytes (tied weights in PyTorch's files).
+    """
+    spelled = {name: dtypes.get(name) for name in checkpoint.bytes_by_dtype()}
     return tuple(
-        Stored(t.name, t.shape, dtypes.get(t.dtype), parameters_in(t, form)) for t in checkpoint.tensors.values()
+        Stored(t.name, t.shape, spelled[t.dtype], parameters_in(t, form))
+        for t in checkpoint.tensors.values()
+        if t.num_bytes or not all(t.shape)
     )
+
+
+def grouped(tensors: Iterable[Stored]) -> tuple[Stored, ...]:
+    """Those of one shape, dtype and meaning together: a checkpoint has tens of thousands of tensors of a few kinds.
+
+    >>> from weigh.dtypes import BFLOAT16
+    >>> grouped([Stored("a", (2,), BFLOAT16, 2), Stored("b", (2,), BFLOAT16, 2)])
+    (Stored(name='a', shape=(2,), dtype=<DType bf16>, parameters=2, count=2),)
+    """
+    names: dict[tuple[tuple[int, ...], DType, int], str] = {}
+    counts: Counter[tuple[tuple[int, ...], DType, int]] = Counter()
+    for tensor in tensors:
+        key = (tensor.shape, tensor.dtype, tensor.parameters)
+        names.setdefault(key, tensor.name)
+        counts[key] += tensor.count
+    return tuple(Stored(name, *key, counts[key]) for key, name in names.items())
 
 
 def parameters_in(tensor: StoredTensor, form: Format | None) -> int:
@@ -71,7 +96,8 @@ def _kind(tensor: Stored, tied: set[str], layers: int) -> str:
 
 
 def _layer(name: str) -> int | None:
-    return next((int(part) for part in name.split(".") if part.isdecimal()), None)
+    found = _NUMBER.search(name)
+    return None if found is None else int(found[0])
 
 
 def _by_layer(stored: Iterable[Stored], expected: Mapping[str, int]) -> list[str]:

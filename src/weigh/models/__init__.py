@@ -208,7 +208,8 @@ def build(config: Mapping[str, Any], dtype: DType, where: str = "config", to_run
         NotModelledError: the config names a class whose tensors are not described, or, `to_run`, one that does not run.
     """
     from weigh.ghost.nn import name_modules
-    from weigh.models.config import COUNTED, take_unmodelled
+    from weigh.models.config import COUNTED, Watched, take_read, take_unmodelled
+    from weigh.models.unread import unread
 
     model_type = config.get("model_type")
     if model_type is None:
@@ -216,8 +217,10 @@ def build(config: Mapping[str, Any], dtype: DType, where: str = "config", to_run
     if model_type not in FAMILIES:
         raise UnknownNameError("model_type", str(model_type), FAMILIES, where=where)
     take_unmodelled()
-    model: CausalModel = import_module(FAMILIES[model_type]).build(config, dtype, where)
+    take_read()
+    model: CausalModel = import_module(FAMILIES[model_type]).build(Watched(config), dtype, where)
     model.unmodelled = take_unmodelled()
+    model.unread = unread(config, take_read())
     if not model.runs:
         model.unmodelled += (NotModelledError(f"a run of {model.name}", where=where, hint=COUNTED),)
     if to_run and model.unmodelled:

@@ -60,6 +60,8 @@ class CausalModel(Module):
     """Linear layers of a block that tensor parallelism cuts, "colwise" or "rowwise"; none where nobody said."""
     unmodelled: tuple[NotModelledError, ...] = ()
     """Why it can be counted but not run."""
+    unread: tuple[str, ...] = ()
+    """Keys of its config that may mean something and that the family does not read (`weigh.models.unread`)."""
 
     @property
     def name(self) -> str:

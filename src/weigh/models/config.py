@@ -73,7 +73,7 @@ class FamilyConfig:
     @classmethod
     def read(cls, config: Mapping[str, Any], where: str = "config") -> Self:
         """From a `config.json`. Raises `InputError` for values that cannot be."""
-        keys = Keys({cls.aliases.get(key, key): value for key, value in config.items()}, where)
+        keys = Keys(config, where, cls.aliases)
         found = keys.fields(cls)
         cls.settle(keys, found)
         return keys.make(cls, found)
@@ -83,6 +83,33 @@ class FamilyConfig:
         """What upstream works out and forbids, for values `found`."""
 
 
+_read: set[str] = set()
+
+
+class Watched(dict[str, Any]):
+    """A config that notes which of its keys are asked for, so that the others can be named (`take_read`)."""
+
+    def __getitem__(self, key: str) -> Any:
+        _read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """As a dict's."""
+        _read.add(key)
+        return super().get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        _read.add(str(key))
+        return super().__contains__(key)
+
+
+def take_read() -> frozenset[str]:
+    """The keys that were asked for since the last call, of whatever config."""
+    found = frozenset(_read)
+    _read.clear()
+    return found
+
+
 COUNTED = "Its parameters and its cache are known all the same: ask `weigh params` or `weigh kv`."
 """What to do with a model whose run is not modelled."""
 
@@ -90,8 +117,12 @@ COUNTED = "Its parameters and its cache are known all the same: ask `weigh param
 class Keys:
     """Typed access to a config's keys, with upstream's aliases and defaults."""
 
-    def __init__(self, config: Mapping[str, Any], where: str = "config") -> None:
-        self.config = config
+    def __init__(
+        self, config: Mapping[str, Any], where: str = "config", aliases: Mapping[str, str] | None = None
+    ) -> None:
+        aliases = aliases or {}
+        self.config: Mapping[str, Any] = Watched({aliases.get(key, key): value for key, value in config.items()})
+        _read.update(aliases)
         self.where = where
         self.assumed: dict[str, Any] = {}
         """The keys that were absent, with the upstream default taken for each."""

@@ -100,7 +100,7 @@ class DecoderConfig:
     @classmethod
     def read(cls, config: Mapping[str, Any], where: str = "config") -> Self:
         """From a `config.json`. Raises `InputError` for values that cannot be."""
-        keys = Keys({cls.aliases.get(key, key): value for key, value in config.items()}, where)
+        keys = Keys(config, where, cls.aliases)
         found = keys.fields(cls)
         cls.settle(keys, found)
         return keys.make(cls, found)

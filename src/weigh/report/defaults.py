@@ -77,6 +77,15 @@ def own_dtype(source: Source) -> tuple[DType, list[Assumption]]:
     ]
 
 
+def unread_keys(source: Source, keys: tuple[str, ...]) -> list[Assumption]:
+    """That keys of a config mean nothing which its family does not read."""
+    if not keys:
+        return []
+    what = f"{', '.join(keys)} of the config {'mean' if len(keys) > 1 else 'means'} nothing"
+    why = f"the family {source.config['model_type']!r} does not read such keys as transformers has it"
+    return [Assumption(what, why, "if other code does, the model's tensors can be others than these")]
+
+
 def cache_context(source: Source) -> tuple[int, Assumption]:
     """How many tokens a cache is weighed for where nobody says: the longest that the model is made for."""
     longest = _context(source)

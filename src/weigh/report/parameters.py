@@ -12,7 +12,7 @@ from weigh.ghost import nn
 from weigh.report.assumption import EXACT, Assumption
 from weigh.report.header import header
 from weigh.report.parts import COMPONENTS, OTHER, Parts, layer, pattern
-from weigh.report.text import PLAIN, Style, bar, share, table
+from weigh.report.text import PLAIN, Style, bar, share, table, wrap
 from weigh.units import format_bytes, format_count
 
 if TYPE_CHECKING:
@@ -211,6 +211,9 @@ class ParametersReport:
             from weigh.report.explain import explain_parameters
 
             lines += ["", *explain_parameters(self, style)]
+        elif by == "component" and self.assumptions:
+            taken = "; ".join(a.what for a in self.assumptions)
+            lines += ["", *(style.dim(line) for line in wrap(f"Assumed (--explain says why): {taken}.", style.width))]
         return "\n".join(lines)
 
     def _weight(self) -> str:

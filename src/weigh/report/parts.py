@@ -5,6 +5,7 @@ Blocks of a stack are alike, so parts are looked up by pattern: `transformer.h.3
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from weigh.ghost import nn
@@ -31,6 +32,7 @@ COMPONENTS = (
 )
 """In the order in which a step meets them."""
 
+_NUMBER = re.compile(r"(?<![^.])[0-9]+(?![^.])")  # between points; a checkpoint has tens of thousands of names
 _LABELS = {nn.BLOCK: RESIDUAL}
 
 
@@ -40,7 +42,7 @@ def pattern(path: str) -> str:
     >>> pattern("model.layers.3.mlp.up_proj")
     'model.layers.*.mlp.up_proj'
     """
-    return ".".join("*" if part.isdecimal() else part for part in path.split("."))
+    return _NUMBER.sub("*", path)
 
 
 def layer(path: str) -> int | None:
@@ -49,7 +51,8 @@ def layer(path: str) -> int | None:
     >>> layer("model.layers.3.mlp.up_proj"), layer("lm_head")
     (3, None)
     """
-    return next((int(part) for part in path.split(".") if part.isdecimal()), None)
+    found = _NUMBER.search(path)
+    return None if found is None else int(found[0])
 
 
 class Parts:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from weigh import dtypes, formats
 from weigh.errors import NotModelledError
-from weigh.formats.header import differences, stored_tensors
+from weigh.formats.header import differences, grouped, stored_tensors
 from weigh.formats.prediction import predict
 from weigh.ghost import nn
 from weigh.report.assumption import EXACT, Assumption
@@ -33,7 +33,7 @@ class StoredWeights:
     """The tensors of a checkpoint."""
 
     tensors: tuple[Stored, ...]
-    """Alike ones together where they were predicted."""
+    """Alike ones together."""
     title: str | None
     """The method of quantization, in a few words; None without one."""
     basis: str
@@ -58,7 +58,7 @@ class StoredWeights:
         """As a header says, beside the parameters that the config implies, by name."""
         tensors = stored_tensors(checkpoint, form)
         title = None if form is None else form.title
-        return cls(tensors, title, "header", differences(tensors, expected, tied, layers))
+        return cls(grouped(tensors), title, "header", differences(tensors, expected, tied, layers))
 
     @property
     def num_bytes(self) -> int:
@@ -162,8 +162,8 @@ def header_only(source: Source, dtype: DType | None) -> ParametersReport:
         NotModelledError: its method of quantization is not described.
     """
     assert source.checkpoint is not None
-    tensors = stored_tensors(source.checkpoint, formats.read(source.config, source.where))
     form = formats.read(source.config, source.where)
+    tensors = stored_tensors(source.checkpoint, form)
     rows: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for tensor in tensors:
         if tensor.parameters:
@@ -176,7 +176,7 @@ def header_only(source: Source, dtype: DType | None) -> ParametersReport:
         "it has no config" if kind is None else f"the family {kind!r} is not described",
         "components are told by the names of tensors; buffers may be counted, tied copies twice",
     )
-    stored = StoredWeights(tensors, None if form is None else form.title, "header")
+    stored = StoredWeights(grouped(tensors), None if form is None else form.title, "header")
     chosen = dtype or dtypes.get(next(iter(stored.by_dtype())))
     return ParametersReport(source, chosen, found, (), (taken,), stored)
 

@@ -41,6 +41,9 @@ class StoredTensor(NamedTuple):
         return product
 
 
+_FLOATS = frozenset("f16 bf16 f32 f64 float16 bfloat16 float32 float64".split())
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Checkpoint:
     """The tensors of a checkpoint, whatever its format.
@@ -73,6 +76,16 @@ class Checkpoint:
         for t in self.tensors.values():
             found[t.dtype] = found.get(t.dtype, 0) + t.num_bytes
         return found
+
+    @property
+    def float_dtype(self) -> str | None:
+        """The plain float that most bytes are in; None where the weights are in packed or block formats alone.
+
+        >>> Checkpoint({"w": StoredTensor("w", (2,), "BF16", 4, "f")}, "gguf").float_dtype
+        'BF16'
+        """
+        found = {name: size for name, size in self.bytes_by_dtype().items() if name.lower() in _FLOATS}
+        return max(found, key=found.__getitem__, default=None)
 
     def __repr__(self) -> str:
         return f"<{self.where}: {self.format}, {len(self.tensors):,} tensors, {self.num_bytes:,} bytes>"

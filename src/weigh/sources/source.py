@@ -37,9 +37,16 @@ class Source:
     """The header of the adapter's own weights."""
 
     @property
+    def is_bare(self) -> bool:
+        """Whether there is a checkpoint and nothing that says of what model."""
+        return not self.config and self.checkpoint is not None
+
+    @property
     def dtype(self) -> str | None:
         """The dtype in which the model is published or held, as it spells it; None where nothing says."""
         found = self.stored_dtype or self.config.get("dtype") or self.config.get("torch_dtype")
+        if found is None and self.checkpoint is not None:
+            found = self.checkpoint.float_dtype
         return None if found is None else str(found)
 
     @property
