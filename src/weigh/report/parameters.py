@@ -140,9 +140,11 @@ class ParametersReport:
     def by_layer(self) -> dict[int | None, int]:
         """Parameters of every block; None is what lies outside of the blocks."""
         found: dict[int | None, int] = {}
-        for name, row in self._each():
-            number = None if row.component in nn.TOWERS else layer(name)
-            found[number] = found.get(number, 0) + row.each
+        for row in self.rows:
+            each = row.each
+            for name in row.names:
+                number = None if row.component in nn.TOWERS else layer(name)
+                found[number] = found.get(number, 0) + each
         return dict(sorted(found.items(), key=lambda item: -1 if item[0] is None else item[0]))
 
     @property
