@@ -50,6 +50,7 @@ DECODERS: dict[str, tuple[str, ...]] = {
     "bitnet": ("attention_bias",),
     "cohere": ("attention_bias", "use_qk_norm"),
     "cohere2": ("attention_bias",),
+    "cwm": ("mlp_bias",),
     "ernie4_5": ("use_bias",),
     "exaone4": (),
     "gemma": ("attention_bias",),
@@ -62,11 +63,14 @@ DECODERS: dict[str, tuple[str, ...]] = {
     "granite": ("attention_bias", "mlp_bias"),
     "granitemoe": ("attention_bias",),
     "hunyuan_v1_dense": ("attention_bias",),
+    "hyperclovax": ("attention_bias", "mlp_bias", "use_post_norm"),
     "internlm3": (),
+    "jais2": ("attention_bias", "mlp_bias"),
     "llama": ("attention_bias", "mlp_bias"),
     "ministral3": (),
     "mistral": (),
     "mixtral": (),
+    "nanochat": ("attention_bias",),
     "olmo": ("attention_bias",),
     "olmo2": ("attention_bias",),
     "olmo3": ("attention_bias",),
@@ -80,6 +84,7 @@ DECODERS: dict[str, tuple[str, ...]] = {
     "smollm3": ("attention_bias", "mlp_bias"),
     "stablelm": ("use_qkv_bias", "qk_layernorm", "use_parallel_residual"),
     "starcoder2": ("use_bias",),
+    "vaultgemma": ("attention_bias",),
 }
 """The relatives of Llama, and the flags that give them more tensors."""
 EXPERTS = {
@@ -120,10 +125,11 @@ SPARSE: dict[str, dict[str, Any]] = {
     "qwen3_moe": {**INNER, **STEPS},
 }
 """Their experts' own sizes, and which layers have any."""
-WITHOUT_HEAD_DIM = ("bitnet", "stablelm")
+WITHOUT_HEAD_DIM = ("bitnet", "nanochat", "stablelm")
 """Whose heads share the width."""
 LAYER_TYPES = (
     "cohere2",
+    "cwm",
     "exaone4",
     "gemma2",
     "gemma3_text",
@@ -133,6 +139,7 @@ LAYER_TYPES = (
     "qwen2_moe",
     "qwen3",
     "smollm3",
+    "vaultgemma",
 )
 
 
@@ -320,6 +327,40 @@ def _deepseek(draw: st.DrawFn) -> dict[str, Any]:
 def _deepseek_v2(draw: st.DrawFn) -> dict[str, Any]:
     config = _deepseek(draw) | _flags(draw, "mlp_bias")
     return config | {"hidden_size": config["num_attention_heads"] * draw(st.integers(1, 20))}
+def _latent(draw: st.DrawFn) -> dict[str, Any]:
+    sizes = {"kv_lora_rank": st.integers(1, 40), "q_lora_rank": st.none() | st.integers(1, 40)}
+    sizes |= {"qk_nope_head_dim": st.integers(1, 16), "v_head_dim": st.integers(1, 16)}
+    config = _plain(draw, qk_rope_head_dim=2 * draw(st.integers(1, 8))) | {k: draw(v) for k, v in sizes.items()}
+    return config | {"num_key_value_heads": config["num_attention_heads"]} | _flags(draw, "attention_bias")
+
+
+def _helium(draw: st.DrawFn) -> dict[str, Any]:
+    config = _plain(draw, head_dim=2)
+    heads = config["num_attention_heads"]
+    groups = draw(st.sampled_from([n for n in range(1, heads + 1) if heads % n == 0]))
+    own = {"head_dim": config["hidden_size"] // heads, "num_key_value_heads": heads // groups}
+    return config | own | _flags(draw, "attention_bias", "mlp_bias")
+
+
+def _gemma4(draw: st.DrawFn) -> dict[str, Any]:
+    kv_heads, layers = draw(st.integers(1, 3)), draw(st.integers(2, 9))
+    types = draw(st.lists(st.sampled_from(["full_attention", "sliding_attention"]), min_size=layers, max_size=layers))
+    types[0], types[-1] = "sliding_attention", "full_attention"
+    shared = draw(st.integers(0, layers - 1 - types.index("full_attention")))
+    return {
+        "hidden_size": draw(st.integers(1, 60)),
+        "intermediate_size": draw(st.integers(1, 100)),
+        "num_hidden_layers": layers,
+        "num_attention_heads": kv_heads * draw(st.integers(1, 3)),
+        "num_key_value_heads": kv_heads,
+        "head_dim": 2 * draw(st.integers(1, 12)),
+        "global_head_dim": 4 * draw(st.integers(1, 12)),
+        "layer_types": types,
+        "sliding_window": 20,
+        "num_kv_shared_layers": shared,
+        "hidden_size_per_layer_input": draw(st.integers(0, 20)),
+        "vocab_size_per_layer_input": draw(st.integers(2, 50)),
+    } | _flags(draw, "attention_bias", "attention_k_eq_v", "use_double_wide_mlp", "tie_word_embeddings")
 
 
 def _mamba(draw: st.DrawFn) -> dict[str, Any]:
@@ -351,16 +392,20 @@ OTHERS: dict[str, Callable[[st.DrawFn], dict[str, Any]]] = {
     "glm4_moe_lite": _deepseek,
     "falcon": _falcon,
     "falcon_mamba": _mamba,
+    "gemma4_text": _gemma4,
     "gpt_bigcode": _gpt_bigcode,
     "gpt_neo": _gpt_neo,
     "gpt_neox": _gpt_neox,
     "gptj": _gptj,
+    "helium": _helium,
     "mamba": _mamba,
     "mamba2": _mamba2,
+    "minicpm3": _latent,
     "mpt": _mpt,
     "opt": _opt,
     "phi": _phi,
     "t5": _t5,
+    "youtu": _latent,
 }
 HEADS = {"bert": "AutoModelForMaskedLM", "t5": "AutoModelForSeq2SeqLM"}
 """The classes of models that are no causal language models."""

@@ -18,7 +18,7 @@ from weigh.ghost.tensor import Tensor
 from weigh.models.common import FULL, SLIDING, Cache, CausalModel, repeat_kv
 from weigh.models.config import DERIVED, Keys
 from weigh.models.gemma import GemmaConfig, GemmaDecoderLayer, GemmaModel, GemmaRMSNorm
-from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaForCausalLM
+from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaForCausalLM, LlamaModel
 
 MODEL_TYPES = ("gemma2",)
 
@@ -122,7 +122,7 @@ class Gemma2DecoderLayer(GemmaDecoderLayer):
 
 
 class Gemma2Model(GemmaModel):
-    layer_class = Gemma2DecoderLayer
+    layer_class: ClassVar[type[Any]] = Gemma2DecoderLayer
 
     def mask_types(self) -> Iterable[str]:
         """Both, whether or not there are layers for them."""
@@ -130,9 +130,9 @@ class Gemma2Model(GemmaModel):
 
 
 class Gemma2ForCausalLM(LlamaForCausalLM):
-    model_class = Gemma2Model
+    model_class: ClassVar[type[LlamaModel]] = Gemma2Model
 
-    def __init__(self, config: Gemma2Config, dtype: DType) -> None:
+    def __init__(self, config: Any, dtype: DType) -> None:
         super().__init__(config, dtype)
         self.final_logit_softcapping = config.final_logit_softcapping
 

@@ -446,10 +446,7 @@ def _can_drop(
 
 
 class Gemma4ForCausalLM(Gemma2ForCausalLM):
-    model_class: ClassVar[type[Any]] = Gemma4TextModel
-
-    def __init__(self, config: Any, dtype: DType) -> None:
-        super().__init__(config, dtype)
+    model_class = Gemma4TextModel
 
     def cache_layout(self) -> tuple[LayerCache, ...]:
         config: Any = self.config

@@ -31,7 +31,7 @@ from weigh.models.common import (
 )
 from weigh.models.config import Keys
 
-MODEL_TYPES = ("gpt2",)
+MODEL_TYPES = ("gpt2", "gpt-sw3")
 
 
 @dataclass(frozen=True, slots=True)

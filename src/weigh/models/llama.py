@@ -293,6 +293,10 @@ class LlamaModel(nn.Module):
         """What upstream calls `inputs_embeds` from here on, alive until the end, and the first `hidden_states`."""
         return inputs_embeds, inputs_embeds
 
+    def begin(self, hidden_states: Tensor) -> Tensor:
+        """What comes before the first layer."""
+        return hidden_states
+
     def mask_types(self) -> Iterable[str]:
         """The types of layers for which upstream makes a mask."""
         return dict.fromkeys(self.config.layer_types)
@@ -338,6 +342,8 @@ class LlamaModel(nn.Module):
         inputs_embeds, hidden_states = self.enter(inputs_embeds)
         position_embeddings = self.position_embeddings(hidden_states, positions)
         passed = text_positions if self.passes_positions else None
+        hidden_states = self.begin(hidden_states)
+        passed = positions if self.passes_positions else None
         for layer_idx, decoder_layer in zip(self.layers.indices, self.layers, strict=True):
             layer_type = self.config.layer_types[layer_idx]
             mask = causal_mask_mapping[layer_type]

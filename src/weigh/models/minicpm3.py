@@ -1,0 +1,102 @@
+"""MiniCPM3, as `transformers/models/minicpm3/modeling_minicpm3.py` (5.23) writes it.
+
+Llama with DeepSeek's latent attention, whose embeddings, residuals and last hidden states are scaled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from weigh.dtypes import INT64, DType
+from weigh.ghost import nn
+from weigh.ghost.tensor import Tensor
+from weigh.models.common import Cache, CausalModel, CausalOutput, LayerCache, causal_lm_loss, slice_logits_to_keep
+from weigh.models.config import DERIVED, Keys
+from weigh.models.deepseek_v3 import DeepseekV3Attention, latent_cache
+from weigh.models.gemma import GemmaTextScaledWordEmbedding
+from weigh.models.granite import GraniteDecoderLayer
+from weigh.models.llama import LlamaConfig, LlamaForCausalLM, LlamaModel
+
+MODEL_TYPES = ("minicpm3",)
+
+
+@dataclass(frozen=True)
+class MiniCPM3Config(LlamaConfig):
+    """The settings of `MiniCPM3Config` that shape memory."""
+
+    vocab_size: int = 73448
+    hidden_size: int = 2560
+    intermediate_size: int = 6400
+    num_hidden_layers: int = 62
+    num_attention_heads: int = 40
+    num_key_value_heads: int = 40
+    tie_word_embeddings: bool = True
+    kv_lora_rank: int = 256
+    q_lora_rank: int | None = 768
+    qk_nope_head_dim: int = 64
+    qk_rope_head_dim: int = 32
+    v_head_dim: int = DERIVED
+    whole_scale: bool = DERIVED
+    """The embeddings' scale is a whole number, kept as one."""
+
+    rope_interleave = False
+
+    @property
+    def qk_head_dim(self) -> int:
+        """The width of a query, and of a key."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @classmethod
+    def settle(cls, keys: Keys, found: dict[str, Any]) -> None:
+        """A head's width is that of its rotated part; its values share the hidden size."""
+        found["head_dim"] = found["qk_rope_head_dim"]
+        super().settle(keys, found)
+        found["v_head_dim"] = found["v_head_dim"] or found["hidden_size"] // found["num_attention_heads"]
+        found["whole_scale"] = isinstance(keys.config.get("scale_emb", 12), int)
+
+
+class MiniCPM3DecoderLayer(GraniteDecoderLayer):
+    attention_class = DeepseekV3Attention
+
+
+class MiniCPM3Model(LlamaModel):
+    layer_class = MiniCPM3DecoderLayer
+    embedding_class = GemmaTextScaledWordEmbedding
+
+    def __init__(self, config: Any, dtype: DType) -> None:
+        super().__init__(config, dtype)
+        if config.whole_scale:
+            self.embed_tokens.embed_scale = nn.buffer((), INT64)  # type: ignore[attr-defined]
+
+
+class MiniCPM3ForCausalLM(LlamaForCausalLM):
+    model_class = MiniCPM3Model
+
+    def cache_layout(self) -> tuple[LayerCache, ...]:
+        """The latents, and one rotated key for all heads."""
+        return (latent_cache(self.config),) * self.cache_layers
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        cache: Cache | None = None,
+        logits_to_keep: int = 0,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> CausalOutput:
+        outputs = self.model(input_ids, cache, attention_mask, positions)
+        hidden_states = outputs / 10.0  # upstream's `outputs` keeps what comes before
+        hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
+        logits = self.lm_head(hidden_states)
+        loss = None
+        if labels is not None:
+            loss = causal_lm_loss(logits, labels, self.config.vocab_size)
+        return CausalOutput(logits, loss, cache)
+
+
+def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> CausalModel:
+    """The model of a `config.json`, every parameter in `dtype`."""
+    return MiniCPM3ForCausalLM(MiniCPM3Config.read(config, where), dtype)
