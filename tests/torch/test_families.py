@@ -327,6 +327,8 @@ def _deepseek(draw: st.DrawFn) -> dict[str, Any]:
 def _deepseek_v2(draw: st.DrawFn) -> dict[str, Any]:
     config = _deepseek(draw) | _flags(draw, "mlp_bias")
     return config | {"hidden_size": config["num_attention_heads"] * draw(st.integers(1, 20))}
+
+
 def _latent(draw: st.DrawFn) -> dict[str, Any]:
     sizes = {"kv_lora_rank": st.integers(1, 40), "q_lora_rank": st.none() | st.integers(1, 40)}
     sizes |= {"qk_nope_head_dim": st.integers(1, 16), "v_head_dim": st.integers(1, 16)}

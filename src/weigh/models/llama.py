@@ -341,9 +341,8 @@ class LlamaModel(nn.Module):
             causal_mask_mapping = self.causal_mask_mapping(inputs_embeds, cache, text_positions, attention_mask)
         inputs_embeds, hidden_states = self.enter(inputs_embeds)
         position_embeddings = self.position_embeddings(hidden_states, positions)
-        passed = text_positions if self.passes_positions else None
         hidden_states = self.begin(hidden_states)
-        passed = positions if self.passes_positions else None
+        passed = text_positions if self.passes_positions else None
         for layer_idx, decoder_layer in zip(self.layers.indices, self.layers, strict=True):
             layer_type = self.config.layer_types[layer_idx]
             mask = causal_mask_mapping[layer_type]
