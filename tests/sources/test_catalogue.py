@@ -1,11 +1,18 @@
 import dataclasses
+import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 import weigh
-from weigh.errors import UnknownNameError
+from weigh.errors import InputError, UnknownNameError
 from weigh.sources.catalogue import entries, find
 
+LINES = (Path(__file__).parents[1] / "data" / "published.jsonl").read_text(encoding="utf-8").splitlines()
+ROWS: dict[str, dict[str, Any]] = {row["name"]: row for row in map(json.loads, LINES)}
+"""Built with transformers, too, and found to have the published count."""
+ROW_NAMES = {"llama-7b": "llama-1-7b", "llama-33b": "llama-1-33b"}
 PUBLISHED = {
     "gpt2": 124_439_808,
     "gpt2-medium": 354_823_168,
@@ -23,16 +30,58 @@ PUBLISHED = {
     "llama-3.2-1b": 1_235_814_400,
     "llama-3.2-3b": 3_212_749_824,
     "tinyllama-1.1b": 1_100_048_384,
+    "opt-175b": 174_604_468_224,  # "175B"
+    "palm-540b": 540_356_474_880,  # "540.35" billion in table 1 of the paper
+    "bloom-176b": 176_247_271_424,
+    # Published counts that are not those of the model: transformers builds these.
+    "deepseek-v3": 671_026_404_352,  # 671,026,419,200 with its routers' biases, which are buffers
+    "opt-66b": 65_719_701_504,
+    "flan-t5-small": 76_961_152,
+    "flan-t5-base": 247_577_856,
+    "flan-t5-large": 783_150_080,
+    "flan-t5-xl": 2_849_757_184,
+    "flan-t5-xxl": 11_135_332_352,
 }
 
 
-def test_every_bundled_model_has_a_published_count() -> None:
-    assert {entry.name for entry in entries()} == set(PUBLISHED)
+def published(name: str) -> int:
+    return PUBLISHED[name] if name in PUBLISHED else int(ROWS[ROW_NAMES.get(name, name)]["parameters"])
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [entry.name for entry in entries()])
 def test_parameters_are_the_published_ones(name: str) -> None:
-    assert weigh.params(name).total == PUBLISHED[name]
+    entry = next(entry for entry in entries() if entry.name == name)
+    assert weigh.params(name).total == entry.parameters == published(name)
+
+
+def test_there_are_many() -> None:
+    assert len(entries()) >= 100
+    assert set(PUBLISHED) <= {entry.name for entry in entries()}
+    assert len({entry.config["model_type"] for entry in entries()}) >= 25
+
+
+@pytest.mark.parametrize("name", ["gpt-4", "GPT-4o-mini", "o1", "openai/gpt-5", "Gemini 2.5 Pro", "claude-opus-4"])
+def test_closed_models_are_not_published(name: str) -> None:
+    with pytest.raises(InputError, match=r"the sizes of .* are not published\. (OpenAI|Google|Anthropic) has said"):
+        find(name)
+
+
+@pytest.mark.parametrize("name", ["gpt-40", "someone/gemini-like-7b", "o13", "claudia"])
+def test_others_are_only_unknown(name: str) -> None:
+    with pytest.raises(UnknownNameError):
+        find(name)
+
+
+def test_searching() -> None:
+    assert [entry.name for entry in entries("OSS openai")] == ["gpt-oss-20b", "gpt-oss-120b"]
+    assert {entry.config["model_type"] for entry in entries("mamba")} >= {"mamba"}
+    assert entries("no such thing") == []
+
+
+def test_what_is_stored_of_bundled_quantized_models() -> None:
+    stored = weigh.params("gpt-oss-20b").stored
+    assert stored is not None
+    assert stored.num_bytes == 13_761_264_768  # `total_size` in the index of openai/gpt-oss-20b
 
 
 def test_revisions_are_those_of_the_configs() -> None:

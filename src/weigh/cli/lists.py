@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
     """The answer of one command, and its exit code."""
     parser = Parser(command, f"Lists {COMMANDS[command][1]}.")
+    if command == "models":
+        parser.add_argument("--search", default="", metavar="TEXT", help="those with all these words in their names")
     found = parser.read(words)
     if found is None:
         return parser.format_help(), 0
-    rows, lines = {"dtypes": _dtypes, "models": _models, "devices": _devices}[command]()
+    rows, lines = _models(found.search) if command == "models" else {"dtypes": _dtypes, "devices": _devices}[command]()
     if found.json:
         return json.dumps({**header(command), command: rows}, indent=2, ensure_ascii=False), 0
     return "\n".join(lines), 0
@@ -57,33 +59,34 @@ def _dtypes() -> tuple[list[dict[str, Any]], list[str]]:
     return rows, table(shown, "<<>><>>", indent=0)
 
 
-def _models() -> tuple[list[dict[str, Any]], list[str]]:
-    from weigh import api
-    from weigh.report.parameters import ParametersReport
+def _models(search: str) -> tuple[list[dict[str, Any]], list[str]]:
+    from weigh import dtypes
     from weigh.sources.catalogue import entries
     from weigh.units import format_count
 
     rows: list[dict[str, Any]] = []
     shown = [("name", "parameters", "", "weights", "other names")]
-    for entry in entries():
-        report: ParametersReport = api.params(entry.as_source())
+    for entry in entries(search):
+        dtype = dtypes.get(entry.config["dtype"])
+        num_bytes = dtype.num_bytes(entry.parameters)
         rows.append(
             {
                 "name": entry.name,
                 "title": entry.title,
                 "model_type": entry.config["model_type"],
-                "parameters": report.total,
-                "dtype": report.dtype.name,
-                "bytes": report.num_bytes,
+                "parameters": entry.parameters,
+                "dtype": dtype.name,
+                "bytes": num_bytes,
                 "aliases": list(entry.aliases),
                 "source": entry.source,
                 "revision": entry.revision,
             }
         )
-        weight = f"{format_bytes(report.num_bytes)} {report.dtype.name}"
-        shown.append(
-            (entry.name, f"{report.total:,}", format_count(report.total), weight, ", ".join(entry.aliases[:2]))
-        )
+        weight = f"{format_bytes(num_bytes)} {dtype.name}"
+        others = ", ".join(entry.aliases[:2])
+        shown.append((entry.name, f"{entry.parameters:,}", format_count(entry.parameters), weight, others))
+    if not rows:
+        return rows, [f"No bundled model has {search!r} in its names; ORG/NAME of the Hub and files can be asked for."]
     return rows, table(shown, "<>>><", indent=0)
 
 

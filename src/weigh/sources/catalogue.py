@@ -10,7 +10,7 @@ import json
 from pkgutil import get_data
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from weigh.errors import UnknownNameError
+from weigh.errors import InputError, UnknownNameError
 from weigh.sources.source import Source
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ class Entry(NamedTuple):
     """Where the config is published."""
     revision: str
     """A hash of the config (see `Source.revision`)."""
+    parameters: int
+    """How many parameters it has: what `weigh params` counts."""
     config: Mapping[str, Any]
     """The keys that decide memory."""
 
@@ -38,15 +40,28 @@ class Entry(NamedTuple):
         return Source(self.name, self.config, self.source, self.name, bundled_revision=self.revision)
 
 
-def entries() -> list[Entry]:
-    """Every bundled model, in the catalogue's order: GPT, then Llama, each from its first version.
+def entries(search: str = "") -> list[Entry]:
+    """Every bundled model whose names, title or family have all words of `search` in them, in the catalogue's order.
 
     >>> [entry.name for entry in entries()][:2]
     ['gpt2', 'gpt2-medium']
+    >>> [entry.name for entry in entries("qwen3 moe")]
+    ['qwen3-30b-a3b', 'qwen3-235b-a22b']
     """
+    found = [Entry(**{**row, "aliases": tuple(row["aliases"])}) for row in _data()["models"]]
+    wanted = search.lower().split()
+    return [entry for entry in found if all(word in _words(entry) for word in wanted)] if wanted else found
+
+
+def _words(entry: Entry) -> str:
+    return " ".join((entry.name, entry.title, *entry.aliases, entry.config["model_type"])).lower()
+
+
+def _data() -> dict[str, Any]:
     raw = get_data("weigh.sources", "catalogue.json")
     assert raw is not None, "the loader of this package cannot read data"
-    return [Entry(**{**row, "aliases": tuple(row["aliases"])}) for row in json.loads(raw)["models"]]
+    found: dict[str, Any] = json.loads(raw)
+    return found
 
 
 def find(name: str) -> Source:
@@ -56,6 +71,7 @@ def find(name: str) -> Source:
     'llama-2-7b'
 
     Raises:
+        InputError: its makers have not published its shapes.
         UnknownNameError: no bundled model has that name; near misses are suggested.
     """
     wanted = name.strip().lower()
@@ -63,4 +79,25 @@ def find(name: str) -> Source:
     for entry in found:
         if wanted == entry.name or any(wanted == alias.lower() for alias in entry.aliases):
             return entry.as_source()
+    maker = _closed(wanted)
+    if maker is not None:
+        raise InputError(
+            f"the sizes of {name.strip()} are not published",
+            hint=f"{maker} has said neither how many parameters it has nor of what shape.",
+        )
     raise UnknownNameError("model", name, [n for e in found for n in (e.name, *e.aliases)])
+
+
+def _closed(wanted: str) -> str | None:
+    """Who makes the model of that name, where its makers keep its sizes to themselves.
+
+    >>> _closed("gpt-4o-mini"), _closed("anthropic/claude-opus-4"), _closed("someone/claude-like-7b")
+    ('OpenAI', 'Anthropic', None)
+    """
+    closed: dict[str, str] = _data()["closed"]
+    organization, _, bare = wanted.rpartition("/")
+    for prefix, maker in closed.items():
+        named = bare == prefix or bare.startswith((f"{prefix}-", f"{prefix} "))
+        if named and (not organization or organization == maker.lower().replace(" ", "")):
+            return maker
+    return None
