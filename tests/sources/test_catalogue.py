@@ -36,11 +36,12 @@ PUBLISHED = {
     # Published counts that are not those of the model: transformers builds these.
     "deepseek-v3": 671_026_404_352,  # 671,026,419,200 with its routers' biases, which are buffers
     "opt-66b": 65_719_701_504,
-    "flan-t5-small": 76_961_152,
-    "flan-t5-base": 247_577_856,
-    "flan-t5-large": 783_150_080,
-    "flan-t5-xl": 2_849_757_184,
-    "flan-t5-xxl": 11_135_332_352,
+    # transformers 5 ties Flan-T5's output layer, which its files have besides (76,961,152 and so on).
+    "flan-t5-small": 76_961_152 - 32_128 * 512,
+    "flan-t5-base": 247_577_856 - 32_128 * 768,
+    "flan-t5-large": 783_150_080 - 32_128 * 1024,
+    "flan-t5-xl": 2_849_757_184 - 32_128 * 2048,
+    "flan-t5-xxl": 11_135_332_352 - 32_128 * 4096,
 }
 
 
