@@ -268,12 +268,14 @@ def _accumulate_grad(leaf: _Leaf) -> None:
     tensor = leaf.tensor
     (gradient,) = _take(leaf.buffer)
     assert gradient is not None
-    if tensor.grad is not None:
-        return
-    if gradient.handles or not _same_layout(gradient, tensor):
-        gradient = ops.clone_like(gradient, tensor)
-    tensor.grad = gradient.alias()
-    gradient.storage.relabel(GRADIENT)
+    if tensor.grad is None:
+        if gradient.handles or not _same_layout(gradient, tensor):
+            gradient = ops.clone_like(gradient, tensor)
+        tensor.grad = gradient.alias()
+        gradient.storage.relabel(GRADIENT)
+    del gradient
+    if tensor.on_accumulated is not None:
+        tensor.on_accumulated()
 
 
 def _same_layout(gradient: Tensor, tensor: Tensor) -> bool:

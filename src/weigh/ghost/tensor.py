@@ -15,6 +15,8 @@ from weigh.ghost.ledger import Ledger
 from weigh.ghost.state import state
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from weigh.ghost.autograd import Node
 
 
@@ -93,6 +95,7 @@ class Tensor:
         "is_view",
         "node",
         "numel",
+        "on_accumulated",
         "output_nr",
         "requires_grad",
         "shape",
@@ -111,6 +114,8 @@ class Tensor:
         self.output_nr = 0
         self.grad: Tensor | None = None
         self.handles = 0
+        self.on_accumulated: Callable[[], None] | None = None
+        """Called when a gradient has been accumulated into this leaf (`register_post_accumulate_grad_hook`)."""
         self.is_view = False
         """Made by a view op. It keeps the tensor that it was made from, so that the storage never has one owner."""
 

@@ -199,7 +199,7 @@ _CHOICES: dict[str, tuple[str, ...] | str] = {
     "implementation": "weigh.optimizers:IMPLEMENTATIONS",
     "latent": ("compressed", "expanded"),
     "optimizer": "weigh.optimizers:OPTIMIZERS",
-    "shard": ("fsdp2",),
+    "shard": ("fsdp2", "fsdp1"),
     "windows": ("capped", "reserved"),
 }
 """The words that a field takes, or where they are listed; loaded when one is checked."""

@@ -76,7 +76,7 @@ class Training:
     gpus_per_node: int = 1
     """Devices in each machine."""
     shard: str | None = None
-    """What the devices that share the data also share: "fsdp2" (parameters, gradients and states)."""
+    """What the devices that share the data also share: "fsdp2", "fsdp1" (parameters, gradients and states)."""
     replicas: int = 1
     """Groups of devices that each hold everything once (hybrid sharding)."""
     reshard_after_forward: bool | None = None
@@ -85,6 +85,8 @@ class Training:
     """FSDP's mixed precision: parameters are gathered, and the model runs, in this dtype."""
     reduce_dtype: DType | None = None
     """FSDP's mixed precision: gradients are reduced in this dtype; None is that of the gradients."""
+    use_orig_params: bool = True
+    """FSDP1: the optimizer sees the original parameters."""
     tensor: int = 1
     """Devices that share each layer."""
     pipeline: int = 1
@@ -222,7 +224,20 @@ def parallel(recipe: Training) -> Iterator[Technique]:
         from weigh.techniques.tensor_parallel import TensorParallel
 
         yield TensorParallel(mesh.tensor)
-    if recipe.shard is not None:
+    if recipe.shard == "fsdp1":
+        from weigh.techniques.fsdp1 import FlatShard
+
+        if mesh.replicas > 1:
+            raise NotModelledError("hybrid sharding with FSDP1", where="replicas")
+        yield FlatShard(
+            mesh.shard,
+            recipe.param_dtype,
+            recipe.reduce_dtype,
+            recipe.use_orig_params,
+            recipe.reshard_after_forward is not False,
+            recipe.rank,
+        )
+    elif recipe.shard is not None:
         from weigh.techniques.fsdp2 import FullyShard
 
         yield FullyShard(

@@ -31,6 +31,7 @@ from weigh.ghost.state import inside_unit, no_grad, state
 from weigh.ghost.tensor import Storage, Tensor, empty
 from weigh.techniques import Technique
 from weigh.techniques.hooks import map_tensors, when_gradients_come
+from weigh.techniques.placing import Place, managed, places
 from weigh.trace.events import COMMUNICATION, GRADIENT, UNSHARDED, WEIGHT
 
 
@@ -69,37 +70,14 @@ class FullyShard(Technique):
         if not blocks:
             raise WeighError("FSDP found no blocks to shard", hint="It looks for modules with the role 'block'.")
         context = _Context(self)
-        places = _places(model)
-        for module, whole in _managed([*blocks, model]):
+        held = places(model)
+        for module, whole in managed([*blocks, model]):
             with inside_unit(module.unit):
-                group = _Group(context, module, [_Param(tensor, places[id(tensor)], self) for tensor in whole])
+                group = _Group(context, module, [_Param(tensor, held[id(tensor)], self) for tensor in whole])
                 whole.clear()  # they die together, when all have been cut
             context.groups.append(group)
             module.wrap_in(group.run if module is not model else group.run_root)
         context.groups.insert(0, context.groups.pop())  # upstream lists the root first
-
-
-Place = tuple[Module, str]
-
-
-def _places(model: Module) -> dict[int, list[Place]]:
-    """Where each tensor is held, tied ones in several places."""
-    found: dict[int, list[Place]] = {}
-    for module in model.modules():
-        for attribute, tensor in module.own_tensors():
-            found.setdefault(id(tensor), []).append((module, attribute))
-    return found
-
-
-def _managed(modules: list[Module]) -> list[tuple[Module, list[Tensor]]]:
-    """Each module with the parameters in it that belong to none before it."""
-    found: list[tuple[Module, list[Tensor]]] = []
-    taken: set[int] = set()
-    for module in modules:
-        own = [p.tensor for p in module.parameters() if id(p.tensor) not in taken]
-        taken.update(map(id, own))
-        found.append((module, own))
-    return found
 
 
 class _Param:

@@ -45,7 +45,7 @@ def predict_witness(row: Mapping[str, Any], where: str) -> dict[str, int]:
     kind, config = row.get("kind"), row.get("config")
     if not isinstance(config, dict):
         raise WeighError("the row has no config")
-    if kind in ("train", "fsdp2", "tp"):
+    if kind in ("train", "fsdp1", "fsdp2", "tp"):
         _check_settings(row, _TRAIN_SETTINGS)
         run = training.run(config, training_recipe(row), where)
         return _both(run.trace, _training_metrics)
@@ -95,8 +95,9 @@ def _parallel(settings: Mapping[str, Any] | None) -> dict[str, Any]:
     if settings is None:
         return {}
     found: dict[str, Any] = {"gpus_per_node": settings["world"]}
-    if settings["kind"] == "fsdp2":
-        found |= {"shard": "fsdp2", "reshard_after_forward": settings.get("reshard_after_forward")}
+    if settings["kind"] in ("fsdp1", "fsdp2"):
+        found |= {"shard": settings["kind"], "reshard_after_forward": settings.get("reshard_after_forward")}
+        found |= {"use_orig_params": settings.get("use_orig_params", True)}
         for name in ("param_dtype", "reduce_dtype"):
             found[name] = dtypes.get(settings[name]) if settings.get(name) else None
     else:

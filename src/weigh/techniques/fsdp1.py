@@ -1,0 +1,376 @@
+"""FSDP1: the parameters of every block flattened into one, which is sharded, and put together while the block runs.
+
+Mirrors `torch/distributed/fsdp` (2.13): `FullyShardedDataParallel` around every block and around the model, which keeps
+what is left (embedding, last norm, head). The names are upstream's. One rank is run.
+
+What decides the memory (`_flat_param.py`, `_runtime_utils.py`):
+
+- a unit's parameters are views of one flat tensor, so that its gradients are put together into one flat gradient,
+  beside which they still live, when the last of them has come (`SplitWithSizesBackward`);
+- that gradient is of the whole flat tensor, frozen parameters included;
+- the next unit's parameters are gathered before the current one goes back (`BackwardPrefetch.BACKWARD_PRE`);
+- with `use_orig_params` the sharded gradient outlives `zero_grad`: it goes when the next forward pass begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from weigh.dims import Shape, Size
+from weigh.dtypes import DType
+from weigh.errors import NotModelledError, UsageError, WeighError
+from weigh.ghost import nn, ops
+from weigh.ghost.autograd import queue_callback
+from weigh.ghost.nn import Module
+from weigh.ghost.state import inside_unit, no_grad, state
+from weigh.ghost.tensor import Storage, Tensor, empty
+from weigh.techniques import Technique
+from weigh.techniques.hooks import map_tensors, when_gradients_come
+from weigh.techniques.placing import Place, managed, places
+from weigh.trace.events import COMMUNICATION, GRADIENT, TEMPORARY, UNSHARDED, WEIGHT
+
+ALIGNMENT = 16
+"""Bytes to which parameters are aligned in the flat one, with `use_orig_params` (`_get_aligned_numel`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlatShard(Technique):
+    """`FullyShardedDataParallel` around every block and around the model, as one rank sees it."""
+
+    world: int = 8
+    """Ranks that share the parameters."""
+    param_dtype: DType | None = None
+    """`MixedPrecision.param_dtype`: parameters are gathered, and blocks run, in it."""
+    reduce_dtype: DType | None = None
+    """`MixedPrecision.reduce_dtype`: gradients are reduced in it; None is `param_dtype`."""
+    use_orig_params: bool = True
+    """The optimizer sees the original parameters, each a piece of the shard."""
+    reshard_after_forward: bool = True
+    """`FULL_SHARD`; without it, `SHARD_GRAD_OP`."""
+    rank: int = 0
+    """Which of the ranks."""
+    units: tuple[str, ...] = ()
+    """Modules that are units of their own besides the blocks, by their names' ends (peft's policy wraps adapters)."""
+
+    @property
+    def trailing(self) -> int:
+        """The last block is the first to go back, and nothing was reduced before."""
+        return 1
+
+    def apply(self, model: Module) -> None:
+        """Flatten and shard every unit, then the rest.
+
+        Raises:
+            WeighError: the model has no blocks.
+            UsageError: a rank outside of the world.
+        """
+        if not 0 <= self.rank < self.world:
+            raise UsageError(f"there is no rank {self.rank} of {self.world}", where="rank", hint="Count from 0.")
+        modules = [m for m in model.modules() if m.role == nn.BLOCK]
+        if not modules:
+            raise WeighError("FSDP found no blocks to wrap", hint="It looks for modules with the role 'block'.")
+        context = _Context(self)
+        held = places(model)
+        for module, whole in managed([*self._inner(model), *modules, model]):
+            if not whole:
+                continue
+            with inside_unit(_unit_of(whole, module)):
+                unit = _Unit(context, module, module is model, whole, held)
+            context.units.append(unit)
+            module.wrap_in(unit.run_root if module is model else unit.run)
+        context.units.insert(0, context.units.pop())
+
+    def _inner(self, model: Module) -> list[Module]:
+        return [m for m in model.modules() if self.units and m.path.endswith(self.units) and list(m.own_tensors())]
+
+
+def _unit_of(whole: list[Tensor], module: Module) -> int | None:
+    return whole[0].storage.unit if module.role == nn.BLOCK or module.path.count(".") > 1 else None
+
+
+class _Context:
+    """What the units of a model share."""
+
+    def __init__(self, settings: FlatShard) -> None:
+        self.settings = settings
+        self.units: list[_Unit] = []
+        self.post_forward_order: list[_Unit] = []
+        self.callback_queued = False
+        self.lazy = True
+
+    def initialise(self) -> None:
+        """`init_flat_param_attributes`: tensors that are made and freed at once, to be filled later."""
+        self.lazy = False
+        for unit in self.units:
+            unit.initialise()
+
+    def final_callback(self) -> None:
+        """`_post_backward_final_callback`: what backward left unsharded, and the gradients in their places."""
+        for unit in self.units:
+            unit.reshard(True)
+            unit.finalize()
+        self.post_forward_order.clear()
+        self.callback_queued = False
+
+
+class _Unit:
+    """`FlatParamHandle`: parameters that are gathered and reduced as one."""
+
+    def __init__(
+        self, context: _Context, module: Module, root: bool, whole: list[Tensor], held: dict[int, list[Place]]
+    ) -> None:
+        settings = context.settings
+        self.context, self.settings, self.root = context, settings, root
+        self.dtype = whole[0].dtype
+        self.low = settings.param_dtype or self.dtype
+        self.reduce_dtype = settings.reduce_dtype or settings.param_dtype or self.dtype
+        self._check(whole)
+        self.places = [held[id(t)] for t in whole]
+        self.shapes = [t.shape for t in whole]
+        self.names = [t.storage.path for t in whole]
+        self.wanted = [t.requires_grad for t in whole]
+        self.numels, self.is_padding = _aligned(whole, self.low, settings)
+        numel: Size = 0
+        for size in self.numels:
+            numel = numel + size
+        self.sharded_numel = -(-numel // settings.world)
+        self.local_shard = self._shard(numel)
+        whole.clear()
+        padded = self.sharded_numel * settings.world
+        storage = Storage(0, "aten::empty", (), self.low)
+        storage.num_bytes = padded * self.low.itemsize
+        self.flat = Tensor(storage, (numel,), None, self.low, numel)
+        self.flat.requires_grad = any(self.wanted)
+        self.flat.on_accumulated = self.post_backward
+        self.padded_shape: Shape = (padded,)
+        self.views: list[Tensor] = []
+        self.unsharded = False
+        self.prepared = False
+        """Between its pre-backward hook and its gradient's reduction (`HandleTrainingState.BACKWARD_PRE`)."""
+        self.ran_pre_backward_hook = False
+        self.needs_pre_backward_unshard = False
+        self.post_forward_index: int | None = None
+        self.saved_grad_shard: Tensor | None = None
+        self.flat_grad: Tensor | None = None
+        self.sharded_views: list[Tensor] = []
+        self._make_sharded_views(module)
+        self.hold_sharded()
+
+    def _check(self, whole: list[Tensor]) -> None:
+        if any(t.dtype is not self.dtype for t in whole):
+            raise UsageError(
+                "FSDP1 flattens parameters of one dtype, a unit has several",
+                where="shard",
+                hint="Wrap the adapters by themselves, or keep them in the model's dtype.",
+            )
+        if not self.settings.use_orig_params and len({t.requires_grad for t in whole}) > 1:
+            raise UsageError(
+                "FSDP1 flattens trained or frozen parameters, a unit has both",
+                where="use_orig_params",
+                hint="Leave out --no-use-orig-params, or wrap the adapters by themselves.",
+            )
+
+    def _shard(self, numel: Size) -> Tensor:
+        """`flatten_tensors` and `_get_shard`: everything in one tensor, and a copy of this rank's part of it."""
+        flat = empty((numel,), self.dtype, "aten::cat", purpose=WEIGHT)
+        shard = empty((self.sharded_numel,), self.dtype, "aten::clone", purpose=WEIGHT)
+        shard.storage.relabel(WEIGHT, self.names[0])
+        del flat
+        return shard
+
+    def initialise(self) -> None:
+        """Made and freed at once."""
+        with inside_unit(self.local_shard.storage.unit):
+            sizes = [(self.sharded_numel, self.low)] if self.low is not self.dtype else []
+            sizes.append((self.sharded_numel * self.settings.world, self.low))
+            if self.low is not self.dtype:
+                sizes.append((self.sharded_numel * self.settings.world, self.dtype))
+            for numel, dtype in sizes:
+                empty((numel,), dtype, "aten::empty", purpose=TEMPORARY)
+
+    # -- what the modules hold
+    def _make_sharded_views(self, module: Module) -> None:
+        shard = self.local_shard
+        if not self.settings.use_orig_params:
+            shard.requires_grad = any(self.wanted)
+            module.flat_param = shard  # type: ignore[attr-defined]
+            return
+        start: Size = 0
+        first, last = self.settings.rank * self.sharded_numel, (self.settings.rank + 1) * self.sharded_numel
+        wanted = iter(self.wanted)
+        for numel, padding in zip(self.numels, self.is_padding, strict=True):
+            stop = start + numel
+            if not padding:
+                mine = max(min(stop, last) - max(start, first), 0)
+                view = Tensor(shard.storage, (mine,), None, self.dtype, mine)
+                view.requires_grad = next(wanted)
+                self.sharded_views.append(view)
+            start = stop
+
+    def hold_sharded(self) -> None:
+        """The modules hold this rank's pieces, or nothing that an optimizer would see."""
+        hollow = [Tensor(self.flat.storage, shape, None, self.low, 0) for shape in self.shapes]
+        self._hold(self.sharded_views or self.views or hollow)
+
+    def _hold(self, tensors: list[Tensor]) -> None:
+        for held, tensor in zip(self.places, tensors, strict=True):
+            for module, attribute in held:
+                setattr(module, attribute, tensor)
+
+    def hold_unsharded(self) -> None:
+        """The modules hold views of the flat parameter, made by ops that autograd sees."""
+        if not self.prepared:
+            parts = ops.split(self.flat, list(self.numels))
+            own = [part for part, padding in zip(parts, self.is_padding, strict=True) if not padding]
+            self.views = [part.view(*shape) for part, shape in zip(own, self.shapes, strict=True)]
+        self._hold(self.views)
+
+    # -- around the module's forward
+    def run(self, forward: Callable[..., Any], *args: Any) -> Any:
+        """`_pre_forward`, the module, `_post_forward`."""
+        if self.prepared:  # a checkpoint runs the block again: its parameters are there
+            return forward(*args)
+        self.unshard()
+        self.hold_unsharded()
+        if self.root and self.settings.param_dtype is not None:
+            dtype = self.settings.param_dtype
+            args = map_tensors(args, lambda t: t.to(dtype) if t.dtype.kind == "float" else t)
+        if not self.flat.requires_grad and state.grad_enabled:
+            args = when_gradients_come(args, lambda: self.reshard(True))
+        out = forward(*args)
+        self.reshard(not self.root and self.settings.reshard_after_forward)
+        if not self.post_forward_index:
+            self.post_forward_index = len(self.context.post_forward_order)
+        self.context.post_forward_order.append(self)
+        if not state.grad_enabled:
+            return out
+        hooked = when_gradients_come(out, self.pre_backward)
+        self.needs_pre_backward_unshard = hooked is not out
+        self.ran_pre_backward_hook = False
+        return hooked
+
+    def run_root(self, forward: Callable[..., Any], *args: Any) -> Any:
+        """As `run`; the first time everything is prepared."""
+        if self.context.lazy:
+            self.context.initialise()
+        state.ledger.cut()
+        for unit in self.context.units:
+            with inside_unit(unit.local_shard.storage.unit):
+                unit.reset_grad()
+        out = self.run(forward, *args)
+        if state.grad_enabled and out.loss is not None:
+            out.loss = when_gradients_come(out.loss, self.pre_backward)
+            self.needs_pre_backward_unshard = True
+        return out
+
+    # -- gathering
+    def unshard(self) -> None:
+        """`_unshard`: cast the shard if that is asked for, gather."""
+        if self.unsharded:
+            return
+        with no_grad():
+            path = self.local_shard.storage.path
+            low = None
+            if self.low is not self.dtype:
+                low = empty((self.sharded_numel,), self.low, "aten::copy_", purpose=COMMUNICATION)
+            self.flat.storage.claim("c10d::all_gather", self.padded_shape, self.low, UNSHARDED, path)
+            moved = self.flat.storage.num_bytes
+            state.ledger.call("c10d::all_gather", 0, moved, moved)
+            del low
+        self.unsharded = True
+
+    def reshard(self, free: bool) -> None:
+        """`_reshard`: free the flat parameter, or keep it for the backward pass that follows."""
+        if free and self.unsharded:
+            self.flat.storage.release()
+            self.unsharded = False
+        self.hold_sharded()
+
+    # -- around the module's backward
+    def pre_backward(self) -> None:
+        """Gather this unit, unless it was prefetched, and begin with the one that is due next."""
+        if self.ran_pre_backward_hook:
+            return
+        context = self.context
+        if self.root and not context.callback_queued:
+            context.callback_queued = True
+            queue_callback(context.final_callback)
+        self.prepared = self.ran_pre_backward_hook = True
+        self.unshard()
+        self.hold_unsharded()
+        self.needs_pre_backward_unshard = False
+        if self.post_forward_index:
+            target = context.post_forward_order[self.post_forward_index - 1]
+            if target.needs_pre_backward_unshard:
+                target.unshard()
+        if self.flat_grad is not None:
+            self.saved_grad_shard, self.flat_grad = self.flat_grad, None
+
+    def post_backward(self) -> None:
+        """`_post_backward_hook`: free the flat parameter, reduce the flat gradient."""
+        gradient = self.flat.grad
+        assert gradient is not None
+        self.prepared = False
+        self.reshard(True)
+        autograd_computed_grad = gradient
+        if gradient.dtype is not self.reduce_dtype:
+            gradient = ops.to(gradient, self.reduce_dtype)
+        self.flat.grad = None
+        padded = gradient
+        if gradient.numel != self.sharded_numel * self.settings.world:
+            padded = empty(self.padded_shape, gradient.dtype, "aten::constant_pad_nd", purpose=COMMUNICATION)
+        reduced = empty((self.sharded_numel,), gradient.dtype, "c10d::reduce_scatter", purpose=COMMUNICATION)
+        state.ledger.call("c10d::reduce_scatter", 0, padded.num_bytes, reduced.num_bytes)
+        if reduced.dtype is not self.dtype:
+            reduced = ops.to(reduced, self.dtype)
+        if self.saved_grad_shard is None:
+            self.saved_grad_shard = reduced
+            reduced.storage.relabel(GRADIENT, self.local_shard.storage.path)
+        del padded, gradient, autograd_computed_grad
+
+    def finalize(self) -> None:
+        """`_finalize_params`: the sharded gradient where the optimizer looks for it."""
+        self.prepared = self.ran_pre_backward_hook = self.needs_pre_backward_unshard = False
+        self.post_forward_index = None
+        gradient, self.saved_grad_shard = self.saved_grad_shard, None
+        if gradient is None:
+            return
+        if not self.settings.use_orig_params:
+            self.local_shard.grad = gradient
+            return
+        self.flat_grad = gradient
+        for view in self.sharded_views:
+            if view.requires_grad and view.numel:
+                view.grad = Tensor(gradient.storage, view.shape, None, self.dtype, view.numel)
+
+    def reset_grad(self) -> None:
+        """`_reset_flat_param_grad_info_if_needed`: `zero_grad` reached the views only."""
+        if self.settings.use_orig_params and all(v.grad is None for v in self.sharded_views):
+            self.flat_grad = None
+
+
+def _aligned(whole: list[Tensor], dtype: DType, settings: FlatShard) -> tuple[list[Size], list[bool]]:
+    """Sizes of what is flattened, and which of them is padding (`_init_flat_param_and_metadata`)."""
+    if not settings.use_orig_params:
+        return [t.numel for t in whole], [False] * len(whole)
+    step = ALIGNMENT // dtype.itemsize
+    numels: list[Size] = []
+    is_padding: list[bool] = []
+    total = 0
+
+    def add(numel: Any, padding: bool) -> None:
+        nonlocal total
+        if numel:
+            numels.append(numel)
+            is_padding.append(padding)
+            total += numel
+
+    for tensor in whole:
+        if not isinstance(tensor.numel, int):
+            raise NotModelledError("FSDP1 with parameters of many sizes at once")
+        add(-total % step, True)
+        add(tensor.numel, False)
+    add(-total % settings.world, True)
+    return numels, is_padding

@@ -1,0 +1,64 @@
+"""FSDP1 beyond the recorded runs."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import weigh
+from weigh.errors import UsageError
+from weigh.recipes.training import Training, TrainingRun, run
+from weigh.trace.peak import phase_peaks
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 130,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+def fsdp1(unroll: bool = False, **settings: Any) -> TrainingRun:
+    return run(LLAMA, Training(batch=2, sequence=16, shard="fsdp1", **settings), unroll=unroll)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(1, 9))
+def test_the_ranks_together_hold_every_parameter_once(world: int) -> None:
+    shards = [fsdp1(gpus_per_node=world, rank=rank, steps=1).parameters for rank in range(world)]
+    for name, shape in weigh.params(LLAMA).tensors().items():
+        elements = 1
+        for size in shape:
+            elements *= size
+        assert sum(int(p.numel) for found in shards for p in found if name in p.names) == elements
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.integers(1, 9))
+def test_flat_parameters_are_padded_to_the_ranks(world: int) -> None:
+    total = weigh.params(LLAMA).total
+    each = sum(p.count * int(p.numel) for p in fsdp1(gpus_per_node=world, use_orig_params=False, steps=1).parameters)
+    assert total <= each * world < total + 7 * world  # six blocks and the rest
+
+
+@pytest.mark.parametrize("checkpointing", [None, "full", "reentrant"])
+@pytest.mark.parametrize("use_orig_params", [True, False])
+def test_compressed_and_unrolled_runs_have_the_same_peaks(checkpointing: str | None, use_orig_params: bool) -> None:
+    ours: dict[str, Any] = {"gpus_per_node": 4, "checkpointing": checkpointing, "use_orig_params": use_orig_params}
+    short, long = fsdp1(**ours), fsdp1(True, **ours)
+    assert len(short.trace.events) < len(long.trace.events)
+    assert [p.peak for p in phase_peaks(short.trace)] == [p.peak for p in phase_peaks(long.trace)]
+
+
+def test_frozen_and_trained_parameters_in_one_unit_are_refused_as_upstream_does() -> None:
+    with pytest.raises(UsageError, match="a unit has both"):
+        weigh.train(LLAMA, shard="fsdp1", gpus_per_node=2, lora="4:q_proj", use_orig_params=False)
+
+
+def test_parameters_of_several_dtypes_in_one_unit_are_refused() -> None:
+    with pytest.raises(UsageError, match="one dtype"):
+        weigh.train(LLAMA, shard="fsdp1", gpus_per_node=2, lora="4:q_proj", dtype="bf16")
