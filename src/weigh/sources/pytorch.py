@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LARGEST_DIRECTORY = 32 << 20
 """Bytes of an archive's directory; a storage takes about 100."""
-MOST_ENTRIES = 1 << 20
+MOST_ENTRIES = 1 << 18
 """Entries of a state dict and of the dicts in it."""
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The first pickle of a file from before 1.6 (`MAGIC_NUMBER`)."""
@@ -192,15 +192,16 @@ def _calls(file: Readable, value: Any) -> Iterator[tuple[str, Call]]:
 
 
 def _tensor(name: str, call: Call, storages: _Storages, file: str) -> StoredTensor:
-    function, args = call.function.name, call.args
     for _ in range(4):  # a parameter around a tensor, a subclass around a parameter
+        function, args = call.function.name, call.args
         if function in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
             call = args[0]
         elif function == "_rebuild_from_type_v2":
             call = Call(args[0], args[2])
         else:
             break
-        function, args = call.function.name, call.args
+        if not _is_tensor(call):
+            raise ValueError
     if function not in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"):
         raise ValueError
     key, dtype = storages.add(args[0])
