@@ -62,7 +62,7 @@ def read_file(folder: Folder, name: str) -> Source:
         checkpoint = read_index(folder, name, reader(name.removesuffix(INDEX)))
     else:
         checkpoint = read_set(folder, counted(name) or [name], reader(name))
-    config = None if name.endswith(".gguf") else next((n for n in _CONFIGS if n in folder.names()), None)
+    config = None if checkpoint.format == "gguf" else next((n for n in _CONFIGS if n in folder.names()), None)
     if config is None and checkpoint.format != "gguf":
         return _bare(folder, checkpoint)
     return made(folder, config, checkpoint)
@@ -82,18 +82,18 @@ def made(folder: Folder, config: str | None, checkpoint: Checkpoint | None) -> S
 
 
 def reader(name: str) -> Callable[[Any], Checkpoint]:
-    """What reads a file of this name."""
+    """What reads a file of this name; GGUF where it has no ending (`weigh.sources.locate`)."""
     if name.endswith(".safetensors"):
         from weigh.sources.safetensors import read_safetensors
 
         return read_safetensors
-    if name.endswith(".gguf"):
-        from weigh.sources.gguf import read_gguf
+    if name.endswith((".bin", ".pt", ".pth")):
+        from weigh.sources.pytorch import read_pytorch
 
-        return read_gguf
-    from weigh.sources.pytorch import read_pytorch
+        return read_pytorch
+    from weigh.sources.gguf import read_gguf
 
-    return read_pytorch
+    return read_gguf
 
 
 def _bare(folder: Folder, checkpoint: Checkpoint) -> Source:

@@ -38,6 +38,7 @@ EXPERTS = {
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
 }
+LOCAL_EXPERTS = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
 GPT2 = {
     "context_length": "n_positions",
     "embedding_length": "n_embd",
@@ -73,8 +74,7 @@ DEEPSEEK = {
     "rope.dimension_count": "qk_rope_head_dim",
 }
 ARCHITECTURES: dict[str, tuple[str, dict[str, str]]] = {
-    "llama": ("llama", COMMON | HEAD),
-    "mistral": ("mistral", COMMON | HEAD | WINDOW),
+    "llama": ("llama", COMMON | HEAD | LOCAL_EXPERTS),
     "arcee": ("arcee", COMMON | HEAD),
     "smollm3": ("smollm3", COMMON),
     "seed_oss": ("seed_oss", COMMON | HEAD),
@@ -90,6 +90,11 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "qwen3moe": ("qwen3_moe", COMMON | EXPERTS | HEAD),
     "olmoe": ("olmoe", COMMON | EXPERTS),
+    "granitemoe": (
+        "granitemoe",
+        COMMON | LOCAL_EXPERTS,
+    ),
+    "glm4": ("glm4", COMMON | HEAD),
     "glm4moe": (
         "glm4_moe",
         {**DEEPSEEK, **HEAD, "rope.dimension_count": "rotary_width"},
@@ -160,10 +165,7 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
         elif not key.startswith(IGNORED) and value not in (0, 0.0, False):
             raise NotModelledError(f"GGUF's {architecture}.{key[:80]}", where=checkpoint.where)
     config.setdefault("vocab_size", _vocabulary(checkpoint))
-    if not {"output.weight", "token_embd.weight"} <= checkpoint.tensors.keys():
-        config["tie_word_embeddings"] = True
-    else:
-        config["tie_word_embeddings"] = False
+    config["tie_word_embeddings"] = "output.weight" not in checkpoint.tensors
     special = _SPECIAL.get(architecture)
     if special is not None:
         special(config, pairs, checkpoint)
@@ -203,10 +205,8 @@ def _biased(checkpoint: Checkpoint, tensor: str) -> bool:
 
 def _llama(config: dict[str, Any], pairs: Mapping[str, Any], checkpoint: Checkpoint) -> None:
     """Llama, Mistral and Mixtral are one architecture to llama.cpp."""
-    if pairs.get("expert_count"):
+    if config.get("num_local_experts"):
         config["model_type"] = "mixtral"
-        config["num_local_experts"] = pairs["expert_count"]
-        config["num_experts_per_tok"] = pairs.get("expert_used_count", 2)
         return
     if _biased(checkpoint, "attn_q"):
         if not _biased(checkpoint, "attn_output"):
@@ -223,6 +223,29 @@ def _gemma3(config: dict[str, Any], pairs: Mapping[str, Any], checkpoint: Checkp
 
 def _gpt2(config: dict[str, Any], pairs: Mapping[str, Any], checkpoint: Checkpoint) -> None:
     config["n_inner"] = pairs.get("feed_forward_length")
+
+
+def _starcoder(config: dict[str, Any], pairs: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    _gpt2(config, pairs, checkpoint)
+    config["multi_query"] = pairs.get("attention.head_count_kv") == 1
+
+
+def _cohere(config: dict[str, Any], pairs: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    config["use_qk_norm"] = "blk.0.attn_q_norm.weight" in checkpoint.tensors
+
+
+def _glm4(config: dict[str, Any], pairs: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    _rotary(config, pairs)
+    config["attention_bias"] = _biased(checkpoint, "attn_q")
+
+
+def _mamba(config: dict[str, Any], pairs: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    """A config says how many times wider its mixers are."""
+    inner, width = config.pop("intermediate_size", None), config.get("hidden_size")
+    if isinstance(inner, int) and isinstance(width, int) and width > 0:
+        if inner % width:
+            raise NotModelledError("a Mamba whose mixers are no whole times wider", where=checkpoint.where)
+        config["expand"] = inner // width
 
 
 def _neox(config: dict[str, Any], pairs: Mapping[str, Any], checkpoint: Checkpoint) -> None:
@@ -308,7 +331,10 @@ _SPECIAL: dict[str, Callable[[dict[str, Any], Mapping[str, Any], Checkpoint], No
     "llama": _llama,
     "gemma3": _gemma3,
     "gpt2": _gpt2,
-    "starcoder": _gpt2,
+    "starcoder": _starcoder,
+    "command-r": _cohere,
+    "glm4": _glm4,
+    "mamba": _mamba,
     "starcoder2": _starcoder2,
     "gptneox": _neox,
     "phi2": _rotary,
