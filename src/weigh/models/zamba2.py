@@ -1,7 +1,6 @@
 """Zamba 2, as `transformers/models/zamba2/modeling_zamba2.py` (5.23) writes it.
 
 Mamba 2 everywhere; some layers first ask a transformer that several of them share, each with an adapter of its own.
-Counted, not run.
 """
 
 from __future__ import annotations
@@ -12,10 +11,28 @@ from typing import Any, ClassVar
 
 from weigh.dtypes import DType
 from weigh.errors import InputError
-from weigh.ghost import nn
-from weigh.models.common import CausalModel, ModuleList, RotaryEmbedding
+from weigh.ghost import nn, ops
+from weigh.ghost.tensor import Tensor
+from weigh.models.common import (
+    Cache,
+    CausalModel,
+    ModuleList,
+    RotaryEmbedding,
+    apply_rotary_pos_emb,
+    attention_interface,
+    create_causal_mask,
+    position_ids,
+)
 from weigh.models.config import DERIVED, Keys
-from weigh.models.hybrid import HYBRID, LINEAR, CountedForCausalLM, HybridConfig, HybridModel, Sequential
+from weigh.models.hybrid import (
+    HYBRID,
+    LINEAR,
+    HybridConfig,
+    HybridForCausalLM,
+    HybridModel,
+    Sequential,
+    create_recurrent_attention_mask,
+)
 from weigh.models.layout import State
 from weigh.models.llama import LlamaAttention
 from weigh.models.mamba2 import Mamba2Mixer, Mamba2Sizes
@@ -124,6 +141,45 @@ class Zamba2Attention(LlamaAttention):
         if config.use_shared_attention_adapter:
             for name in ("q", "k", "v"):
                 setattr(self, f"linear_{name}_adapter_list", adapters(config, wide, wide, dtype, block_id))
+        self.head_dim, self.num_key_value_groups = config.head_dim, heads // kv_heads
+        self.attention_dropout = config.attention_dropout
+        self.adapted, self.turned = config.use_shared_attention_adapter, config.use_mem_rope
+
+    def project_adapted(self, hidden_states: Tensor, number: int) -> list[Tensor]:
+        """Queries, keys and values, to which the adapters of the layer add."""
+        states = [self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)]
+        if self.adapted:
+            for place, name in enumerate("qkv"):
+                adapter = getattr(self, f"linear_{name}_adapter_list")[number]
+                states[place] = states[place] + adapter(hidden_states)
+        return states
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        number: int,
+        mask: Tensor | None,
+        cache: Cache | None,
+        position_embeddings: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        input_shape = hidden_states.shape[:-1]
+        hidden_shape = (*input_shape, -1, self.head_dim)
+        query_states, key_states, value_states = self.project_adapted(hidden_states, number)
+        query_states = query_states.view(*hidden_shape).transpose(1, 2)
+        key_states = key_states.view(*hidden_shape).transpose(1, 2)
+        value_states = value_states.view(*hidden_shape).transpose(1, 2)
+        if position_embeddings is not None:
+            cos, sin = position_embeddings
+            query_states, key_states = apply_rotary_pos_emb(query_states, key_states, cos, sin)
+        if cache is not None:
+            key_states, value_states = cache.update(key_states, value_states, f"{self.path}, use {number}")
+        attention = attention_interface(self.eager)
+        dropout = self.attention_dropout if self.training else 0.0
+        groups = self.num_key_value_groups
+        attn_output, attn_weights = attention(query_states, key_states, value_states, mask, dropout, groups)
+        attn_output = attn_output.reshape(*input_shape, -1).contiguous()
+        attn_output = self.o_proj(attn_output)
+        return attn_output, attn_weights
 
 
 class Zamba2MLP(nn.Module):
@@ -134,7 +190,17 @@ class Zamba2MLP(nn.Module):
         width, inner, bias = config.hidden_size, config.intermediate_size, config.add_bias_linear
         self.gate_up_proj = nn.Linear(width, 2 * inner, dtype, bias)
         self.down_proj = nn.Linear(inner, width, dtype, bias)
+        self.act_fn = nn.Activation(config.hidden_act)
         self.gate_up_proj_adapter_list = adapters(config, width, 2 * inner, dtype, block_id)
+
+    def forward(self, hidden_state: Tensor, number: int) -> Tensor:
+        gate_up_state = self.gate_up_proj(hidden_state)
+        gate_up_state = gate_up_state + self.gate_up_proj_adapter_list[number](hidden_state)
+        gate_up_states = gate_up_state.split([gate_up_state.shape[-1] // 2] * 2, -1)
+        del gate_up_state
+        hidden_state = self.act_fn(gate_up_states[0]) * gate_up_states[1]
+        output = self.down_proj(hidden_state)
+        return output  # type: ignore[no-any-return]
 
 
 def adapters(config: Zamba2Config, width_in: int, width_out: int, dtype: DType, block_id: int) -> ModuleList:
@@ -159,6 +225,22 @@ class Zamba2AttentionDecoderLayer(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.attention_hidden_size, dtype)
         self.pre_ff_layernorm = nn.RMSNorm(config.hidden_size, dtype)
 
+    def forward(
+        self,
+        hidden_states: Tensor,
+        original_hidden_states: Tensor,
+        number: int,
+        mask: Tensor | None,
+        cache: Cache | None,
+        position_embeddings: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        hidden_states = ops.cat([hidden_states, original_hidden_states], -1)
+        hidden_states = self.input_layernorm(hidden_states)
+        hidden_states, _ = self.self_attn(hidden_states, number, mask, cache, position_embeddings)
+        hidden_states = self.pre_ff_layernorm(hidden_states)
+        hidden_states = self.feed_forward(hidden_states, number)
+        return hidden_states
+
 
 class Zamba2MambaDecoderLayer(nn.Module):
     role = nn.BLOCK
@@ -168,15 +250,54 @@ class Zamba2MambaDecoderLayer(nn.Module):
         self.mamba = Mamba2Mixer(config, dtype)
         self.input_layernorm = nn.RMSNorm(config.hidden_size, dtype)
 
+    def forward(
+        self,
+        hidden_states: Tensor,
+        original_hidden_states: Tensor | None,
+        mask: Tensor | None,
+        cache: Cache | None,
+        position_embeddings: tuple[Tensor, Tensor] | None,
+        positions: Tensor | None,
+        transformer_hidden_states: Tensor | None = None,
+    ) -> Tensor:
+        residual = hidden_states
+        if transformer_hidden_states is not None:
+            hidden_states = hidden_states + transformer_hidden_states
+        hidden_states = self.input_layernorm(hidden_states)
+        hidden_states = self.mamba(hidden_states, cache, None)
+        hidden_states = residual + hidden_states
+        return hidden_states
+
 
 class Zamba2HybridLayer(nn.Module):
     role = nn.BLOCK
 
-    def __init__(self, config: Zamba2Config, dtype: DType, shared_transformer: Zamba2AttentionDecoderLayer) -> None:
+    def __init__(
+        self, config: Zamba2Config, dtype: DType, shared_transformer: Zamba2AttentionDecoderLayer, number: int
+    ) -> None:
         super().__init__()
+        self.number = number
         self.linear = nn.Linear(config.hidden_size, config.hidden_size, dtype)
         self.mamba_decoder = Zamba2MambaDecoderLayer(config, dtype)
         self.shared_transformer = shared_transformer
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        original_hidden_states: Tensor,
+        mask: Tensor | None,
+        cache: Cache | None,
+        position_embeddings: tuple[Tensor, Tensor] | None,
+        positions: Tensor,
+    ) -> Tensor:
+        transformer_hidden_states = self.shared_transformer(
+            hidden_states, original_hidden_states, self.number, mask, cache, position_embeddings
+        )
+        transformer_hidden_states = self.linear(transformer_hidden_states)
+        hidden_states = self.mamba_decoder(
+            hidden_states, None, None, cache, position_embeddings, None, transformer_hidden_states
+        )
+        return hidden_states
 
 
 class Zamba2Model(HybridModel):
@@ -190,17 +311,43 @@ class Zamba2Model(HybridModel):
         """With or without one of the shared transformers, which are used in turn."""
         if layer_idx not in config.hybrid_layers:
             return Zamba2MambaDecoderLayer(config, dtype)
-        block_id = config.hybrid_layers.index(layer_idx) % config.num_mem_blocks
+        number = config.hybrid_layers.index(layer_idx)
+        block_id = number % config.num_mem_blocks
         if block_id not in self.shared or not config.shares:
             self.shared[block_id] = Zamba2AttentionDecoderLayer(config, dtype, block_id)
-        return Zamba2HybridLayer(config, dtype, self.shared[block_id])
+        return Zamba2HybridLayer(config, dtype, self.shared[block_id], number)
 
     def rotary(self, config: Any) -> Any:
         """Only if the config wants positions turned."""
         return RotaryEmbedding(config.head_dim) if config.use_mem_rope else None
 
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        cache: Cache | None,
+        attention_mask: Tensor | None,
+        positions: Tensor | None,
+    ) -> Tensor:
+        inputs_embeds = self.embed_tokens(input_ids)
+        hidden_states = inputs_embeds
+        original_hidden_states = ops.clone(inputs_embeds)
+        if positions is None:
+            positions = position_ids(input_ids.shape[1], cache)
+        causal_mask = create_causal_mask(inputs_embeds, cache, positions, attention_mask)
+        create_recurrent_attention_mask(inputs_embeds, attention_mask)
+        rotary_emb: nn.Module | None = self.rotary_emb
+        position_embeddings = rotary_emb(hidden_states, positions) if rotary_emb is not None else None
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states, original_hidden_states, causal_mask, cache, position_embeddings, positions
+            )
+        if cache is not None:
+            cache.advance(input_ids.shape[1])
+        hidden_states = getattr(self, self.norm_name)(hidden_states)
+        return hidden_states  # type: ignore[no-any-return]
 
-class Zamba2ForCausalLM(CountedForCausalLM):
+
+class Zamba2ForCausalLM(HybridForCausalLM):
     model_class = Zamba2Model
 
 

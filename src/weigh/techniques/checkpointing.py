@@ -50,9 +50,8 @@ class Checkpointing(Technique):
             if hasattr(module, "gradient_checkpointing"):  # as `gradient_checkpointing_enable` tells the parts that ask
                 module.gradient_checkpointing = True
         for block in blocks:
-            block.wrap_in(
-                checkpoint if self.mode == "full" else partial(reentrant_checkpoint, positional=block.positional)
-            )
+            form = checkpoint if self.mode == "full" else reentrant_checkpoint
+            block.wrap_in(partial(form, positional=block.positional))
 
 
 class _StopRecomputation(Exception):
@@ -114,21 +113,26 @@ class _Frame:
         return tensor.alias()
 
 
-def checkpoint(function: Callable[..., Any], *args: Any) -> Any:
+def checkpoint(function: Callable[..., Any], *args: Any, positional: int = 1) -> Any:
     """`checkpoint(function, *args, use_reentrant=False)`.
 
     The second run happens when the first saved tensor is unpacked, under the autocast of the first, and stops after the
-    last tensor that is needed.
+    last tensor that is needed. Inside another checkpoint the first `positional` of the arguments are saved as nodes
+    save theirs (`_NoopSaveInputs`): the outer one leaves holders in their place. The others hang on the function.
     """
     if not state.grad_enabled:
         return function(*args)
     dtype = state.autocast.dtype if state.autocast is not None else None
+    outer = state.pack_hook
+    held = [
+        outer(a) if outer is not None and i < positional and a.__class__ is Tensor else a for i, a in enumerate(args)
+    ]
 
     def run_again() -> None:
         before = state.ledger.path
         try:
             with autocast(dtype):
-                function(*args)
+                function(*[a.unpack() if a.__class__ is _Holder else a for a in held])
         finally:
             state.ledger.path = before
 
