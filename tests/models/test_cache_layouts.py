@@ -12,7 +12,7 @@ from weigh.models import build, default_attention
 from weigh.models.layout import CHUNKED, SLIDING
 from weigh.recipes.generation import Generation, run
 from weigh.recipes.keeping import Keeping, keep
-from weigh.trace.events import KV_CACHE
+from weigh.trace.events import KV_CACHE, RECURRENT_STATE
 from weigh.trace.peak import Moment, breakdown
 
 WINDOW = 40
@@ -40,7 +40,8 @@ def config_of(architecture: Architecture) -> dict[str, Any]:
 def kept_by_a_run(config: dict[str, Any], recipe: Generation) -> int:
     trace = run(config, recipe).trace
     end = Moment(len(trace.spans) - 1, trace.spans[-1].count - 1, len(trace.events) - 1)
-    return breakdown(trace, end, lambda a: a.purpose)[KV_CACHE]  # type: ignore[return-value]
+    held = breakdown(trace, end, lambda a: a.purpose)
+    return held.get(KV_CACHE, 0) + held.get(RECURRENT_STATE, 0)  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("prompt", [WINDOW // 2, 2 * WINDOW])

@@ -23,6 +23,8 @@ class CacheLayer:
 
     __slots__ = ("counter", "keys", "unit", "values", "window")
 
+    purpose: ClassVar[str] = KV_CACHE
+    """What its tensors are for."""
     grows: ClassVar[bool] = True
     """Every token adds to it, up to the window."""
 
@@ -131,9 +133,10 @@ class Cache:
 
     def _change(self, layer: CacheLayer, change: Callable[[Tensor], Tensor]) -> None:
         with inside_unit(layer.unit):
-            if layer.keys is not None and layer.values is not None:
-                layer.keys = label(change(layer.keys))
-                layer.values = label(change(layer.values))
+            if layer.keys is not None:
+                layer.keys = label(change(layer.keys), layer.purpose)
+            if layer.values is not None:
+                layer.values = label(change(layer.values), layer.purpose)
 
 
 class StaticCache(Cache):
@@ -217,7 +220,7 @@ def _roll_in(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return keys, values
 
 
-def label(x: Tensor) -> Tensor:
+def label(x: Tensor, purpose: str = KV_CACHE) -> Tensor:
     """Say that a tensor belongs to the cache."""
-    x.storage.relabel(KV_CACHE)
+    x.storage.relabel(purpose)
     return x

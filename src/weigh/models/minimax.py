@@ -22,6 +22,7 @@ from weigh.models.llama import LlamaAttention
 from weigh.models.mamba import token_count
 from weigh.models.mixtral import MixtralSparseMoeBlock
 from weigh.models.recurrent import linear_layer
+from weigh.trace.events import RECURRENT_STATE
 
 MODEL_TYPES = ("minimax",)
 
@@ -131,7 +132,7 @@ class MiniMaxLightningAttention(nn.Module):
         attn_output = ops.sigmoid(self.output_gate(hidden_states)) * attn_output
         attn_output = self.out_proj(attn_output)
         if layer is not None:
-            layer.values = label(attn_weights_inter)
+            layer.values = label(attn_weights_inter, RECURRENT_STATE)
         return attn_output, attn_weights_inter
 
 

@@ -13,6 +13,7 @@ from weigh.errors import NotModelledError
 from weigh.ghost import nn, ops
 from weigh.ghost.tensor import Tensor
 from weigh.models.cache import Cache, CacheLayer, label
+from weigh.trace.events import RECURRENT_STATE
 
 
 class LinearAttentionLayer(CacheLayer):
@@ -23,6 +24,7 @@ class LinearAttentionLayer(CacheLayer):
 
     __slots__ = ("has_previous_state",)
 
+    purpose = RECURRENT_STATE
     grows = False
 
     def __init__(self) -> None:
@@ -46,7 +48,7 @@ def linear_layer(cache: Cache | None, path: str) -> LinearAttentionLayer | None:
 def update_conv_state(layer: LinearAttentionLayer, conv_states: Tensor, conv_kernel_size: int) -> Tensor:
     """Keep the last inputs (batch, channels, kernel); returns all that the convolution may look at."""
     if layer.keys is None:
-        layer.keys = label(ops.zeros((*conv_states.shape[:-1], conv_kernel_size), conv_states.dtype))
+        layer.keys = label(ops.zeros((*conv_states.shape[:-1], conv_kernel_size), conv_states.dtype), RECURRENT_STATE)
     if layer.has_previous_state:
         return ops.cat([layer.keys, conv_states], -1)
     layer.has_previous_state = True
@@ -58,7 +60,7 @@ def update_conv_state(layer: LinearAttentionLayer, conv_states: Tensor, conv_ker
 def update_recurrent_state(layer: LinearAttentionLayer, recurrent_states: Tensor) -> None:
     """Copy the state into the cache."""
     if layer.values is None:
-        layer.values = label(ops.zeros_as(recurrent_states))
+        layer.values = label(ops.zeros_as(recurrent_states), RECURRENT_STATE)
 
 
 class Conv1d(nn.Module):

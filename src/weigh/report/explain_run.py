@@ -14,6 +14,7 @@ from weigh.trace.events import (
     INPUT,
     KV_CACHE,
     OPTIMIZER_STATE,
+    RECURRENT_STATE,
     TEMPORARY,
     UNSHARDED,
     WEIGHT,
@@ -42,6 +43,10 @@ RULES = {
         "tools/autograd/derivatives.yaml says what each op saves; one storage counts once",
     ),
     KV_CACHE: ("keys and values of every token so far, in every layer", "transformers/cache_utils.py"),
+    RECURRENT_STATE: (
+        "the state of every recurrent layer and the last inputs of its convolution, however many tokens there were",
+        "transformers/cache_utils.py, class LinearAttentionLayer",
+    ),
     UNSHARDED: (
         "whole weights of the blocks that are running or about to run, gathered from the ranks that share them",
         "torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py",

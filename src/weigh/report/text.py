@@ -12,6 +12,7 @@ from weigh.trace.events import (
     INPUT,
     KV_CACHE,
     OPTIMIZER_STATE,
+    RECURRENT_STATE,
     TEMPORARY,
     UNSHARDED,
     WEIGHT,
@@ -29,6 +30,7 @@ PLURAL = {
     OPTIMIZER_STATE: "optimizer state",
     GRADIENT: "gradients",
     KV_CACHE: "KV cache",
+    RECURRENT_STATE: "recurrent state",
     ACTIVATION: "activations",
     UNSHARDED: "unsharded weights",
     COMMUNICATION: "communication",
@@ -44,6 +46,7 @@ _COLOURS = {
     OPTIMIZER_STATE: 175,
     GRADIENT: 214,
     KV_CACHE: 74,
+    RECURRENT_STATE: 117,
     ACTIVATION: 36,
     UNSHARDED: 72,
     COMMUNICATION: 185,
@@ -52,7 +55,15 @@ _COLOURS = {
 }
 """Of the 256-colour palette: Okabe and Ito's colours, told apart by the colour-blind, on dark and on light."""
 
-_SHADES = {WEIGHT: "█", OPTIMIZER_STATE: "▓", GRADIENT: "▒", KV_CACHE: "▓", ACTIVATION: "░", TEMPORARY: "▚"}
+_SHADES = {
+    WEIGHT: "█",
+    OPTIMIZER_STATE: "▓",
+    GRADIENT: "▒",
+    KV_CACHE: "▓",
+    RECURRENT_STATE: "▓",
+    ACTIVATION: "░",
+    TEMPORARY: "▚",
+}
 
 
 class Style:

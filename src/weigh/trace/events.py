@@ -17,6 +17,8 @@ GRADIENT = "gradient"
 OPTIMIZER_STATE = "optimizer state"
 ACTIVATION = "activation"
 KV_CACHE = "kv cache"
+RECURRENT_STATE = "recurrent state"
+"""What recurrent layers keep of the tokens they have seen, however many: states, and a convolution's last inputs."""
 INPUT = "input"
 TEMPORARY = "temporary"
 COMMUNICATION = "communication"
@@ -32,6 +34,7 @@ PURPOSES = (
     OPTIMIZER_STATE,
     ACTIVATION,
     KV_CACHE,
+    RECURRENT_STATE,
     INPUT,
     TEMPORARY,
     COMMUNICATION,
