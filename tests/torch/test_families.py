@@ -36,11 +36,14 @@ def gpt2_configs(draw: st.DrawFn) -> dict[str, Any]:
 
 
 DECODERS: dict[str, tuple[str, ...]] = {
+    "aria_text": ("attention_bias", "mlp_bias"),
+    "dots1": ("attention_bias",),
     "ernie4_5_moe": ("use_bias",),
     "exaone_moe": (),
     "flex_olmo": ("attention_bias",),
     "granitemoeshared": ("attention_bias",),
     "hunyuan_v1_moe": ("attention_bias",),
+    "hy_v3": ("attention_bias", "mlp_bias"),
     "llama4_text": ("attention_bias",),
     "minimax_m2": (),
     "phimoe": ("attention_bias", "lm_head_bias"),
@@ -88,11 +91,14 @@ DECODERS: dict[str, tuple[str, ...]] = {
 }
 """The relatives of Llama, and the flags that give them more tensors."""
 EXPERTS = {
+    "aria_text": "moe_num_experts",
+    "dots1": "n_routed_experts",
     "ernie4_5_moe": "moe_num_experts",
     "exaone_moe": "num_experts",
     "flex_olmo": "num_experts",
     "granitemoeshared": "num_local_experts",
     "hunyuan_v1_moe": "num_experts",
+    "hy_v3": "num_experts",
     "llama4_text": "num_local_experts",
     "minimax_m2": "num_local_experts",
     "phimoe": "num_local_experts",
@@ -116,8 +122,10 @@ SPARSE: dict[str, dict[str, Any]] = {
         "moe_layer_interval": st.integers(1, 3),
         "moe_num_shared_experts": st.integers(0, 2),
     },
+    "dots1": {**INNER, "first_k_dense_replace": st.integers(0, 5), "n_shared_experts": st.integers(1, 3)},
     "exaone_moe": {**INNER, "first_k_dense_replace": st.integers(0, 5), "num_shared_experts": st.integers(1, 3)},
     "granitemoeshared": {"shared_intermediate_size": st.integers(0, 60)},
+    "hy_v3": {**INNER, "num_shared_experts": st.integers(1, 3)},
     "llama4_text": {"intermediate_size_mlp": st.integers(1, 60), "interleave_moe_layer_step": st.integers(1, 3)},
     "solar_open": INNER,
     "glm4_moe": {**INNER, "first_k_dense_replace": st.integers(0, 5), "n_shared_experts": st.integers(1, 3)},
@@ -363,6 +371,35 @@ def _gemma4(draw: st.DrawFn) -> dict[str, Any]:
         "hidden_size_per_layer_input": draw(st.integers(0, 20)),
         "vocab_size_per_layer_input": draw(st.integers(2, 50)),
     } | _flags(draw, "attention_bias", "attention_k_eq_v", "use_double_wide_mlp", "tie_word_embeddings")
+SOME = st.integers(1, 9)
+
+
+def _counted(**own: st.SearchStrategy[Any]) -> Callable[[st.DrawFn], dict[str, Any]]:
+    """The usual sizes of a decoder with experts, and a family's own."""
+
+    def config(draw: st.DrawFn) -> dict[str, Any]:
+        kv_heads = draw(st.integers(1, 3))
+        heads = kv_heads * draw(st.integers(1, 3))
+        return {
+            "hidden_size": heads * draw(st.integers(1, 9)),
+            "intermediate_size": draw(st.integers(1, 60)),
+            "moe_intermediate_size": draw(st.integers(1, 30)),
+            "num_hidden_layers": draw(st.integers(1, 9)),
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "num_experts_per_tok": 1,
+            "head_dim": draw(st.sampled_from((6, 12))),
+            "tie_word_embeddings": draw(st.booleans()),
+        } | {key: draw(values) for key, values in own.items()}
+
+    return config
+
+
+def _longcat(draw: st.DrawFn) -> dict[str, Any]:
+    other = ("intermediate_size", "moe_intermediate_size", "num_hidden_layers", "n_group", "topk_group")
+    config = {k: v for k, v in _deepseek(draw).items() if k not in other}
+    layers, zero = draw(st.integers(1, 5)), draw(st.integers(0, 4))
+    return config | {"q_lora_rank": 7, "num_layers": layers, "zero_expert_num": zero, "ffn_hidden_size": 8}
 
 
 def _mamba(draw: st.DrawFn) -> dict[str, Any]:
@@ -389,6 +426,27 @@ OTHERS: dict[str, Callable[[st.DrawFn], dict[str, Any]]] = {
     "bloom": _bloom,
     "codegen": lambda draw: _gptj(draw, 4),
     "deepseek_v3": _deepseek,
+    "deepseek_v32": lambda draw: _deepseek(draw) | {"q_lora_rank": 7, "index_head_dim": 6, "index_n_heads": 3},
+    "glm_moe_dsa": lambda draw: (
+        _deepseek(draw) | {"q_lora_rank": 7, "index_head_dim": 6, "index_n_heads": 3, "index_topk_freq": draw(SOME)}
+    ),
+    "cohere2_moe": _counted(
+        first_k_dense_replace=st.integers(0, 1),
+        num_experts=SOME,
+        num_shared_experts=st.integers(0, 2),
+        prefix_dense_intermediate_size=st.none() | SOME,
+    ),
+    "granitemoe_swa": _counted(num_local_experts=SOME, shared_intermediate_size=st.integers(0, 9)),
+    "jetmoe": _counted(num_local_experts=st.integers(2, 4)),
+    "kolibri1": _counted(num_experts=SOME, shared_expert_intermediate_size=SOME),
+    "laguna": _counted(
+        num_experts=SOME, shared_expert_intermediate_size=SOME, gating=st.sampled_from((True, False, "per-head", "x"))
+    ),
+    "longcat_flash": _longcat,
+    "mellum": _counted(num_experts=SOME),
+    "mimo_v2_flash": _counted(n_routed_experts=SOME, v_head_dim=SOME),
+    "mistral4": _deepseek,
+    "afmoe": _counted(num_dense_layers=st.integers(0, 4), num_experts=SOME, num_shared_experts=SOME),
     "axk1": lambda draw: _deepseek(draw) | {"q_lora_rank": draw(st.integers(1, 40)), "moe_layer_freq": 2},
     "deepseek_v2": _deepseek_v2,
     "glm4_moe_lite": _deepseek,

@@ -2,7 +2,8 @@
 
 Latent attention: keys and values are kept compressed, with one rotated key for all heads. The first layers are dense,
 the others have experts in groups and experts that are shared. Leaves out: that `from_pretrained` keeps the routers'
-correction bias in fp32, and the layers that predict further tokens, which upstream does not build.
+correction bias in fp32, and the layers that predict further tokens, which upstream does not build. Kimi K2 is one by
+another `model_type`, for which upstream reads it too (`configuration_kimi_k25.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from weigh.models.experts import Experts, GatedMLP
 from weigh.models.llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 from weigh.models.sparse import SPARSE, MoeConfig, check_groups, first_dense
 
-MODEL_TYPES = ("deepseek_v3",)
+MODEL_TYPES = ("deepseek_v3", "kimi_k2")
 
 
 @dataclass(frozen=True)

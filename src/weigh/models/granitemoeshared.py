@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from weigh.dtypes import DType
 from weigh.ghost import nn
@@ -72,11 +72,11 @@ class GraniteMoeSharedDecoderLayer(GraniteMoeDecoderLayer):
 
 
 class GraniteMoeSharedModel(GraniteMoeModel):
-    layer_class = GraniteMoeSharedDecoderLayer
+    layer_class: ClassVar[type[Any]] = GraniteMoeSharedDecoderLayer
 
 
 class GraniteMoeSharedForCausalLM(GraniteMoeForCausalLM):
-    model_class = GraniteMoeSharedModel
+    model_class: ClassVar[type[GraniteMoeModel]] = GraniteMoeSharedModel
 
 
 def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> CausalModel:
