@@ -6,14 +6,6 @@ from architectures import ARCHITECTURES, Architecture
 
 from weigh.errors import WeighError
 from weigh.models import EAGER_ONLY
-from weigh.models import EAGER_ONLY, FAMILIES
-
-CLASSES = {
-    **modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    **modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-    **modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    "kimi_k2": "DeepseekV3ForCausalLM",  # as `architectures` in its config says, and as Kimi K2.5 reads it
-}
 
 
 def _runs(architecture: Architecture) -> bool:

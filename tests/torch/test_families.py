@@ -371,6 +371,8 @@ def _gemma4(draw: st.DrawFn) -> dict[str, Any]:
         "hidden_size_per_layer_input": draw(st.integers(0, 20)),
         "vocab_size_per_layer_input": draw(st.integers(2, 50)),
     } | _flags(draw, "attention_bias", "attention_k_eq_v", "use_double_wide_mlp", "tie_word_embeddings")
+
+
 SOME = st.integers(1, 9)
 
 
