@@ -29,7 +29,6 @@ REASONS = {
     "vl-066": NO_BUDGET,
     "vl-067": NO_BUDGET,
     "vl-069": NO_BUDGET,
-    "vl-040": "LLaVA is not described yet",
     "vl-046": "Qwen3.5 with its vision tower is not described yet; its language model alone is exact, see below",
     **dict.fromkeys(("vl-044", "vl-048", "vl-049", "vl-051"), WINDOWS),
 }

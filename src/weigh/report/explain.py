@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from weigh.ghost import nn
+from weigh.report.dimensions import sizes_in_words
 from weigh.report.parts import pattern
 from weigh.report.text import Style, table, wrap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from weigh.report.assumption import Assumption
     from weigh.report.parameters import ParametersReport
-
-_ROWS = ("vocab_size", "n_positions", "max_position_embeddings")
-_WIDTHS = ("n_embd", "hidden_size", "n_inner", "intermediate_size", "vocab_size")
 
 
 def explain_parameters(report: ParametersReport, style: Style) -> list[str]:
@@ -39,9 +36,7 @@ def explain_parameters(report: ParametersReport, style: Style) -> list[str]:
                 rows.append(
                     (
                         f"  {pattern(row.names[0])}",
-                        " x ".join(
-                            _named(s, config, component == nn.EMBEDDING and not i) for i, s in enumerate(row.shape)
-                        ),
+                        sizes_in_words(row.shape, row.names[0], config),
                         numbers,
                         f"{count} of {row.each:,}" if count > 1 else "",
                         f"{row.total:,}",
@@ -59,22 +54,6 @@ def explain_parameters(report: ParametersReport, style: Style) -> list[str]:
         ),
     ]
     return [*lines, *explain_assumptions(report.assumptions, style)]
-
-
-def _named(size: int, config: Mapping[str, Any], first_of_embedding: bool) -> str:
-    """A dimension in the words of the config: a key, a product of heads and their width, or a multiple of the width."""
-    for key in (*_ROWS, *_WIDTHS) if first_of_embedding else _WIDTHS:
-        if config.get(key) == size:
-            return key
-    head_dim = config.get("head_dim")
-    for key in ("num_attention_heads", "num_key_value_heads"):
-        heads = config.get(key)
-        if isinstance(heads, int) and isinstance(head_dim, int) and heads * head_dim == size:
-            return f"{key} * head_dim"
-    width = config.get("n_embd") or config.get("hidden_size")
-    if isinstance(width, int) and width and size % width == 0:
-        return f"{size // width} {'n_embd' if config.get('n_embd') else 'hidden_size'}"
-    return str(size)
 
 
 def explain_assumptions(assumptions: Iterable[Assumption], style: Style) -> list[str]:
