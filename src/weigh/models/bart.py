@@ -26,6 +26,7 @@ from weigh.models.common import (
     LayerCache,
     attention_interface,
     check_positions,
+    create_bidirectional_mask,
     create_causal_mask,
     slice_logits_to_keep,
     token_loss,
@@ -307,7 +308,7 @@ class BartEncoder(BartStack):
         config = self.config
         return nn.Stack(f"{path}.layers", config.encoder_layers, lambda _: BartEncoderLayer(config, dtype))
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         config = self.config
         self.check(config.encoder_layerdrop)
         check_positions(config.prefix, "max_position_embeddings", self.embed_positions.rows, input_ids.shape[1], None)
@@ -317,8 +318,9 @@ class BartEncoder(BartStack):
         if config.embedding_norm:
             hidden_states = self.layernorm_embedding(hidden_states)
         hidden_states = self.dropout(hidden_states)
+        mask = create_bidirectional_mask(attention_mask)
         for encoder_layer in self.layers:
-            hidden_states = encoder_layer(hidden_states, None)
+            hidden_states = encoder_layer(hidden_states, mask)
         if config.final_norm:
             hidden_states = self.layer_norm(hidden_states)
         return hidden_states  # type: ignore[no-any-return]
@@ -343,6 +345,7 @@ class BartDecoder(BartStack):
         causal_mask = create_causal_mask(inputs_embeds, cache, None, attention_mask)
         if not config.keeps_mask:
             del attention_mask
+        encoder_attention_mask = create_bidirectional_mask(cache.encoder_mask if cache is not None else None)
         positions = self.embed_positions(input_ids, past, position_ids)
         if not config.keeps_position_ids:
             del position_ids
@@ -353,7 +356,9 @@ class BartDecoder(BartStack):
             hidden_states = self.layernorm_embedding(hidden_states)
         hidden_states = self.dropout(hidden_states)
         for decoder_layer in self.layers:
-            hidden_states = decoder_layer(hidden_states, causal_mask, encoder_hidden_states, None, cache)
+            hidden_states = decoder_layer(
+                hidden_states, causal_mask, encoder_hidden_states, encoder_attention_mask, cache
+            )
         if cache is not None:
             cache.advance(seq_length)
         if config.final_norm:
@@ -393,8 +398,8 @@ class BartForConditionalGeneration(EncoderDecoderModel):
     def cache_layout(self) -> tuple[LayerCache, ...]:
         return decoder_layout(self.config.decoder_layers, self.config.decoder_attention_heads, self.config.d_model)
 
-    def encode(self, input_ids: Tensor) -> Tensor:
-        return self.model.encoder(input_ids)  # type: ignore[no-any-return]
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.model.encoder(input_ids, attention_mask)  # type: ignore[no-any-return]
 
     def decode(self, decoder_input_ids: Tensor, encoder_hidden_states: Tensor, cache: Cache | None) -> Tensor:
         return self.model.decoder(decoder_input_ids, encoder_hidden_states, cache)  # type: ignore[no-any-return]

@@ -59,6 +59,8 @@ class Cache:
         """Tokens may have to be taken back (assisted decoding)."""
         self.encoder_output: Tensor | None = None
         """What `generate` keeps for the decoder's cross-attention."""
+        self.encoder_mask: Tensor | None = None
+        """The mask of ones that came with the encoder's input."""
 
     def layer(self, path: str, window: int | None) -> CacheLayer:
         """The cache of the attention at `path`."""
@@ -127,8 +129,8 @@ class Cache:
             self._change(layer, lambda x, window=layer.window: _grown(x, length, window))  # type: ignore[misc]
 
     def rewrite(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Replace the keys and values of every layer, one after the other (reorder, repeat, crop)."""
-        for layer in self.layers.values():
+        """Replace the keys and values of every layer in turn (reorder, repeat, crop), cross-attentions last."""
+        for layer in sorted(self.layers.values(), key=lambda layer: isinstance(layer, CrossLayer)):
             self._change(layer, change)
 
     def _change(self, layer: CacheLayer, change: Callable[[Tensor], Tensor]) -> None:

@@ -33,6 +33,12 @@ _ENCODER_DECODER: tuple[tuple[str, ...], ...] = (
 _BARTS = ("bart", "blenderbot", "blenderbot-small", "m2m_100", "marian", "mbart", "pegasus", "plbart")
 SIZES: dict[str, tuple[tuple[str, ...], ...]] = {
     **dict.fromkeys(_BARTS, _ENCODER_DECODER),
+    "distilbert": (
+        ("dim", "hidden_size"),
+        ("n_layers", "num_hidden_layers"),
+        ("n_heads", "num_attention_heads"),
+        ("vocab_size",),
+    ),
     "bloom": (
         ("hidden_size", "n_embed"),
         ("n_layer", "num_hidden_layers"),

@@ -257,14 +257,30 @@ def _ignore_causal_mask_sdpa(length: Size, visible: Size, local_size: int | None
 
 
 def create_bidirectional_mask(attention_mask: Tensor | None) -> Tensor | None:
-    """`create_bidirectional_mask`: none where nothing is padded, whatever the attention implementation.
-
-    Raises:
-        NotModelledError: there is a padding mask.
-    """
+    """`create_bidirectional_mask` of a mask of ones: looked at, and left out, whatever the attention implementation."""
     if attention_mask is not None:
-        raise NotModelledError("a padding mask in an encoder")
+        attention_mask = ops.to(attention_mask, BOOL)
+        ops.any_(attention_mask)
     return None
+
+
+def create_bidirectional_sliding_window_mask(embeddings: Tensor, sliding_window: int) -> Tensor | None:
+    """`create_bidirectional_sliding_window_mask`: nobody sees further than the window, to either side."""
+    batch, length = embeddings.shape[0], embeddings.shape[1]
+    if length < sliding_window:
+        return None
+    batch_arange = ops.arange(batch)
+    head_arange = ops.arange(1)
+    q_arange, kv_arange = ops.arange(length) + 0, ops.arange(length) + 0
+    q_idx, kv_idx = q_arange.view(1, 1, length, 1), kv_arange.view(1, 1, 1, length)
+    allowed = ops.ones((), BOOL)
+    allowed = ops.logical_and(allowed, ops.less_than(ops.absolute(q_idx - kv_idx)))
+    allowed = ops.logical_and(allowed, ops.greater_than(q_idx))
+    del batch_arange, head_arange
+    allowed = allowed.expand(batch, 1, length, length)
+    if state.attention != "eager":
+        return allowed
+    return ops.where(allowed, ops.zeros((), embeddings.dtype), ops.scalar_tensor(embeddings.dtype))
 
 
 def _boolean_mask(batch: Size, length: Size, sizes: _MaskSizes, overlay: Overlay | None) -> Tensor:

@@ -33,8 +33,8 @@ class EncoderDecoderModel(CausalModel):
     encoder_decoder = True
     takes_positions = False
 
-    def encode(self, input_ids: Tensor) -> Tensor:
-        """Source ids (batch, source) to the encoder's output (batch, source, width)."""
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Source ids (batch, source) to the encoder's output (batch, source, width); the mask is one of ones."""
         raise NotImplementedError
 
     def decode(self, decoder_input_ids: Tensor, encoder_hidden_states: Tensor, cache: Cache | None) -> Tensor:

@@ -377,18 +377,24 @@ class T5Stack(nn.Module):
         self.final_layer_norm = T5LayerNorm(config.d_model, dtype)
         self.dropout = nn.Dropout(config.dropout_rate)
 
-    def mask(self, inputs_embeds: Tensor, cache: Cache | None) -> Tensor | None:
-        """The mask of the self-attention."""
-        if self.is_decoder:
-            return create_causal_mask(inputs_embeds, cache, None)
-        return create_bidirectional_mask(None)
+    def masks(
+        self, inputs_embeds: Tensor, cache: Cache | None, attention_mask: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The masks of self-attention and of cross-attention."""
+        if not self.is_decoder:
+            return create_bidirectional_mask(attention_mask), None
+        own = create_causal_mask(inputs_embeds, cache, None)
+        return own, create_bidirectional_mask(cache.encoder_mask if cache is not None else None)
 
     def forward(
-        self, input_ids: Tensor, encoder_hidden_states: Tensor | None = None, cache: Cache | None = None
+        self,
+        input_ids: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        cache: Cache | None = None,
+        attention_mask: Tensor | None = None,
     ) -> Tensor:
         inputs_embeds = self.embed_tokens(input_ids)
-        attention_mask = self.mask(inputs_embeds, cache)
-        encoder_extended_attention_mask = create_bidirectional_mask(None)
+        attention_mask, encoder_extended_attention_mask = self.masks(inputs_embeds, cache, attention_mask)
         position_bias = None
         encoder_decoder_position_bias = None
         hidden_states = self.dropout(inputs_embeds)
@@ -433,8 +439,8 @@ class T5ForConditionalGeneration(EncoderDecoderModel):
         own, cross = (LayerCache(kind, heads, width, width) for kind in (layout.FULL, layout.CROSS))
         return (own,) * self.cache_layers + (cross,) * self.cache_layers
 
-    def encode(self, input_ids: Tensor) -> Tensor:
-        return self.encoder(input_ids)  # type: ignore[no-any-return]
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.encoder(input_ids, attention_mask=attention_mask)  # type: ignore[no-any-return]
 
     def decode(self, decoder_input_ids: Tensor, encoder_hidden_states: Tensor, cache: Cache | None) -> Tensor:
         return self.decoder(decoder_input_ids, encoder_hidden_states, cache)  # type: ignore[no-any-return]

@@ -9,7 +9,7 @@ from typing import Any
 from weigh.dtypes import FLOAT16, INT64, DType
 from weigh.ghost import nn, ops
 from weigh.ghost.tensor import Tensor
-from weigh.models.common import Cache, CausalModel, ModuleList, create_bidirectional_mask
+from weigh.models.common import Cache, CausalModel, ModuleList
 from weigh.models.mt5 import MT5Config
 from weigh.models.t5 import (
     T5Attention,
@@ -117,11 +117,14 @@ class UMT5Stack(T5Stack):
     lead = 0
 
     def forward(
-        self, input_ids: Tensor, encoder_hidden_states: Tensor | None = None, cache: Cache | None = None
+        self,
+        input_ids: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        cache: Cache | None = None,
+        attention_mask: Tensor | None = None,
     ) -> Tensor:
         inputs_embeds = self.embed_tokens(input_ids)
-        causal_mask = self.mask(inputs_embeds, cache)
-        encoder_extended_attention_mask = create_bidirectional_mask(None)
+        causal_mask, encoder_extended_attention_mask = self.masks(inputs_embeds, cache, attention_mask)
         hidden_states = self.dropout(inputs_embeds)
         for layer_module in self.block:
             hidden_states = layer_module(

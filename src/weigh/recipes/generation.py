@@ -15,7 +15,7 @@ from typing import Any
 from weigh import models
 from weigh.dims import Size
 from weigh.dtypes import BFLOAT16, FLOAT32, INT32, INT64, DType
-from weigh.errors import UsageError
+from weigh.errors import NotModelledError, UsageError
 from weigh.ghost import ops
 from weigh.ghost.ledger import Ledger, NotSteady
 from weigh.ghost.nn import Parameter
@@ -26,6 +26,7 @@ from weigh.kernels import kernels
 from weigh.kernels.workspaces import Workspaces
 from weigh.models.common import Cache, CausalModel, CausalOutput, StaticCache
 from weigh.models.experts import BATCHED
+from weigh.models.seq2seq import EncoderDecoderModel
 from weigh.trace.events import DECODE, KV_CACHE, PREFILL, Trace
 
 CACHES = ("dynamic", "static")
@@ -147,7 +148,14 @@ def _run(
         return GenerationRun(recipe, trace, model.parameters())
 
 
-def _new_cache(recipe: Generation) -> Cache:
+def _prompt(recipe: Generation, model: CausalModel) -> Size:
+    """Tokens that the decoder begins with."""
+    return 1 if model.encoder_decoder else recipe.prompt
+
+
+def _new_cache(recipe: Generation, model: CausalModel) -> Cache:
+    if recipe.cache == "static" and model.encoder_decoder:
+        raise NotModelledError("a static cache of an encoder-decoder", where="cache", hint="Leave the cache out.")
     if recipe.cache == "static":
         return StaticCache(recipe.prompt + (recipe.new_tokens - 1), dense_masks=True)
     return Cache()
@@ -189,7 +197,11 @@ class _Inputs:
     The caller's mask of ones makes the positions; then `generate` drops it, so that the model sees none.
     """
 
+<<<<<<< HEAD
     def __init__(self, model: CausalModel, input_ids: Tensor, copies: int) -> None:
+=======
+    def __init__(self, model: CausalModel, cache: Cache, input_ids: Tensor, copies: int) -> None:
+>>>>>>> 1af29dd (Generation with encoder-decoders; DistilBERT and ModernBERT run)
         self.attention_mask = ops.ones(input_ids.shape, INT64)
         self.positions: Tensor | None = None
         if model.takes_positions:
@@ -198,10 +210,21 @@ class _Inputs:
             del counted
             self.positions = model.prepare_positions(self.positions)
         self.input_ids = input_ids
+        if isinstance(model, EncoderDecoderModel):
+            self._encode(model, cache, copies)
         if copies > 1:
             self.input_ids = ops.repeat_interleave(self.input_ids, copies)
         if copies > 1 and self.positions is not None:
             self.positions = ops.repeat_interleave(self.positions, copies, self.positions.ndim - 2)
+
+    def _encode(self, model: EncoderDecoderModel, cache: Cache, copies: int) -> None:
+        """The encoder's output and its mask for every beam; the decoder begins with one token."""
+        output, mask = model.encode(self.input_ids, self.attention_mask), self.attention_mask
+        self.input_ids = ops.ones((self.input_ids.shape[0], 1), INT64) * 1
+        if copies > 1:
+            mask = ops.repeat_interleave(mask, copies)
+            output = ops.repeat_interleave(output, copies)
+        cache.encoder_output, cache.encoder_mask = output, mask
 
     def call(self, model: CausalModel, cache: Cache, keep: int, new: Size | None = None) -> CausalOutput:
         """Run the model on the last `new` tokens, or on all of them (`prepare_inputs_for_generation`)."""
@@ -225,13 +248,17 @@ class _Inputs:
 def _greedy(model: CausalModel, recipe: Generation, ledger: Ledger, input_ids: Tensor) -> Any:
     """`_sample` without sampling: the last logits are copied to fp32, the best token is appended."""
     ledger.mark(PREFILL, 0)
+<<<<<<< HEAD
     inputs = _Inputs(model, input_ids, recipe.returned)
+=======
+    cache = _new_cache(recipe, model)
+    inputs = _Inputs(model, cache, input_ids, recipe.returned)
+>>>>>>> 1af29dd (Generation with encoder-decoders; DistilBERT and ModernBERT run)
     unfinished = ops.ones((inputs.input_ids.shape[0],), INT64)
-    cache = _new_cache(recipe)
     outputs = inputs.call(model, cache, recipe.logits_to_keep)
     if recipe.device != "cpu":
         state.overrides["experts"] = BATCHED  # `_optimize_model_for_decode`
-    for number in chain([-1], _steps(cache, recipe.prompt, recipe.new_tokens - 1)):
+    for number in chain([-1], _steps(cache, _prompt(recipe, model), recipe.new_tokens - 1)):
         if number >= 0:
             ledger.mark(DECODE, number)
             outputs = inputs.call(model, cache, recipe.logits_to_keep, 1)
@@ -248,15 +275,20 @@ def _beam_search(model: CausalModel, recipe: Generation, ledger: Ledger, input_i
     ledger.mark(PREFILL, 0)
     batch, beams = recipe.batch, recipe.beams
     kept = 2 * beams
+<<<<<<< HEAD
     inputs = _Inputs(model, input_ids, beams)
     length = recipe.prompt + recipe.new_tokens
+=======
+    cache = _new_cache(recipe, model)
+    inputs = _Inputs(model, cache, input_ids, beams)
+    length = _prompt(recipe, model) + recipe.new_tokens
+>>>>>>> 1af29dd (Generation with encoder-decoders; DistilBERT and ModernBERT run)
     running_sequences = ops.full((batch, beams, length), INT64)
     sequences = ops.clone(running_sequences)
     running_scores = ops.zeros((batch, beams), FLOAT32)
     running_indices = ops.full((batch, beams, recipe.new_tokens), INT32)
-    cache = _new_cache(recipe)
     outputs = inputs.call(model, cache, recipe.logits_to_keep)
-    for number in _steps(cache, recipe.prompt, recipe.new_tokens):
+    for number in _steps(cache, _prompt(recipe, model) - 1, recipe.new_tokens):  # the first of them fills the cache
         if number:
             ledger.mark(DECODE, number - 1)
             outputs = inputs.call(model, cache, recipe.logits_to_keep, 1)
