@@ -3,6 +3,7 @@
 # make test    the built wheel, in an environment of its own
 # make test-torch  the same wheel beside real PyTorch
 # make bench   ratios against peers
+# make fuzz    broken files for every reader, SECONDS=60 each
 # make clean   remove everything that these made
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 PYTEST = -m pytest -p no:cacheprovider
 SOURCES := pyproject.toml README.md LICENSE $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: demo check test test-torch bench clean
+.PHONY: demo check test test-torch bench fuzz clean
 
 demo: .venv/.installed
 	.venv/bin/weigh train gpt2
@@ -32,6 +33,11 @@ test-torch: .venv-torch/.wheel
 
 bench: .venv-test/.wheel
 	for script in benchmarks/*.py; do .venv-test/bin/python $$script || exit 1; done
+
+# atheris where it can be had (Linux); good files changed at random where not.
+fuzz: .venv-test/.wheel
+	.venv-test/bin/python $(PIP_INSTALL) atheris || true
+	.venv-test/bin/python tools/fuzz.py $(SECONDS)
 
 clean:
 	rm -rf .venv .venv-test .venv-torch build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
