@@ -70,7 +70,6 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi": ("sdpa", {"model_type": "phi", "intermediate_size": 256, "num_key_value_heads": 2} | WIDE),
 }
 """Families that are no relatives of Llama, with the attention implementation that they have."""
-<<<<<<< HEAD
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 CLIP = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 VIT = {"embed_dim": 32, "hidden_size": 256, "depth": 2, "num_heads": 2}
@@ -87,7 +86,6 @@ SEEING: dict[str, dict[str, Any]] = {
     },
 }
 """Models that see, which generate from text alone here."""
-=======
 T5 = {"vocab_size": 3000, "d_model": 128, "d_kv": 16, "d_ff": 256, "num_layers": 5, "num_heads": 8}
 BART = {"vocab_size": 3000, "d_model": 128, "encoder_layers": 5, "decoder_layers": 6, "forced_eos_token_id": None}
 BART |= {"encoder_attention_heads": 4, "decoder_attention_heads": 8, "encoder_ffn_dim": 256, "decoder_ffn_dim": 300}
@@ -98,7 +96,6 @@ ENCODER_DECODERS: dict[str, dict[str, Any]] = {
     "m2m_100": BART,
 }
 """Their prompt is what the encoder reads, once; beams' peak is in the last step, with the numbers of more beams."""
->>>>>>> 1af29dd (Generation with encoder-decoders; DistilBERT and ModernBERT run)
 STATIC = {"cache_implementation": "static", "disable_compile": True}
 
 THREE_TOKENS = 24
@@ -164,7 +161,6 @@ CASES |= {
     for name, (attention, config) in OTHERS.items()
     if name != "falcon-alibi"  # with which upstream fails
 }
-<<<<<<< HEAD
 CASES |= {
     f"greedy-{name}": (job({"model_type": name} | config, 2, 300, 6, "bf16"), {}, THREE_TOKENS)
     for name, config in SEEING.items()
@@ -183,7 +179,6 @@ CASES["beams-qwen2_vl"] = (
     {"beams": 4},
     BEAM_TENSORS,
 )
-=======
 for _name, _config in ENCODER_DECODERS.items():
     _config = {"model_type": _name, "decoder_start_token_id": 0} | _config
     CASES[f"greedy-{_name}"] = (job(_config, 2, 300, 9, "bf16"), {}, 2 * PAD_TOKEN)
@@ -191,7 +186,6 @@ for _name, _config in ENCODER_DECODERS.items():
         _eager, _beams = {"attention": "eager"}, {"num_beams": 4}
         CASES[f"eager-{_name}"] = (job(_config, 2, 300, 9, "fp32", **_eager), _eager, 2 * PAD_TOKEN)
         CASES[f"beams-{_name}"] = (job(_config, 2, 60, 9, "bf16", options=_beams), {"beams": 4}, 3 * BEAM_TENSORS)
->>>>>>> 1af29dd (Generation with encoder-decoders; DistilBERT and ModernBERT run)
 """A job, the same as a recipe, and how many bytes of small integer tensors the two may differ by."""
 
 

@@ -197,11 +197,7 @@ class _Inputs:
     The caller's mask of ones makes the positions; then `generate` drops it, so that the model sees none.
     """
 
-<<<<<<< HEAD
-    def __init__(self, model: CausalModel, input_ids: Tensor, copies: int) -> None:
-=======
     def __init__(self, model: CausalModel, cache: Cache, input_ids: Tensor, copies: int) -> None:
->>>>>>> 1af29dd (Generation with encoder-decoders; DistilBERT and ModernBERT run)
         self.attention_mask = ops.ones(input_ids.shape, INT64)
         self.positions: Tensor | None = None
         if model.takes_positions:
@@ -248,12 +244,8 @@ class _Inputs:
 def _greedy(model: CausalModel, recipe: Generation, ledger: Ledger, input_ids: Tensor) -> Any:
     """`_sample` without sampling: the last logits are copied to fp32, the best token is appended."""
     ledger.mark(PREFILL, 0)
-<<<<<<< HEAD
-    inputs = _Inputs(model, input_ids, recipe.returned)
-=======
     cache = _new_cache(recipe, model)
     inputs = _Inputs(model, cache, input_ids, recipe.returned)
->>>>>>> 1af29dd (Generation with encoder-decoders; DistilBERT and ModernBERT run)
     unfinished = ops.ones((inputs.input_ids.shape[0],), INT64)
     outputs = inputs.call(model, cache, recipe.logits_to_keep)
     if recipe.device != "cpu":
@@ -275,14 +267,9 @@ def _beam_search(model: CausalModel, recipe: Generation, ledger: Ledger, input_i
     ledger.mark(PREFILL, 0)
     batch, beams = recipe.batch, recipe.beams
     kept = 2 * beams
-<<<<<<< HEAD
-    inputs = _Inputs(model, input_ids, beams)
-    length = recipe.prompt + recipe.new_tokens
-=======
     cache = _new_cache(recipe, model)
     inputs = _Inputs(model, cache, input_ids, beams)
     length = _prompt(recipe, model) + recipe.new_tokens
->>>>>>> 1af29dd (Generation with encoder-decoders; DistilBERT and ModernBERT run)
     running_sequences = ops.full((batch, beams, length), INT64)
     sequences = ops.clone(running_sequences)
     running_scores = ops.zeros((batch, beams), FLOAT32)

@@ -55,12 +55,9 @@ def build(config: dict[str, Any], dtype: str, attention: str) -> torch.nn.Module
     made = transformers.CONFIG_MAPPING[config["model_type"]](**config | tokens)
     torch.set_default_dtype(DTYPES[dtype])
     try:
-<<<<<<< HEAD
+        if made.is_encoder_decoder:
+            kind = transformers.AutoModelForSeq2SeqLM
         return kind.from_config(made, attn_implementation=attention).eval()
-=======
-        head = transformers.AutoModelForSeq2SeqLM if made.is_encoder_decoder else transformers.AutoModelForCausalLM
-        return head.from_config(made, attn_implementation=attention).eval()
->>>>>>> 1af29dd (Generation with encoder-decoders; DistilBERT and ModernBERT run)
     finally:
         torch.set_default_dtype(torch.float32)
 
