@@ -206,12 +206,8 @@ class Stack(Module):
 
 def name_modules(root: Module) -> None:
     """Give every module its path, and every parameter its own name in the ledger."""
-    seen: set[int] = set()
 
     def walk(module: Module, path: str) -> None:
-        if id(module) in seen:  # shared: it keeps its first name
-            return
-        seen.add(id(module))
         module.path = path
         if isinstance(module, Stack) and module.repeat is not None:
             repeats = state.ledger.repeats

@@ -6,14 +6,16 @@ What they share with Llama and with each other: the types of layers, the masks, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from weigh.errors import InputError, NotModelledError
-from weigh.ghost import nn, ops
+from weigh.ghost import ops
+from weigh.ghost.nn import Module
 from weigh.ghost.tensor import Tensor
 from weigh.models import layout
-from weigh.models.common import FULL, SLIDING, Cache, CausalModel, LayerCache, create_causal_mask
+from weigh.models.common import FULL, SLIDING, Cache, CausalModel, LayerCache, ModuleList, create_causal_mask
 from weigh.models.config import DERIVED, Keys
 from weigh.models.layout import State
 from weigh.models.llama import DecoderConfig, LlamaForCausalLM, LlamaModel
@@ -118,16 +120,20 @@ class CountedForCausalLM(HybridForCausalLM):
     forward = CausalModel.forward
 
 
-class Sequential(nn.Module):
-    """`nn.Sequential` of linear layers."""
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        for number, layer in enumerate(layers):
-            setattr(self, str(number), layer)
-        self.layers = layers
+class Sequential(ModuleList):
+    """`nn.Sequential`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
+        for layer in self.parts:
             x = layer(x)
         return x
+
+
+def tied_to(module: Module) -> Module:
+    """Another module with the same parameters, as upstream ties whole blocks."""
+    twin = copy(module)
+    if isinstance(twin, ModuleList):
+        twin.parts = tuple(map(tied_to, twin.parts))
+    else:
+        twin.__dict__.update({name: tied_to(child) for name, child in module.children()})
+    return twin

@@ -15,7 +15,7 @@ from weigh.ghost import nn
 from weigh.models.common import CausalModel
 from weigh.models.config import DERIVED, Count, Keys
 from weigh.models.experts import GatedMLP
-from weigh.models.hybrid import HYBRID, LINEAR, CountedForCausalLM, HybridModel
+from weigh.models.hybrid import HYBRID, LINEAR, CountedForCausalLM, HybridModel, tied_to
 from weigh.models.layout import State
 from weigh.models.mamba import mamba_states
 from weigh.models.recurrent import Conv1d
@@ -125,7 +125,7 @@ class ZambaMambaDecoderLayer(nn.Module):
 class ZambaHybridLayer(nn.Module):
     role = nn.BLOCK
 
-    def __init__(self, config: ZambaConfig, dtype: DType, shared_transf: ZambaAttentionDecoderLayer) -> None:
+    def __init__(self, config: ZambaConfig, dtype: DType, shared_transf: nn.Module) -> None:
         super().__init__()
         self.shared_transf = shared_transf
         self.linear = nn.Linear(config.hidden_size, config.hidden_size, dtype)
@@ -143,8 +143,9 @@ class ZambaModel(HybridModel):
         """With or without the shared transformer."""
         if config.layer_types[layer_idx] == LINEAR:
             return ZambaMambaDecoderLayer(config, dtype)
-        if not self.shared or not config.shares:
-            self.shared.append(ZambaAttentionDecoderLayer(config, dtype))
+        if self.shared and config.shares:
+            return ZambaHybridLayer(config, dtype, tied_to(self.shared[0]))
+        self.shared.append(ZambaAttentionDecoderLayer(config, dtype))
         return ZambaHybridLayer(config, dtype, self.shared[-1])
 
     def rotary(self, config: Any) -> Any:

@@ -32,6 +32,7 @@ from weigh.models.hybrid import (
     HybridModel,
     Sequential,
     create_recurrent_attention_mask,
+    tied_to,
 )
 from weigh.models.layout import State
 from weigh.models.llama import LlamaAttention
@@ -172,7 +173,7 @@ class Zamba2Attention(LlamaAttention):
             cos, sin = position_embeddings
             query_states, key_states = apply_rotary_pos_emb(query_states, key_states, cos, sin)
         if cache is not None:
-            key_states, value_states = cache.update(key_states, value_states, f"{self.path}, use {number}")
+            key_states, value_states = cache.update(key_states, value_states, self.path)
         attention = attention_interface(self.eager)
         dropout = self.attention_dropout if self.training else 0.0
         groups = self.num_key_value_groups
@@ -208,7 +209,7 @@ def adapters(config: Zamba2Config, width_in: int, width_out: int, dtype: DType, 
     return ModuleList(
         [
             Sequential(
-                nn.Linear(width_in, config.adapter_rank, dtype), nn.Linear(config.adapter_rank, width_out, dtype)
+                [nn.Linear(width_in, config.adapter_rank, dtype), nn.Linear(config.adapter_rank, width_out, dtype)]
             )
             if number % config.num_mem_blocks == block_id
             else nn.Module()
@@ -272,9 +273,7 @@ class Zamba2MambaDecoderLayer(nn.Module):
 class Zamba2HybridLayer(nn.Module):
     role = nn.BLOCK
 
-    def __init__(
-        self, config: Zamba2Config, dtype: DType, shared_transformer: Zamba2AttentionDecoderLayer, number: int
-    ) -> None:
+    def __init__(self, config: Zamba2Config, dtype: DType, shared_transformer: nn.Module, number: int) -> None:
         super().__init__()
         self.number = number
         self.linear = nn.Linear(config.hidden_size, config.hidden_size, dtype)
@@ -313,8 +312,9 @@ class Zamba2Model(HybridModel):
             return Zamba2MambaDecoderLayer(config, dtype)
         number = config.hybrid_layers.index(layer_idx)
         block_id = number % config.num_mem_blocks
-        if block_id not in self.shared or not config.shares:
-            self.shared[block_id] = Zamba2AttentionDecoderLayer(config, dtype, block_id)
+        if block_id in self.shared and config.shares:
+            return Zamba2HybridLayer(config, dtype, tied_to(self.shared[block_id]), number)
+        self.shared[block_id] = Zamba2AttentionDecoderLayer(config, dtype, block_id)
         return Zamba2HybridLayer(config, dtype, self.shared[block_id], number)
 
     def rotary(self, config: Any) -> Any:
