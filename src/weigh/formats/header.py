@@ -14,28 +14,39 @@ if TYPE_CHECKING:
 
     from weigh.dtypes import DType
     from weigh.formats.base import Format
-    from weigh.sources.checkpoint import Checkpoint, StoredTensor
+    from weigh.sources.checkpoint import Checkpoint
 
 BUFFERS = (
     ".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias",
-    ".attention.rotary_emb.inv_freq", "embeddings.position_ids", "embeddings.token_type_ids",
+    "embeddings.position_ids", "embeddings.token_type_ids", "rope_freqs.weight",
 )  # fmt: skip
 """How the names of tensors end that models make for themselves when they are loaded (`_keys_to_ignore_on_load`)."""
 SHOWN = 4
 _NUMBER = re.compile(r"(?<![^.])[0-9]+(?![^.])")
 
 
-def stored_tensors(checkpoint: Checkpoint, form: Format | None) -> tuple[Stored, ...]:
-    """Every tensor of a checkpoint, with the number of parameters that it stands for.
+def stored_tensors(
+    checkpoint: Checkpoint, form: Format | None, buffers: frozenset[str] = frozenset()
+) -> tuple[tuple[Stored, ...], frozenset[str]]:
+    """Every tensor of a checkpoint, with the number of parameters that it stands for; and the names of buffers.
 
-    Without those that lie in another one's bytes (tied weights in PyTorch's files).
+    Without those that lie in another one's bytes (tied weights in PyTorch's files). `buffers` are names, with * for
+    numbers, of what the model has besides its parameters.
     """
     spelled = {name: dtypes.get(name) for name in checkpoint.bytes_by_dtype()}
-    return tuple(
-        Stored(t.name, t.shape, spelled[t.dtype], parameters_in(t, form))
-        for t in checkpoint.tensors.values()
-        if t.num_bytes or not all(t.shape)
-    )
+    attributes = tuple({f".{name.rpartition('.')[2]}" for name in buffers})
+    found, beside = [], set()
+    for t in checkpoint.tensors.values():
+        if not t.num_bytes and all(t.shape):
+            continue
+        name = t.name
+        if name.endswith(BUFFERS) or (name.endswith(attributes) and pattern(name) in buffers):
+            stands_for: int | None = 0
+            beside.add(name)
+        else:
+            stands_for = None if form is None else form.parameters_in(t)
+        found.append(Stored(name, t.shape, spelled[t.dtype], t.num_elements if stands_for is None else stands_for))
+    return tuple(found), frozenset(beside)
 
 
 def grouped(tensors: Iterable[Stored]) -> tuple[Stored, ...]:
@@ -54,45 +65,45 @@ def grouped(tensors: Iterable[Stored]) -> tuple[Stored, ...]:
     return tuple(Stored(name, *key, counts[key]) for key, name in names.items())
 
 
-def parameters_in(tensor: StoredTensor, form: Format | None) -> int:
-    """How many parameters a stored tensor stands for; a buffer's elements are none."""
-    if tensor.name.endswith(BUFFERS):
-        return 0
-    found = None if form is None else form.parameters_in(tensor)
-    return tensor.num_elements if found is None else found
-
-
 def differences(
-    stored: Iterable[Stored], expected: Mapping[str, int], tied: Iterable[str], layers: int
+    stored: Iterable[Stored],
+    expected: Mapping[str, int],
+    tied: Iterable[str],
+    layers: int,
+    beside: frozenset[str] = frozenset(),
 ) -> tuple[str, ...]:
     """How a checkpoint differs from what the config implies, a sentence each.
 
-    `expected` has the parameters by name, `tied` the second names of shared ones. Names may differ between files and
-    models (fused experts, wrappers), so counts are compared layer by layer, and names only where counts differ.
+    `expected` has the parameters by name, `tied` the second names of shared ones, `beside` those of buffers. Names may
+    differ between files and models (fused experts, wrappers), so counts are compared layer by layer, and names only
+    where counts differ.
     """
-    kinds: dict[str, list[Stored]] = {"buffer": [], "next": [], "tied": [], "own": []}
     second_names = set(tied)
+    buffers: list[Stored] = []
+    following: list[Stored] = []
+    copies: list[Stored] = []
+    own: list[tuple[int | None, Stored]] = []
     for tensor in stored:
-        kinds[_kind(tensor, second_names, layers)].append(tensor)
+        if tensor.name in beside:
+            buffers.append(tensor)
+        if not tensor.parameters:
+            continue
+        number = _layer(tensor.name)
+        if (number is not None and number >= layers) or ".mtp." in tensor.name or tensor.name.startswith("mtp."):
+            following.append(tensor)
+        elif tensor.name in second_names:
+            copies.append(tensor)
+        else:
+            own.append((number, tensor))
     found = []
-    if buffers := kinds["buffer"]:
-        found.append(
-            f"stores {len(buffers)} buffers ({sum(t.elements for t in buffers):,} elements) that are no parameters"
-        )
-    if following := kinds["next"]:
+    if buffers:
+        elements = sum(t.elements for t in buffers)
+        found.append(f"stores {len(buffers)} buffers ({elements:,} elements) that are no parameters")
+    if following:
         count = sum(t.parameters for t in following)
         found.append(f"stores {len(following)} tensors of multi-token prediction ({count:,} parameters)")
-    copies = (f"stores {t.name} again ({t.parameters:,} parameters), which is tied" for t in kinds["tied"])
-    return (*found, *copies, *_by_layer(kinds["own"], expected))
-
-
-def _kind(tensor: Stored, tied: set[str], layers: int) -> str:
-    if tensor.name.endswith(BUFFERS):
-        return "buffer"
-    number = _layer(tensor.name)
-    if (number is not None and number >= layers) or "mtp" in tensor.name.split("."):
-        return "next"
-    return "tied" if tensor.name in tied else "own"
+    again = (f"stores {t.name} again ({t.parameters:,} parameters), which is tied" for t in copies)
+    return (*found, *again, *_by_layer(own, expected))
 
 
 def _layer(name: str) -> int | None:
@@ -100,37 +111,49 @@ def _layer(name: str) -> int | None:
     return None if found is None else int(found[0])
 
 
-def _by_layer(stored: Iterable[Stored], expected: Mapping[str, int]) -> list[str]:
-    """Layers whose parameters are more or fewer in the file than the config implies."""
+def _by_layer(stored: Iterable[tuple[int | None, Stored]], expected: Mapping[str, int]) -> list[str]:
+    """Layers whose parameters are more or fewer in the file than the config implies; those alike together."""
     here: Counter[int | None] = Counter()
-    names: dict[int | None, set[str]] = {}
-    for tensor in stored:
-        number = _layer(tensor.name)
+    for number, tensor in stored:
         here[number] += tensor.parameters * tensor.count
-        names.setdefault(number, set()).add(tensor.name)
     there: Counter[int | None] = Counter()
     for name, count in expected.items():
         there[_layer(name)] += count
-    found = []
-    for number in sorted({*here, *there}, key=lambda n: -1 if n is None else n):
-        more = here[number] - there[number]
-        if more:
-            place = "outside of the layers" if number is None else f"in layer {number}"
-            known = {name for name in expected if _layer(name) == number}
-            said = _names(known, names.get(number, set()))
-            word = "more" if more > 0 else "fewer"
-            found.append(f"has {abs(more):,} parameters {word} {place} than the config implies{said}")
-    if len(found) <= SHOWN:
-        return found
-    return [*found[:SHOWN], f"differs likewise in {len(found) - SHOWN} other layers"]
+    wrong = {number: here[number] - there[number] for number in {*here, *there} if here[number] != there[number]}
+    if not wrong:
+        return []
+    names: dict[int | None, set[str]] = {}
+    for number, tensor in stored:
+        if number in wrong:
+            names.setdefault(number, set()).add(tensor.name)
+    alike: dict[tuple[int, str], list[int | None]] = {}
+    for number in sorted(wrong, key=lambda n: -1 if n is None else n):
+        known = {name for name in expected if _layer(name) == number}
+        alike.setdefault((wrong[number], _names(known, names.get(number, set()))), []).append(number)
+    found = [_sentence(more, said, numbers) for (more, said), numbers in alike.items()]
+    return found if len(found) <= SHOWN else [*found[:SHOWN], f"differs otherwise in {len(found) - SHOWN} more ways"]
+
+
+def _sentence(more: int, said: str, numbers: list[int | None]) -> str:
+    first = "outside of the layers" if numbers[0] is None else f"in layer {numbers[0]}"
+    place = first if len(numbers) == 1 else f"in each of {len(numbers)} layers"
+    return f"has {abs(more):,} parameters {'more' if more > 0 else 'fewer'} {place} than the config implies{said}"
 
 
 def _names(known: set[str], stored: set[str]) -> str:
-    """Which tensors are missing and unexpected, where the names of both agree at all."""
+    """Which tensors are missing and unexpected, where the names of both agree at all; experts may be fused or not."""
     if not known & stored:
         return ""
-    missing = sorted(known - stored - {f"{name.rpartition('.')[0]}.weight" for name in stored})
+    modules = {name.rpartition(".")[0] for name in stored}
+    missing = sorted(
+        {pattern(n) for n in known - stored if n.rpartition(".")[0] not in modules and ".experts" not in n}
+    )
     modules = {name.rpartition(".")[0] for name in known}
-    unexpected = sorted(name for name in stored - known if name.rpartition(".")[0] not in modules)
+    unexpected = sorted({pattern(n) for n in stored if n.rpartition(".")[0] not in modules and ".experts." not in n})
     said = [f"{word} {', '.join(n[:SHOWN])}" for word, n in (("missing", missing), ("unexpected", unexpected)) if n]
     return f" ({'; '.join(said)})" if said else ""
+
+
+def pattern(name: str) -> str:
+    """A name without the numbers of its blocks."""
+    return ".".join("*" if part.isdecimal() else part for part in name.split("."))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from weigh.formats.base import EMBEDDING, EXPERTS, HEAD, LINEAR, Stored, Weight
+from weigh.formats.header import pattern
 from weigh.ghost import nn
 
 if TYPE_CHECKING:
@@ -19,14 +20,10 @@ def predict(model: Module, form: Format | None, dtype: DType) -> tuple[Stored, .
     found: dict[Stored, tuple[Stored, int]] = {}
     for parameter in model.parameters():
         for stored in _stored(parameter, form, dtype):
-            key = replace(stored, name=_pattern(stored.name), count=1)
+            key = replace(stored, name=pattern(stored.name), count=1)
             first, count = found.get(key, (stored, 0))
             found[key] = first, count + stored.count
     return tuple(replace(first, count=count) for first, count in found.values())
-
-
-def _pattern(name: str) -> str:
-    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
 
 
 def _stored(parameter: Parameter, form: Format | None, dtype: DType) -> list[Stored]:

@@ -15,6 +15,7 @@ from weigh.report.defaults import as_if_not_quantized
 from weigh.report.parameters import ParametersReport, TensorRow
 from weigh.report.parts import OTHER, layer, pattern
 from weigh.report.text import share, table, wrap
+from weigh.trace.events import BUFFER
 from weigh.units import format_bytes
 
 if TYPE_CHECKING:
@@ -54,11 +55,12 @@ class StoredWeights:
         expected: Mapping[str, int],
         tied: tuple[str, ...],
         layers: int,
+        buffers: frozenset[str] = frozenset(),
     ) -> StoredWeights:
         """As a header says, beside the parameters that the config implies, by name."""
-        tensors = stored_tensors(checkpoint, form)
+        tensors, beside = stored_tensors(checkpoint, form, buffers)
         title = None if form is None else form.title
-        return cls(grouped(tensors), title, "header", differences(tensors, expected, tied, layers))
+        return cls(grouped(tensors), title, "header", differences(tensors, expected, tied, layers, beside))
 
     @property
     def num_bytes(self) -> int:
@@ -142,7 +144,13 @@ def _read(checkpoint: Checkpoint, form: Format | None, model: CausalModel) -> St
         if (name := f"{module.path}.{attribute}") not in expected and id(tensor) in seen
     )
     layers = 1 + max((number for name in expected if (number := layer(name)) is not None), default=-1)
-    return StoredWeights.read(checkpoint, form, expected, tied, layers)
+    buffers = frozenset(
+        pattern(f"{module.path}.{attribute}")
+        for module in model.modules()
+        for attribute, tensor in module.own_tensors()
+        if tensor.storage.purpose == BUFFER
+    )
+    return StoredWeights.read(checkpoint, form, expected, tied, layers, buffers)
 
 
 PARTS = (
@@ -163,7 +171,7 @@ def header_only(source: Source, dtype: DType | None) -> ParametersReport:
     """
     assert source.checkpoint is not None
     form = formats.read(source.config, source.where)
-    tensors = stored_tensors(source.checkpoint, form)
+    tensors, _ = stored_tensors(source.checkpoint, form)
     rows: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for tensor in tensors:
         if tensor.parameters:
