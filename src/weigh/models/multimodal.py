@@ -133,3 +133,19 @@ class ConditionalGeneration(CausalModel):
         if labels is not None:
             loss = causal_lm_loss(logits, labels, self.config.vocab_size)
         return CausalOutput(logits, loss, cache)
+
+
+class AroundLanguageModel(CausalModel):
+    """A multimodal model in which the language model stands whole, with its head: counted."""
+
+    def __init__(self, text: Any, /, **parts: nn.Module | Tensor | None) -> None:
+        super().__init__()
+        self.config = text.config
+        self.cache_layers = text.cache_layers
+        self._text_layout: Callable[[], tuple[LayerCache, ...]] = text.cache_layout
+        for name, made in parts.items():
+            setattr(self, name, made)
+
+    def cache_layout(self) -> tuple[LayerCache, ...]:
+        """The language model's."""
+        return self._text_layout()

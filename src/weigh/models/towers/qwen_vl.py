@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from weigh.ghost import nn
 from weigh.models.config import Pair
-from weigh.models.parts import Parts, positions
+from weigh.models.parts import Parts
 from weigh.models.towers.parts import Maker, Tower, Vision
 
 
@@ -155,6 +155,15 @@ class Exaone45Vision(Qwen25VLVision):
 
 
 @dataclass(frozen=True)
+class OmniVision(Qwen25VLVision):
+    """`Qwen2_5OmniVisionEncoder`: Qwen2.5-VL's with three projections."""
+
+    def attention(self, make: Maker) -> nn.Module:
+        """`Qwen2_5OmniVisionAttention`."""
+        return Parts(**{name: make.linear(self.width, self.width) for name in ("q", "k", "v", "proj")})
+
+
+@dataclass(frozen=True)
 class Qwen35Vision(QwenVision):
     """`Qwen3_5VisionModel`: a table of positions, and mergers that norm."""
 
@@ -256,7 +265,7 @@ class Glm4vVision(QwenVision):
         """The modules."""
         out, count = self.out_width, (self.image_size[0] // self.patch_size[0]) ** 2
         return Vision(
-            embeddings=Parts(position_embedding=make.table(count, self.width), position_ids=positions(count)),
+            embeddings=Parts(position_embedding=make.table(count, self.width)),
             patch_embed=self.patch_embed(make, bias=True),
             rotary_pos_emb=self.rotary(make),
             blocks=self.blocks(make),
