@@ -31,6 +31,8 @@ class EncoderDecoderModel(CausalModel):
     """A model with an encoder and a decoder, and a head over the decoder's vocabulary."""
 
     encoder_decoder = True
+    shifts_first = True
+    """The labels are shifted before the encoder runs, not after."""
     takes_positions = False
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -65,9 +67,12 @@ class EncoderDecoderModel(CausalModel):
         """With labels a training step; else `input_ids` are the decoder's, and the cache has the encoder's output."""
         if attention_mask is not None or positions is not None:
             raise NotModelledError(f"padding and positions of {self.name}")
-        if labels is not None:
+        if labels is not None and self.shifts_first:
             decoder_input_ids = self.shift(labels)
             encoder_hidden_states = self.encode(input_ids)
+        elif labels is not None:
+            encoder_hidden_states = self.encode(input_ids)
+            decoder_input_ids = self.shift(labels)
         elif cache is None or cache.encoder_output is None:
             raise NotModelledError(f"{self.name} without a target")
         else:

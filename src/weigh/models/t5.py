@@ -420,6 +420,7 @@ class T5Stack(nn.Module):
 
 class T5ForConditionalGeneration(EncoderDecoderModel):
     stack_class: ClassVar[type[T5Stack]] = T5Stack
+    shifts_first = False
 
     def __init__(self, config: T5Config, dtype: DType, name: str) -> None:
         super().__init__()
