@@ -54,8 +54,12 @@ DECODERS: dict[str, tuple[str, ...]] = {
     "cohere": ("attention_bias", "use_qk_norm"),
     "cohere2": ("attention_bias",),
     "cwm": ("mlp_bias",),
+    "doge": ("attention_bias", "mlp_bias"),
     "ernie4_5": ("use_bias",),
+    "ernie4_5_moe": ("use_bias",),
     "exaone4": (),
+    "exaone_moe": (),
+    "flex_olmo": ("attention_bias",),
     "gemma": ("attention_bias",),
     "gemma2": ("attention_bias",),
     "gemma3_text": ("attention_bias",),
@@ -64,12 +68,17 @@ DECODERS: dict[str, tuple[str, ...]] = {
     "glm4_moe": ("attention_bias", "use_qk_norm"),
     "gpt_oss": ("attention_bias",),
     "granite": ("attention_bias", "mlp_bias"),
+    "granite_swa": ("attention_bias", "mlp_bias"),
     "granitemoe": ("attention_bias",),
+    "granitemoeshared": ("attention_bias",),
     "hunyuan_v1_dense": ("attention_bias",),
+    "hunyuan_v1_moe": ("attention_bias",),
     "hyperclovax": ("attention_bias", "mlp_bias", "use_post_norm"),
     "internlm3": (),
     "jais2": ("attention_bias", "mlp_bias"),
     "llama": ("attention_bias", "mlp_bias"),
+    "llama4_text": ("attention_bias",),
+    "minimax_m2": (),
     "ministral3": (),
     "mistral": (),
     "mixtral": (),
@@ -79,12 +88,14 @@ DECODERS: dict[str, tuple[str, ...]] = {
     "olmo3": ("attention_bias",),
     "olmoe": ("attention_bias",),
     "phi3": (),
+    "phimoe": ("attention_bias", "lm_head_bias"),
     "qwen2": (),
     "qwen2_moe": ("qkv_bias",),
     "qwen3": ("attention_bias",),
     "qwen3_moe": ("attention_bias",),
     "seed_oss": ("attention_bias", "attention_out_bias", "mlp_bias"),
     "smollm3": ("attention_bias", "mlp_bias"),
+    "solar_open": ("attention_bias",),
     "stablelm": ("use_qkv_bias", "qk_layernorm", "use_parallel_residual"),
     "starcoder2": ("use_bias",),
     "vaultgemma": ("attention_bias",),
@@ -142,6 +153,7 @@ LAYER_TYPES = (
     "gemma2",
     "gemma3_text",
     "gpt_oss",
+    "granite_swa",
     "olmo3",
     "qwen2",
     "qwen2_moe",
@@ -337,6 +349,39 @@ def _deepseek_v2(draw: st.DrawFn) -> dict[str, Any]:
     return config | {"hidden_size": config["num_attention_heads"] * draw(st.integers(1, 20))}
 
 
+def _persimmon(draw: st.DrawFn) -> dict[str, Any]:
+    return _plain(draw, head_dim=4) | _flags(draw, "qk_layernorm")
+
+
+def _xglm(draw: st.DrawFn) -> dict[str, Any]:
+    heads = draw(st.integers(1, 6))
+    return {
+        "d_model": heads * 2 * draw(st.integers(2, 12)),
+        "attention_heads": heads,
+        "num_layers": draw(st.integers(1, 9)),
+        "ffn_dim": draw(st.integers(1, 300)),
+        "max_position_embeddings": draw(st.integers(1, 300)),
+        "tie_word_embeddings": draw(st.booleans()),
+    }
+
+
+def _old_gpt(draw: st.DrawFn, **sizes: int) -> dict[str, Any]:
+    heads = draw(st.integers(1, 8))
+    return {
+        "n_embd": heads * 2 * draw(st.integers(1, 12)),
+        "n_head": heads,
+        "n_layer": draw(st.integers(1, 9)),
+        "n_positions": draw(st.integers(1, 100)),
+        "tie_word_embeddings": draw(st.booleans()),
+        **sizes,
+    }
+
+
+def _gpt_neox_japanese(draw: st.DrawFn) -> dict[str, Any]:
+    config = _plain(draw, head_dim=4) | {"intermediate_multiple_size": draw(st.integers(1, 5))}
+    return config | {"rotary_pct": draw(st.sampled_from((0.5, 1.0)))}
+
+
 def _latent(draw: st.DrawFn) -> dict[str, Any]:
     sizes = {"kv_lora_rank": st.integers(1, 40), "q_lora_rank": st.none() | st.integers(1, 40)}
     sizes |= {"qk_nope_head_dim": st.integers(1, 16), "v_head_dim": st.integers(1, 16)}
@@ -425,8 +470,10 @@ def _mamba2(draw: st.DrawFn) -> dict[str, Any]:
 
 OTHERS: dict[str, Callable[[st.DrawFn], dict[str, Any]]] = {
     "bert": _bert,
+    "biogpt": lambda draw: _plain(draw, max_position_embeddings=draw(st.integers(1, 300))),
     "bloom": _bloom,
     "codegen": lambda draw: _gptj(draw, 4),
+    "ctrl": lambda draw: _old_gpt(draw, dff=draw(st.integers(1, 100))),
     "deepseek_v3": _deepseek,
     "deepseek_v32": lambda draw: _deepseek(draw) | {"q_lora_rank": 7, "index_head_dim": 6, "index_n_heads": 3},
     "glm_moe_dsa": lambda draw: (
@@ -458,15 +505,19 @@ OTHERS: dict[str, Callable[[st.DrawFn], dict[str, Any]]] = {
     "gpt_bigcode": _gpt_bigcode,
     "gpt_neo": _gpt_neo,
     "gpt_neox": _gpt_neox,
+    "gpt_neox_japanese": _gpt_neox_japanese,
     "gptj": _gptj,
     "helium": _helium,
     "mamba": _mamba,
     "mamba2": _mamba2,
     "minicpm3": _latent,
     "mpt": _mpt,
+    "openai-gpt": _old_gpt,
     "opt": _opt,
+    "persimmon": _persimmon,
     "phi": _phi,
     "t5": _t5,
+    "xglm": _xglm,
     "youtu": _latent,
 }
 HEADS = {"bert": "AutoModelForMaskedLM", "t5": "AutoModelForSeq2SeqLM"}
@@ -477,6 +528,8 @@ def upstream(config: dict[str, Any]) -> tuple[list[tuple[str, tuple[int, ...]]],
     """Names and shapes of transformers' parameters (a tied one once), and the bytes of its buffers."""
     settings_ = {k: v for k, v in config.items() if k != "model_type"}
     settings_ |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    if config["model_type"] == "cwm":
+        settings_["bos_token_id"] = 0  # which must be a number there
     with torch.device("meta"):
         head = getattr(transformers, HEADS.get(config["model_type"], "AutoModelForCausalLM"))
         model = head.from_config(transformers.CONFIG_MAPPING[config["model_type"]](**settings_))

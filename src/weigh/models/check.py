@@ -14,7 +14,7 @@ from weigh.models import FAMILIES
 from weigh.models.config import Keys
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
 _STACKS = (("encoder_layers", "num_hidden_layers"), ("decoder_layers",))
 COMMON: tuple[tuple[str, ...], ...] = (
     ("hidden_size", "n_embd", "d_model"),
