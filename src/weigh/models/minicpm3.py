@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from weigh.dims import Size
 from weigh.dtypes import INT64, DType
 from weigh.ghost import nn
 from weigh.ghost.tensor import Tensor
@@ -38,8 +39,6 @@ class MiniCPM3Config(LlamaConfig):
     qk_nope_head_dim: int = 64
     qk_rope_head_dim: int = 32
     v_head_dim: int = DERIVED
-    whole_scale: bool = DERIVED
-    """The embeddings' scale is a whole number, kept as one."""
 
     rope_interleave = False
 
@@ -54,25 +53,31 @@ class MiniCPM3Config(LlamaConfig):
         found["head_dim"] = found["qk_rope_head_dim"]
         super().settle(keys, found)
         found["v_head_dim"] = found["v_head_dim"] or found["hidden_size"] // found["num_attention_heads"]
-        found["whole_scale"] = isinstance(keys.config.get("scale_emb", 12), int)
 
 
 class MiniCPM3DecoderLayer(GraniteDecoderLayer):
     attention_class = DeepseekV3Attention
 
 
+class MiniCPM3ScaledWordEmbedding(GemmaTextScaledWordEmbedding):
+    """Its scale is a whole number, and kept as one."""
+
+    def __init__(self, num_embeddings: Size, embedding_dim: Size, dtype: DType) -> None:
+        nn.Embedding.__init__(self, num_embeddings, embedding_dim, dtype)
+        self.embed_scale = nn.buffer((), INT64)
+
+
 class MiniCPM3Model(LlamaModel):
     layer_class = MiniCPM3DecoderLayer
-    embedding_class = GemmaTextScaledWordEmbedding
+    embedding_class: ClassVar[type[nn.Embedding]] = MiniCPM3ScaledWordEmbedding
 
-    def __init__(self, config: Any, dtype: DType) -> None:
-        super().__init__(config, dtype)
-        if config.whole_scale:
-            self.embed_tokens.embed_scale = nn.buffer((), INT64)  # type: ignore[attr-defined]
+
+class FractionallyScaledModel(MiniCPM3Model):
+    embedding_class = GemmaTextScaledWordEmbedding
 
 
 class MiniCPM3ForCausalLM(LlamaForCausalLM):
-    model_class = MiniCPM3Model
+    model_class: ClassVar[type[LlamaModel]] = MiniCPM3Model
 
     def cache_layout(self) -> tuple[LayerCache, ...]:
         """The latents, and one rotated key for all heads."""
@@ -97,6 +102,12 @@ class MiniCPM3ForCausalLM(LlamaForCausalLM):
         return CausalOutput(logits, loss, cache)
 
 
+class FractionallyScaledForCausalLM(MiniCPM3ForCausalLM):
+    model_class = FractionallyScaledModel
+
+
 def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> CausalModel:
     """The model of a `config.json`, every parameter in `dtype`."""
-    return MiniCPM3ForCausalLM(MiniCPM3Config.read(config, where), dtype)
+    whole = isinstance(config.get("scale_emb", 12), int)
+    model = MiniCPM3ForCausalLM if whole else FractionallyScaledForCausalLM
+    return model(MiniCPM3Config.read(config, where), dtype)
