@@ -5,7 +5,9 @@ An index is written by a stranger: what it names must lie beside it, and must ho
 
 from __future__ import annotations
 
+import gc
 import re
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from weigh.errors import InputError
@@ -14,7 +16,7 @@ from weigh.sources.opened import damaged
 from weigh.sources.strict_json import read_object
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from weigh.sources.checkpoint import StoredTensor
     from weigh.sources.opened import Folder, Readable
@@ -41,9 +43,10 @@ def read_index(folder: Folder, name: str, read: Read) -> Checkpoint:
     placed = _placed(index.get("weight_map"), file.where)
     parts = read_all([folder.open(shard) for shard in dict.fromkeys(placed.values())], read)
     found = joined(parts, file.where, placed)
-    for tensor, shard in placed.items():
-        if tensor not in found.tensors:
-            raise damaged(file.where, f"says that {tensor!r} is in {shard}, which does not have it")
+    missing = placed.keys() - found.tensors.keys()
+    if missing:
+        name = min(missing)
+        raise damaged(file.where, f"says that {name!r} is in {placed[name]}, which does not have it")
     return found
 
 
@@ -51,11 +54,9 @@ def _placed(weight_map: Any, where: str) -> dict[str, str]:
     """The file of every tensor, each a plain name."""
     if not isinstance(weight_map, dict) or not weight_map:
         raise damaged(where, "has no weight_map")
-    shards = set()
-    for tensor, shard in weight_map.items():
-        if not isinstance(shard, str):
-            raise damaged(where, f"gives {tensor!r} no file")
-        shards.add(shard)
+    if not all(type(shard) is str for shard in weight_map.values()):
+        raise damaged(where, "gives a tensor no file")
+    shards = set(weight_map.values())
     for shard in shards:
         if not is_plain(shard):
             raise damaged(where, f"names {shard!r}, which is not a file beside it")
@@ -99,7 +100,8 @@ def read_set(folder: Folder, names: Sequence[str], read: Read) -> Checkpoint:
 def read_all(files: Sequence[Readable], read: Read) -> list[Checkpoint]:
     """What every file says, in order; files from elsewhere several at once."""
     if len(files) == 1 or not getattr(files[0], "is_slow", False):
-        return [read(file) for file in files]
+        with without_collector():
+            return [read(file) for file in files]
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -109,6 +111,18 @@ def read_all(files: Sequence[Readable], read: Read) -> list[Checkpoint]:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """The cycle collector stands still: a header is tens of thousands of tuples, and none refers to itself."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def joined(parts: Sequence[Checkpoint], where: str, placed: Mapping[str, str] | None = None) -> Checkpoint:
