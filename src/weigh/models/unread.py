@@ -30,6 +30,8 @@ WORDS = frozenset(
         "scale_embedding swiglu_limit swiglu_alpha logit_scale routed_scaling_factor attention_softmax_in_fp32 "
         "scale_attention_softmax_in_fp32 lower_case vocab_file rescale_prenorm_residual mamba_ssm_dtype "
         "mamba_ssm_cache_dtype alibi_bias_max altup_coef_clip activation_sparsity_pattern "
+        # what follows from other keys
+        "qk_head_dim _sliding_window_pattern "
         # what generation_config.json took over
         "max_length min_length num_beams num_beam_groups diversity_penalty length_penalty repetition_penalty top_k "
         "top_p do_sample early_stopping num_return_sequences bad_words_ids badwordsids suppress_tokens "
