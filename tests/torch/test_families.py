@@ -299,6 +299,26 @@ def _bert(draw: st.DrawFn) -> dict[str, Any]:
     return _plain(draw, **sizes)
 
 
+def _distilbert(draw: st.DrawFn) -> dict[str, Any]:
+    heads = draw(st.integers(1, 6))
+    sizes = {"n_layers": draw(st.integers(1, 9)), "n_heads": heads, "dim": heads * draw(st.integers(1, 12))}
+    inner = {"hidden_dim": draw(st.integers(1, 200)), "max_position_embeddings": draw(st.integers(1, 300))}
+    return sizes | inner | _flags(draw, "tie_word_embeddings")
+
+
+def _modernbert(draw: st.DrawFn) -> dict[str, Any]:
+    flags = ("norm_bias", "attention_bias", "mlp_bias", "decoder_bias", "classifier_bias")
+    return _plain(draw, head_dim=2) | _flags(draw, *flags)
+
+
+def _bart(draw: st.DrawFn) -> dict[str, Any]:
+    heads = {f"{part}_attention_heads": draw(st.sampled_from((1, 2, 4))) for part in ("encoder", "decoder")}
+    layers = {f"{part}_layers": draw(st.integers(1, 9)) for part in ("encoder", "decoder")}
+    inner = {f"{part}_ffn_dim": draw(st.integers(1, 200)) for part in ("encoder", "decoder")}
+    width = {"d_model": 8 * draw(st.integers(1, 8)), "max_position_embeddings": draw(st.integers(1, 200))}
+    return heads | layers | inner | width
+
+
 def _t5(draw: st.DrawFn) -> dict[str, Any]:
     return {
         "d_model": draw(st.integers(1, 100)),
@@ -459,6 +479,8 @@ def _mamba2(draw: st.DrawFn) -> dict[str, Any]:
     return config | {"expand": expand, "hidden_size": heads * head_dim // expand}
 
 
+ROBERTAS = ("camembert", "data2vec-text", "ernie", "roberta", "xlm-roberta")
+BARTS = ("bart", "blenderbot", "blenderbot-small", "m2m_100", "marian", "mbart", "pegasus", "plbart")
 OTHERS: dict[str, Callable[[st.DrawFn], dict[str, Any]]] = {
     "bert": _bert,
     "biogpt": lambda draw: _plain(draw, max_position_embeddings=draw(st.integers(1, 300))),
@@ -509,9 +531,17 @@ OTHERS: dict[str, Callable[[st.DrawFn], dict[str, Any]]] = {
     "phi": _phi,
     "t5": _t5,
     "xglm": _xglm,
+    "mt5": _t5,
+    "umt5": _t5,
+    "distilbert": _distilbert,
+    "modernbert": _modernbert,
+    "electra": lambda draw: _bert(draw) | {"embedding_size": draw(st.integers(1, 60))},
+    **dict.fromkeys(ROBERTAS, _bert),
+    **dict.fromkeys(BARTS, _bart),
     "youtu": _latent,
 }
-HEADS = {"bert": "AutoModelForMaskedLM", "t5": "AutoModelForSeq2SeqLM"}
+HEADS = dict.fromkeys(("bert", "distilbert", "electra", "modernbert", *ROBERTAS), "AutoModelForMaskedLM")
+HEADS |= dict.fromkeys(("t5", "mt5", "umt5", *BARTS), "AutoModelForSeq2SeqLM")
 """The classes of models that are no causal language models."""
 
 

@@ -30,7 +30,7 @@ _ENCODER_DECODER: tuple[tuple[str, ...], ...] = (
     ("decoder_attention_heads",),
     ("vocab_size",),
 )
-_BARTS = ("bart", "blenderbot", "blenderbot-small", "m2m_100", "marian", "mbart", "pegasus", "plbart")
+_BARTS = ("bart", "blenderbot", "blenderbot-small", "m2m_100", "marian", "mbart", "pegasus", "plbart", "whisper")
 SIZES: dict[str, tuple[tuple[str, ...], ...]] = {
     **dict.fromkeys(_BARTS, _ENCODER_DECODER),
     "distilbert": (
@@ -79,13 +79,16 @@ SIZES: dict[str, tuple[tuple[str, ...], ...]] = {
         ("ffn_dim",),
         ("max_position_embeddings",),
     ),
-    "t5": (
-        ("d_model", "hidden_size"),
-        ("num_layers", "num_hidden_layers"),
-        ("num_heads", "num_attention_heads"),
-        ("vocab_size",),
-        ("d_kv", "head_dim"),
-        ("d_ff",),
+    **dict.fromkeys(
+        ("mt5", "t5", "umt5"),
+        (
+            ("d_model", "hidden_size"),
+            ("num_layers", "num_hidden_layers"),
+            ("num_heads", "num_attention_heads"),
+            ("vocab_size",),
+            ("d_kv", "head_dim"),
+            ("d_ff",),
+        ),
     ),
 }
 """By family, where it is known more exactly which."""
