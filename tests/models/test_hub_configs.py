@@ -38,6 +38,7 @@ COUNTED = {
     "mistralai-Devstral-Small-2507": 23_572_403_200,  # Mistral Small 24B
     "olmOCR": 8_291_375_616,  # its index: 16,582,751,232 bytes
     "qianwen-72B": 72_287_920_128,  # its index: 144,575,840,256 bytes
+    "fast_qwen": 27_356_728_560,
     "Qwen3.5-18B-REAP-A3B-Coding": 18_543_997_568,
     "Qwen3.5-25B-REAP-A3B-Coding": 25_091_371_648,
 }
@@ -45,7 +46,6 @@ REFUSED = {
     "Logics-Thinking": "logics",
     "Molmo7B_D_NF4Quant": "molmo",
     "oasstpythia1.5brm": "gpt_neox_reward_model",
-    "fast_qwen": "qwen3_5",
 }
 
 
@@ -65,8 +65,14 @@ def test_every_config_is_one_or_the_other() -> None:
     assert set(CONFIGS) == {*COUNTED, *REFUSED}
 
 
-def test_quantized_uploads_weigh_what_their_indexes_say() -> None:
-    """LLM.int8() of Llama 3.1 8B with the rest in fp32: `total_size` of the published index."""
-    stored = weigh.params(CONFIGS["Llama-3.1-8B-Computer-Networks-LLM"]).stored
+@pytest.mark.parametrize(
+    ("name", "total_size"),
+    [
+        ("Llama-3.1-8B-Computer-Networks-LLM", 11_188_584_672),  # LLM.int8(), the rest in fp32
+        ("fast_qwen", 20_444_027_360),  # MLX, 4 and 8 bits by the config's own list, the tower as it was
+    ],
+)
+def test_quantized_uploads_weigh_what_their_indexes_say(name: str, total_size: int) -> None:
+    stored = weigh.params(CONFIGS[name]).stored
     assert stored is not None
-    assert stored.num_bytes == 11_188_584_672
+    assert stored.num_bytes == total_size

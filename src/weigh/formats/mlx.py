@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from weigh.sources.checkpoint import StoredTensor
 
 WORD = 32
+TOWERS = ("vision_model", "vision_tower", "visual", "sam_model", "audio_model", "audio_tower")
+"""What `mlx_vlm` leaves alone (`skip_multimodal_module` in its utils.py); "visual" is transformers' name of a tower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class Mlx(Format):
         return own.get("bits", self.bits), own.get("group_size", self.group)
 
     def converts(self, weight: Weight) -> bool:
+        if any(tower in weight.module for tower in TOWERS):
+            return False
         return self.layers.get(_bare(weight.module)) is not False and weight.columns % self._own(weight.module)[1] == 0
 
     def store(self, weight: Weight) -> tuple[Stored, ...]:

@@ -44,7 +44,11 @@ class Source:
     @property
     def dtype(self) -> str | None:
         """The dtype in which the model is published or held, as it spells it; None where nothing says."""
-        found = self.stored_dtype or self.config.get("dtype") or self.config.get("torch_dtype")
+        inner = self.config.get("text_config")  # some multimodal configs leave it to their language model's
+        nested = inner if isinstance(inner, dict) else {}
+        found = self.stored_dtype or next(
+            (c[key] for c in (self.config, nested) for key in ("dtype", "torch_dtype") if c.get(key)), None
+        )
         if found is None and self.checkpoint is not None:
             found = self.checkpoint.float_dtype
         return None if found is None else str(found)
