@@ -165,10 +165,11 @@ def cohere2(draw: st.DrawFn, model_type: str) -> Config:
 
 
 def internvl_model(draw: st.DrawFn, model_type: str) -> Config:
+    ocr = model_type == "qianfan_ocr"
     return {
         "model_type": model_type,
-        "vision_config": internvl(draw),
-        "text_config": text(draw, "qwen2"),
+        "vision_config": internvl(draw) | ({"model_type": "qianfan_ocr_vision"} if ocr else {}),
+        "text_config": text(draw, "qwen3" if ocr else "qwen2", head_dim=1 if ocr else None),
         "downsample_ratio": draw(st.sampled_from((0.25, 0.5, 1.0))),
     }
 
@@ -207,6 +208,12 @@ def exaone(draw: st.DrawFn, model_type: str) -> Config:
     vision = qwen_vision(draw, "exaone4_5_vision") | more
     vision["hidden_size"] = 8 * groups * draw(st.integers(1, 3))
     return {"model_type": model_type, "vision_config": vision, "text_config": text(draw, "exaone4")}
+
+
+def video_llama3(draw: st.DrawFn, model_type: str) -> Config:
+    vision = clip(draw, "video_llama_3_vision")
+    vision["hidden_size"] *= 2
+    return {"model_type": model_type, "vision_config": vision, "text_config": text(draw, "qwen2")}
 
 
 def ovis2(draw: st.DrawFn, model_type: str) -> Config:
@@ -320,6 +327,7 @@ DRAWN: dict[str, Callable[[st.DrawFn, str], Config]] = {
     "ovis2": ovis2,
     "paligemma": paligemma,
     "qwen2_5_omni_thinker": omni,
+    "qianfan_ocr": internvl_model,
     "qwen2_5_vl": qwen_vl,
     "qwen2_audio": hearing,
     "qwen2_vl": qwen_vl,
@@ -328,6 +336,7 @@ DRAWN: dict[str, Callable[[st.DrawFn, str], Config]] = {
     "qwen3_vl": qwen_vl,
     "qwen3_vl_moe": qwen_vl,
     "smolvlm": idefics,
+    "video_llama_3": video_llama3,
     "video_llava": llava,
     "vipllava": llava,
     "voxtral": hearing,

@@ -142,3 +142,23 @@ class Idefics3Vision(Idefics2Vision):
 
     hidden_size: int = 1152
     num_attention_heads: int = 16
+
+
+@dataclass(frozen=True)
+class VideoLlama3Vision(SiglipVision):
+    """`VideoLlama3VisionModel`: rotary positions, of height and width in turn."""
+
+    vision_use_head: bool = False
+
+    def embeddings(self, make: Maker) -> nn.Module:
+        """`VideoLlama3VisionEmbeddings`."""
+        return Parts(patch_embedding=make.conv(self.num_channels, self.hidden_size, *self.patch_size))
+
+    def build(self, make: Maker) -> nn.Module:
+        """The modules."""
+        return Vision(
+            rotary_pos_emb=make.rotary((self.hidden_size // self.num_attention_heads // 2 + 1) // 2),
+            embeddings=self.embeddings(make),
+            encoder=self.encoder(make),
+            post_layernorm=make.layer_norm(self.hidden_size),
+        )

@@ -47,6 +47,15 @@ class InternVLVision(Tower):
             layernorm_after=norm(width),
         )
 
+    def layernorm(self, make: Maker) -> nn.Module | None:
+        """Only where nothing is pooled."""
+        return None if self.use_mean_pooling else make.layer_norm(self.hidden_size)
+
+    def encoder(self, make: Maker) -> dict[str, nn.Module | None]:
+        """The layers and the norm behind them, in upstream's order and under its names."""
+        layers = make.stack(self.num_hidden_layers, lambda: self.layer(make))
+        return {"encoder": Parts(layer=layers), "layernorm": self.layernorm(make)}
+
     def build(self, make: Maker) -> nn.Module:
         """The modules."""
         width, positions = self.hidden_size, patches(self.image_size, self.patch_size) + 1
@@ -57,6 +66,17 @@ class InternVLVision(Tower):
                 position_embeddings=make.tensor(1, positions, width) if self.use_absolute_position_embeddings else None,
                 patch_embeddings=Parts(projection=make.conv(self.num_channels, width, *self.patch_size)),
             ),
-            encoder=Parts(layer=make.stack(self.num_hidden_layers, lambda: self.layer(make))),
-            layernorm=None if self.use_mean_pooling else make.layer_norm(width),
+            **self.encoder(make),
         )
+
+
+@dataclass(frozen=True)
+class QianfanVision(InternVLVision):
+    """`QianfanOCRVisionModel`: biases, and no encoder around the layers."""
+
+    attention_bias: bool = True
+
+    def encoder(self, make: Maker) -> dict[str, nn.Module | None]:
+        """The norm stands before the layers that it follows."""
+        layers = make.stack(self.num_hidden_layers, lambda: self.layer(make))
+        return {"layernorm": self.layernorm(make), "layers": layers}
