@@ -119,6 +119,7 @@ def backward(roots: list[Tensor], gradients: list[Tensor | None]) -> None:
             assert root.node is not None, "backward() of a tensor that nothing differentiable made"
             task.deliver(root.node, root.output_nr, seed)
         task.run()
+        ledger.path, ledger.unit = before[1:]
         for callback in callbacks:
             callback()
         for seed in seeds:

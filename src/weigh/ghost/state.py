@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from weigh.ghost.autocast import Autocast
 
 
-ATTENTION = ("sdpa", "eager")
+ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
 
 class State:
@@ -62,7 +62,7 @@ def recording(
 ) -> Iterator[Ledger]:
     """Run the body on a fresh ledger, with `kernels` in place of their rows of the op table.
 
-    Raises `UnknownNameError` for an attention implementation that is neither "sdpa" nor "eager".
+    Raises `UnknownNameError` for an attention implementation that is not in `ATTENTION`.
     """
     if attention not in ATTENTION:
         raise UnknownNameError("attention implementation", attention, ATTENTION)

@@ -48,6 +48,16 @@ class Storage:
         if self.number:
             self.ledger.free(self.number)
 
+    def move_to(self, ledger: Ledger) -> None:
+        """Be on the device of another ledger from now on."""
+        if self.ledger is ledger or not self.number:
+            return
+        old = self.ledger.allocations[self.number - 1]
+        self.ledger.free(self.number)
+        self.ledger = ledger
+        self.number = ledger.allocate(self.num_bytes, old.op, old.shape, old.dtype, old.purpose, old.unit)
+        self.relabel(old.purpose, old.path)
+
     def release(self) -> None:
         """`untyped_storage().resize_(0)`: the bytes go, the tensors on the storage stay."""
         if self.number:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from weigh.dims import Size
-from weigh.dtypes import BOOL, FLOAT32, INT64, DType
+from weigh.dtypes import BFLOAT16, BOOL, FLOAT16, FLOAT32, INT64, DType
 from weigh.errors import NotModelledError, UsageError
 from weigh.ghost import nn, ops
 from weigh.ghost.nn import Module
@@ -236,7 +236,9 @@ def _create_mask(
     attention: str | None,
     overlay: Overlay | None = None,
 ) -> Tensor | None:
-    """`sdpa_mask` and `eager_mask`."""
+    """`sdpa_mask` and `eager_mask`; `flash_attention_mask` is none where nothing is padded."""
+    if (attention or state.attention) == "flash_attention_2":
+        return None
     batch, length = embeddings.shape[0], embeddings.shape[1]
     if (attention or state.attention) != "eager":
         must_have = not allow_is_causal_skip or (cache is not None and cache.compileable and length == 1)
@@ -409,7 +411,24 @@ Attention = Callable[..., tuple[Tensor, Tensor | None]]
 
 def attention_interface(eager: Attention = eager_attention) -> Attention:
     """`ALL_ATTENTION_FUNCTIONS.get_interface`: the run's attention implementation, `eager` being the family's own."""
-    return eager if state.attention == "eager" else sdpa_attention
+    return {"eager": eager, "sdpa": sdpa_attention, "flash_attention_2": flash_attention_forward}[state.attention]
+
+
+def flash_attention_forward(
+    query: Tensor, key: Tensor, value: Tensor, _mask: Tensor | None, _dropout: float, _groups: int, **_: Any
+) -> tuple[Tensor, None]:
+    """`flash_attention_forward`: the package's own kernel, over grouped heads as they are, without a mask.
+
+    Raises:
+        UsageError: the model runs in a dtype that the kernel does not have.
+    """
+    if query.dtype not in (FLOAT16, BFLOAT16):
+        raise UsageError(
+            f"flash_attention_2 does not run in {query.dtype.name}",
+            where="attention",
+            hint="Use bf16 or fp16, by the model's dtype or by autocast.",
+        )
+    return ops.flash_attention(query, key, value, True).transpose(1, 2), None
 
 
 def sdpa_attention(
@@ -474,7 +493,10 @@ def _pack(x: Tensor, groups: int) -> Tensor:
 
 # -- loss ------------------------------------------------------------------------------------------
 def causal_lm_loss(logits: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
-    """`ForCausalLMLoss`: logits upcast to fp32, labels shifted, cross entropy."""
+    """`ForCausalLMLoss`: logits upcast to fp32, labels shifted, cross entropy; or the kernels' own."""
+    other: Callable[[Tensor, Tensor, int], Tensor] | None = state.overrides.get("causal_lm_loss")
+    if other is not None:
+        return other(logits, labels, vocab_size)
     logits = logits.float()
     labels = ops.pad(labels, 1)
     shift_labels = labels.narrow(-1, labels.shape[-1] - 1).contiguous()

@@ -45,7 +45,7 @@ class Generation:
     dtype: DType = BFLOAT16
     """Of all parameters, and so of the cache."""
     attention: str = "sdpa"
-    """transformers' attention implementation: "sdpa", or "eager", the only one of some families."""
+    """transformers' attention implementation: "sdpa", "flash_attention_2", or "eager", all that some families have."""
     attention_kernel: str | None = None
     """Forces the kernel behind sdpa: "flash", "efficient", "cudnn" or "math"."""
     cache: str = "dynamic"

@@ -190,7 +190,7 @@ _READERS: dict[str, Callable[[Any, str, Setting], Any]] = {
 }
 
 _CHOICES: dict[str, tuple[str, ...] | str] = {
-    "attention": ("sdpa", "eager"),
+    "attention": "weigh.ghost.state:ATTENTION",
     "attention_kernel": "weigh.kernels.cuda:ATTENTION_KERNELS",
     "cache": "weigh.recipes.generation:CACHES",
     "checkpointing": "weigh.techniques.checkpointing:MODES",
@@ -198,6 +198,7 @@ _CHOICES: dict[str, tuple[str, ...] | str] = {
     "freeze": "weigh.techniques.freezing:PARTS",
     "implementation": "weigh.optimizers:IMPLEMENTATIONS",
     "latent": ("compressed", "expanded"),
+    "loss": "weigh.kernels.losses:LOSSES",
     "optimizer": "weigh.optimizers:OPTIMIZERS",
     "shard": ("fsdp2", "fsdp1"),
     "windows": ("capped", "reserved"),

@@ -13,12 +13,13 @@ from weigh.dtypes import FLOAT32, INT64, DType
 from weigh.errors import NotModelledError, UsageError
 from weigh.ghost import ops
 from weigh.ghost.autocast import autocast
-from weigh.ghost.ledger import NotSteady
+from weigh.ghost.ledger import Ledger, NotSteady
 from weigh.ghost.nn import Parameter
 from weigh.ghost.repeat import unrolled
 from weigh.ghost.state import by_owner, recording, state
 from weigh.ghost.tensor import Tensor
 from weigh.kernels import kernels
+from weigh.kernels.losses import loss_kernel
 from weigh.kernels.workspaces import Workspaces
 from weigh.models.common import CausalModel
 from weigh.optimizers import Optimizer, optimizer
@@ -46,9 +47,13 @@ class Training:
     autocast: DType | None = None
     """The lower precision of `torch.autocast`, or None."""
     attention: str = "sdpa"
-    """transformers' attention implementation: "sdpa", or "eager", the only one of some families."""
+    """transformers' attention implementation: "sdpa", "flash_attention_2", or "eager", all that some families have."""
     attention_kernel: str | None = None
     """Forces the kernel behind sdpa: "flash", "efficient", "cudnn" or "math"."""
+    loss: str = "upcast"
+    """How the loss is made of the logits: "upcast" (in fp32), "shifted" (in fp32, of a shifted copy: transformers
+    before 4.50), "rebound" (likewise, and the model drops the logits of its own dtype: before 4.46), "native" (of a
+    shifted copy in the logits' own dtype)."""
     checkpointing: str | None = None
     """None, "full" (every block, non-reentrant) or "reentrant"."""
     optimizer: str | None = "adamw"
@@ -97,6 +102,9 @@ class Training:
     """Devices that share the experts."""
     rank: int = 0
     """Which device is weighed."""
+    meta_init: bool = True
+    """A sharded model is never whole on the device: it is built on the meta device or on the host, and its shards are
+    put on the device unit by unit."""
     device: str = "cuda"
     """Whose kernels run: "cuda" or "cpu"."""
     steps: int = 2
@@ -236,6 +244,7 @@ def parallel(recipe: Training) -> Iterator[Technique]:
             recipe.use_orig_params,
             recipe.reshard_after_forward is not False,
             recipe.rank,
+            (".lora_A", ".lora_B") if recipe.lora is not None else (),
         )
     elif recipe.shard is not None:
         from weigh.techniques.fsdp2 import FullyShard
@@ -252,15 +261,11 @@ def parallel(recipe: Training) -> Iterator[Technique]:
 
 def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop) -> TrainingRun:
     models.check_attention(config, recipe.attention)
-    chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced)
+    chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced) | loss_kernel(recipe.loss)
     with recording(chosen, traced=recipe.traced, attention=recipe.attention) as ledger:
         techniques = tuple(loop.techniques(recipe))
         state.trailing = max((t.trailing for t in techniques), default=0)
-        model = loop.build(config, recipe, where)
-        if recipe.target is not None and not model.encoder_decoder:
-            raise UsageError("the model has no decoder that reads a target", where="target", hint="Leave it out.")
-        for technique in techniques:
-            technique.apply(model)
+        model = _build(config, recipe, where, loop, techniques)
         parameters = model.parameters()
         trainable = [p for p in parameters if p.tensor.requires_grad]
         input_ids = ops.input_tensor((recipe.batch, recipe.sequence), INT64)
@@ -277,6 +282,29 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop) ->
         for number in range(recipe.steps):
             loop.step(model, recipe, chosen_optimizer, input_ids, labels, number)
         return TrainingRun(recipe, ledger.trace(), parameters)
+
+
+def _build(
+    config: Mapping[str, Any], recipe: Training, where: str, loop: Loop, techniques: tuple[Technique, ...]
+) -> CausalModel:
+    """The model with its techniques; where one shards it, the rest is built beside the device (`meta_init`)."""
+    ledger = state.ledger
+    beside = recipe.meta_init and any(t.materialises for t in techniques)
+    if beside:
+        state.ledger = Ledger()
+    model = loop.build(config, recipe, where)
+    if recipe.target is not None and not model.encoder_decoder:
+        raise UsageError("the model has no decoder that reads a target", where="target", hint="Leave it out.")
+    for technique in techniques:
+        if technique.materialises and beside:
+            ledger.repeats.extend(state.ledger.repeats)
+            state.ledger = ledger
+        technique.apply(model)
+    if beside:
+        for module in model.modules():
+            for _, tensor in module.own_tensors():
+                tensor.storage.move_to(ledger)
+    return model
 
 
 def _warm_up(chosen: Optimizer, recipe: Training) -> None:

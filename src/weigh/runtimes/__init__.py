@@ -8,7 +8,7 @@ says, and what lies outside of the framework's allocator.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -41,10 +41,17 @@ class Runtime:
     """Which were read."""
     loop: Loop = PLAIN
     """How it trains."""
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    """The settings of a `Training` that it chooses otherwise than the recipe does."""
     outside: tuple[Overhead, ...] = ()
     """What it takes on every device beside the allocator's memory."""
+
+    def settings(
+        self, words: Mapping[str, Any], config: Mapping[str, Any], version: tuple[int, ...] | None
+    ) -> dict[str, Any]:
+        """The settings of a `Training` with what this program chooses where `words` do not say.
+
+        `version` is its release as numbers; None is the one that was read.
+        """
+        return dict(words)
 
 
 def get(name: str) -> Runtime:

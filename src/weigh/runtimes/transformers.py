@@ -1,7 +1,51 @@
-"""The Trainer of transformers over accelerate and peft."""
+"""The Trainer of transformers over accelerate and peft.
+
+Read: transformers 4.45, 4.48 and 5.23, accelerate 1.0, peft 0.13.
+
+- Loss: `loss/loss_utils.py` makes a shifted copy of the logits up to 4.49 and shifts the labels since; before 4.46 the
+  models upcast their logits themselves; GPTBigCode did not.
+- Adapters and checkpointing: `enable_input_require_grads`, so that a checkpoint has an input that wants a gradient.
+- FSDP under mixed precision: accelerate holds the trained flat parameters in fp32 and gathers and reduces in the lower
+  precision (`accelerator.py`, `prepare_model`).
+"""
 
 from __future__ import annotations
 
-from weigh.runtimes import Runtime
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-RUNTIME = Runtime("transformers", "5.23")
+from weigh.runtimes import Runtime
+from weigh.techniques.lora import Lora
+
+LOSS_FUNCTIONS = (4, 46)
+"""From this release on losses are functions beside the models."""
+LABELS_SHIFTED = (4, 50)
+"""From this release on labels are shifted, not logits."""
+NOT_REENTRANT = (5,)
+"""`gradient_checkpointing_enable` asks for the reentrant form before this release."""
+NATIVE_LOSS = ("gpt_bigcode",)
+"""Families whose own class computed the loss in the logits' dtype until then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transformers(Runtime):
+    """The Trainer."""
+
+    def settings(
+        self, words: Mapping[str, Any], config: Mapping[str, Any], version: tuple[int, ...] | None
+    ) -> dict[str, Any]:
+        found = dict(words)
+        if "loss" not in found and version is not None and version < LABELS_SHIFTED:
+            found["loss"] = "shifted" if version >= LOSS_FUNCTIONS else "rebound"
+            if config.get("model_type") in NATIVE_LOSS:
+                found["loss"] = "native"
+        if found.get("checkpointing") == "full" and version is not None and version < NOT_REENTRANT:
+            found["checkpointing"] = "reentrant"
+        lora = found.get("lora")
+        if isinstance(lora, Lora) and found.get("checkpointing"):
+            found["lora"] = replace(lora, input_gradients=True)
+        return found
+
+
+RUNTIME = Transformers("transformers", "4.45, 4.48, 5.23")

@@ -24,6 +24,11 @@ class Technique:
         """How many blocks at the end of a stack do something else afterwards than those before them."""
         return 0
 
+    @property
+    def materialises(self) -> bool:
+        """It puts the rank's share in the parameters' place, so that the whole model need never be on the device."""
+        return False
+
     def apply(self, model: Module) -> None:
         """Change the model.
 

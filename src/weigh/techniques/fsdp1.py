@@ -55,6 +55,11 @@ class FlatShard(Technique):
     """Modules that are units of their own besides the blocks, by their names' ends (peft's policy wraps adapters)."""
 
     @property
+    def materialises(self) -> bool:
+        """The shards are all that a rank needs."""
+        return True
+
+    @property
     def trailing(self) -> int:
         """The last block is the first to go back, and nothing was reduced before."""
         return 1
@@ -76,7 +81,7 @@ class FlatShard(Technique):
         for module, whole in managed([*self._inner(model), *modules, model]):
             if not whole:
                 continue
-            with inside_unit(_unit_of(whole, module)):
+            with inside_unit(whole[0].storage.unit):
                 unit = _Unit(context, module, module is model, whole, held)
             context.units.append(unit)
             module.wrap_in(unit.run_root if module is model else unit.run)
@@ -84,10 +89,6 @@ class FlatShard(Technique):
 
     def _inner(self, model: Module) -> list[Module]:
         return [m for m in model.modules() if self.units and m.path.endswith(self.units) and list(m.own_tensors())]
-
-
-def _unit_of(whole: list[Tensor], module: Module) -> int | None:
-    return whole[0].storage.unit if module.role == nn.BLOCK or module.path.count(".") > 1 else None
 
 
 class _Context:
@@ -108,9 +109,11 @@ class _Context:
 
     def final_callback(self) -> None:
         """`_post_backward_final_callback`: what backward left unsharded, and the gradients in their places."""
+        state.ledger.cut()
         for unit in self.units:
-            unit.reshard(True)
-            unit.finalize()
+            with inside_unit(unit.local_shard.storage.unit):
+                unit.reshard(True)
+                unit.finalize()
         self.post_forward_order.clear()
         self.callback_queued = False
 
@@ -154,6 +157,7 @@ class _Unit:
         self.post_forward_index: int | None = None
         self.saved_grad_shard: Tensor | None = None
         self.flat_grad: Tensor | None = None
+        self.hooked: list[Tensor] = []
         self.sharded_views: list[Tensor] = []
         self._make_sharded_views(module)
         self.hold_sharded()
@@ -238,6 +242,7 @@ class _Unit:
             dtype = self.settings.param_dtype
             args = map_tensors(args, lambda t: t.to(dtype) if t.dtype.kind == "float" else t)
         if not self.flat.requires_grad and state.grad_enabled:
+            self._hook_reshard(args)
             args = when_gradients_come(args, lambda: self.reshard(True))
         out = forward(*args)
         self.reshard(not self.root and self.settings.reshard_after_forward)
@@ -250,6 +255,14 @@ class _Unit:
         self.needs_pre_backward_unshard = hooked is not out
         self.ran_pre_backward_hook = False
         return hooked
+
+    def _hook_reshard(self, args: tuple[Any, ...]) -> None:
+        """`_register_post_backward_reshard_only_hook`: its handle keeps the accumulators of inputs that are leaves.
+
+        A reentrant checkpoint's inputs are, so that a frozen unit's inputs and their gradients live until all of the
+        backward pass has run.
+        """
+        map_tensors(args, lambda t: self.hooked.append(t) if t.requires_grad and t.is_leaf else None)
 
     def run_root(self, forward: Callable[..., Any], *args: Any) -> Any:
         """As `run`; the first time everything is prepared."""
@@ -334,6 +347,7 @@ class _Unit:
         """`_finalize_params`: the sharded gradient where the optimizer looks for it."""
         self.prepared = self.ran_pre_backward_hook = self.needs_pre_backward_unshard = False
         self.post_forward_index = None
+        self.hooked.clear()
         gradient, self.saved_grad_shard = self.saved_grad_shard, None
         if gradient is None:
             return

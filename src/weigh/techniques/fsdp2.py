@@ -53,6 +53,11 @@ class FullyShard(Technique):
     """Which of the ranks; the first has the largest shards."""
 
     @property
+    def materialises(self) -> bool:
+        """The shards are all that a rank needs."""
+        return True
+
+    @property
     def trailing(self) -> int:
         """The last block is the first to go back, and finds no reduced gradients of another one to drop."""
         return 1

@@ -6,6 +6,7 @@ decides memory and that nothing here understands is an error, so that no case is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from weigh.hardware.devices import all_devices
 from weigh.recipes import training
 from weigh.recipes.settings import make
 from weigh.recipes.training import Training
+from weigh.techniques.lora import Lora
 from weigh.validate.counts import counting_case
 from weigh.validate.measured import training_metrics
 from weigh.validate.serving import serving_case
@@ -41,11 +43,18 @@ def predict_case(row: Mapping[str, Any], where: str) -> dict[str, int]:
 
 def _training_case(row: Mapping[str, Any], config: Mapping[str, Any], where: str) -> dict[str, int]:
     runtime = runtimes.get(str(row.get("runtime")))
-    words = {**runtime.defaults, **training_words(row), **_device(row)}
+    words = runtime.settings({**training_words(row), **_device(row)}, config, _version(row))
     recipe: Training = make(Training, words)
     run = training.run(config, recipe, where, loop=runtime.loop)
     outside = sum(overhead.num_bytes for overhead in runtime.outside)
     return training_metrics(run, tuple(row["measured"]), outside)
+
+
+def _version(row: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The release of the case's runtime, where it is printed ("torch 2.4.1, transformers 4.48.1")."""
+    name = re.escape(str(row.get("runtime")))
+    printed = re.search(name + r"\s+v?(\d+(?:\.\d+)*)", str(row.get("runtime_version")))
+    return tuple(map(int, printed[1].split("."))) if printed else None
 
 
 def _device(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +92,7 @@ def training_words(case: Mapping[str, Any]) -> dict[str, Any]:
     if attention in ("eager", "sdpa"):
         words["attention"] = attention
     elif attention == "flash":
-        words |= {"attention": "sdpa", "attention_kernel": "flash"}
+        words["attention"] = "flash_attention_2"
     elif attention is not None:
         raise NotModelledError(f"{attention} attention", where="attention")
     if case.get("loss") not in (None, "eager"):
@@ -123,10 +132,10 @@ def _parallel(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "shard", found["shard"]
 
 
-def _adapter(adapter: Mapping[str, Any]) -> Mapping[str, Any]:
+def _adapter(adapter: Mapping[str, Any]) -> Lora:
     if adapter.get("kind") != "lora":
         raise NotModelledError(f"the adapter {adapter.get('kind')!r}", where="adapter")
     found: dict[str, Any] = {"rank": adapter["rank"], "targets": tuple(adapter["targets"])}
     if adapter.get("dropout") is not None:
         found["dropout"] = adapter["dropout"]
-    return found
+    return make(Lora, found)

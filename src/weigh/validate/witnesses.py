@@ -95,7 +95,7 @@ def _parallel(settings: Mapping[str, Any] | None) -> dict[str, Any]:
     """The recipe's fields for a row of several ranks."""
     if settings is None:
         return {}
-    found: dict[str, Any] = {"gpus_per_node": settings["world"]}
+    found: dict[str, Any] = {"gpus_per_node": settings["world"], "meta_init": False}
     if settings["kind"] in ("fsdp1", "fsdp2"):
         found |= {"shard": settings["kind"], "reshard_after_forward": settings.get("reshard_after_forward")}
         found |= {"use_orig_params": settings.get("use_orig_params", True)}

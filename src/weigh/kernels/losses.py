@@ -1,0 +1,56 @@
+"""Other ways to compute a causal language model's loss from its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from weigh.errors import UnknownNameError
+from weigh.ghost import ops
+from weigh.ghost.tensor import Tensor
+
+Loss = Callable[[Tensor, Tensor, int], Tensor]
+"""Logits (batch, length, vocabulary), labels (batch, length) and the vocabulary's size to a scalar."""
+
+
+def shifted_loss(logits: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
+    """Transformers before 4.50 (`loss/loss_utils.py`): logits in fp32, and a copy of them without the last position."""
+    return native_loss(logits.float(), labels, vocab_size)
+
+
+def rebound_loss(logits: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
+    """Before 4.46 (`modeling_*.py`): the model said `logits = logits.float()`, which let go of its own ones."""
+    upcast = logits.float()
+    for slot in Tensor.__slots__:
+        if slot != "__weakref__":
+            setattr(logits, slot, getattr(upcast, slot))
+    del upcast
+    return native_loss(logits, labels, vocab_size)
+
+
+def native_loss(logits: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
+    """The same in the logits' own dtype, as the older GPT-like families had it (`modeling_gpt_bigcode.py`, 4.48)."""
+    kept = logits.shape[1] - 1
+    shift_logits = logits.narrow(1, kept).contiguous()
+    shift_labels = labels.narrow(1, kept).contiguous()
+    return ops.cross_entropy(shift_logits.view(-1, vocab_size), shift_labels.view(-1))
+
+
+LOSSES: dict[str, Loss | None] = {
+    "upcast": None,
+    "shifted": shifted_loss,
+    "rebound": rebound_loss,
+    "native": native_loss,
+}
+"""By name; None is the model's own."""
+
+
+def loss_kernel(name: str) -> dict[str, Loss]:
+    """The kernel set of a loss.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+    """
+    if name not in LOSSES:
+        raise UnknownNameError("loss", name, LOSSES)
+    found = LOSSES[name]
+    return {} if found is None else {"causal_lm_loss": found}
