@@ -137,8 +137,11 @@ def params(source: Any, dtype: str | DType | None = None, lora: Any = None) -> P
     return report
 
 
-def train(source: Any, device: str | Device | None = None, **settings: Any) -> TrainingReport:
+def train(source: Any, device: str | Device | None = None, runtime: str = "pytorch", **settings: Any) -> TrainingReport:
     """What training a model takes; the settings are those of `weigh.recipes.training.Training`, as people write them.
+
+    `runtime` is the program that trains it, with its release where that matters ("transformers@4.48"); it decides what
+    the settings do not say.
 
     >>> train("gpt2", sequence="1k", autocast="bf16", device="rtx-4090").fit.verdict
     'yes'
@@ -147,13 +150,20 @@ def train(source: Any, device: str | Device | None = None, **settings: Any) -> T
         InputError: the model cannot be read.
         UsageError: there is no such setting, or it cannot have that value.
     """
+    from weigh import runtimes
+    from weigh.recipes.settings import read_words
+    from weigh.recipes.settings import settings as fields_of
     from weigh.recipes.training import Training, run
     from weigh.report.training import TrainingReport
 
     found = model(source)
-    recipe, assumptions = _recipe(Training, found, _on(device, settings), "sequence")
-    made = run(found.config, recipe, found.where)
-    return TrainingReport(found, made, parts(found), device=_device(device, recipe), assumptions=assumptions)
+    program, version = runtimes.named(runtime)
+    given = read_words({s.name: s for s in fields_of(Training)}, _on(device, settings))
+    chosen = program.settings(given, found.config, version)
+    recipe, assumptions = _recipe(Training, found, chosen, "sequence")
+    made = run(found.config, recipe, found.where, loop=program.loop)
+    fitted = _device(device, recipe)
+    return TrainingReport(found, made, parts(found), device=fitted, assumptions=assumptions, runtime=runtime)
 
 
 def generate(

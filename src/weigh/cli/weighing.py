@@ -76,6 +76,11 @@ def _run(command: str, parser: Parser, words: Sequence[str]) -> tuple[str, int]:
     parser.add_argument("--svg", metavar="FILE", help="draw the memory over time into a file")
     if command == "generate":
         parser.add_argument("--assistant", metavar="MODEL", help="a draft model for assisted decoding")
+    if command == "train":
+        what = (
+            "the program that trains it: pytorch (a plain script), transformers, ... or with its release, NAME@VERSION"
+        )
+        parser.add_argument("--runtime", metavar="NAME", default="pytorch", help=what)
     listed = settings(Recipe)
     add_settings(parser, listed)
     found = parser.read(words)
@@ -85,7 +90,7 @@ def _run(command: str, parser: Parser, words: Sequence[str]) -> tuple[str, int]:
     _check_way(found.by, ways)
     words_given: dict[str, Any] = read_settings(found, listed)
     if command == "train":
-        report: Any = api.train(found.model, found.device, **words_given)
+        report: Any = api.train(found.model, found.device, found.runtime, **words_given)
     else:
         report = api.generate(found.model, found.device, found.assistant, **words_given)
     if found.svg is not None:

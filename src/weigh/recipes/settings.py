@@ -93,13 +93,22 @@ def make(recipe: Callable[..., R], words: Mapping[str, Any]) -> R:
         UsageError: there is no such setting, or it cannot have that value.
     """
     known = {s.name: s for s in settings(recipe)}  # type: ignore[arg-type]
+    return recipe(**{known[name].field: value for name, value in read_words(known, words).items()})
+
+
+def read_words(known: Mapping[str, Setting], words: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of settings by name, from what people write.
+
+    Raises:
+        UsageError: there is no such setting, or it cannot have that value.
+    """
     values: dict[str, Any] = {}
     for name, value in words.items():
         setting = known.get(name.replace("-", "_"))
         if setting is None:
             raise UsageError(f"there is no setting {name!r}", hint=did_you_mean(name, known))
-        values[setting.field] = setting.read(value)
-    return recipe(**values)
+        values[setting.name] = setting.read(value)
+    return values
 
 
 def did_you_mean(name: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:

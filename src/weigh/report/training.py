@@ -22,6 +22,8 @@ class TrainingReport(RunReport):
     kind: ClassVar[str] = "train"
     doing: ClassVar[str] = "Training"
     run: TrainingRun
+    runtime: str = "pytorch"
+    """The program that trains, with its release where one was named."""
 
     @property
     def recipe(self) -> Training:
@@ -48,6 +50,7 @@ class TrainingReport(RunReport):
     def figures(self) -> dict[str, Any]:
         flops = self.flops()
         return {
+            "runtime": self.runtime,
             "first_step": {"peak_bytes": self.first_step},
             "steady_state": {"peak_bytes": self.steady_state},
             "flops_per_step": {"total": sum(flops.values()), **flops, "basis": EXACT},
@@ -72,6 +75,8 @@ class TrainingReport(RunReport):
         if r.clip:
             said.append("gradients clipped")
         said += _parallel(r)
+        if self.runtime != "pytorch":
+            said.append(self.runtime)
         if r.device != "cuda":
             said.append(f"on the {r.device.upper()}")
         return " · ".join(said)

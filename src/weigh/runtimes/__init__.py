@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from weigh.errors import UnknownNameError
+from weigh.errors import UnknownNameError, UsageError
 from weigh.recipes.training import PLAIN, Loop
 
 RUNTIMES = {
@@ -52,6 +52,20 @@ class Runtime:
         `version` is its release as numbers; None is the one that was read.
         """
         return dict(words)
+
+
+def named(text: str) -> tuple[Runtime, tuple[int, ...] | None]:
+    """A runtime and its release, as people write them: "transformers", "transformers@4.48".
+
+    Raises:
+        UnknownNameError: there is none of that name.
+        UsageError: the release is no version.
+    """
+    name, _, release = text.partition("@")
+    parts = release.split(".") if release else []
+    if not all(part.isdecimal() for part in parts):
+        raise UsageError(f"{release!r} is no release", where="runtime", hint='Write it as "transformers@4.48".')
+    return get(name), tuple(map(int, parts)) or None
 
 
 def get(name: str) -> Runtime:
