@@ -96,6 +96,16 @@ ENCODER_DECODERS: dict[str, dict[str, Any]] = {
     "m2m_100": BART,
 }
 """Their prompt is what the encoder reads, once; beams' peak is in the last step, with the numbers of more beams."""
+MIXED = WIDE | {"num_key_value_heads": 2, "intermediate_size": 256}
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "falcon_h1": {"mamba_d_ssm": 192, "mamba_n_heads": 12, "mamba_d_state": 16, "mamba_chunk_size": 32},
+    "lfm2": {"full_attn_idxs": [2]},
+    "minimax": {"num_local_experts": 2, "block_size": 64},
+    "qwen3_5_text": {"head_dim": 32, "linear_num_value_heads": 16, "linear_key_head_dim": 8},
+    "recurrent_gemma": {"attention_window_size": 64},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2 + ["mamba"], "n_mamba_heads": 8, "chunk_size": 32},
+}
+"""Recurrent layers beside attention."""
 STATIC = {"cache_implementation": "static", "disable_compile": True}
 
 THREE_TOKENS = 24
@@ -179,6 +189,10 @@ CASES["beams-qwen2_vl"] = (
     {"beams": 4},
     BEAM_TENSORS,
 )
+CASES |= {
+    f"greedy-{name}": (job({"model_type": name} | MIXED | config, 2, 300, 6, "bf16"), {}, PAD_TOKEN)
+    for name, config in HYBRIDS.items()
+}
 for _name, _config in ENCODER_DECODERS.items():
     _config = {"model_type": _name, "decoder_start_token_id": 0} | _config
     CASES[f"greedy-{_name}"] = (job(_config, 2, 300, 9, "bf16"), {}, 2 * PAD_TOKEN)

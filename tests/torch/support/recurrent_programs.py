@@ -79,6 +79,7 @@ def _run_filled(ops: Any, x: Any, dim: int, dtype: str) -> Any:
 
 
 program("solve a triangle", "linalg_solve_triangular", _triangle, lambda ops, a, b: ops.solve_triangular(a, b))
+program("bounded square root", "SqrtBoundDerivative", unary(), lambda ops, x: ops.sqrt_bound_derivative(x))
 program("triu", "triu", unary(2, grad=False), lambda ops, x: ops.triu(x))
 program("fill a place", "copy_.select", _filled, _run_filled)
 program("to contiguous", "_to_copy", _cast_layout, lambda ops, x, dtype: ops.to_contiguous(x, ops.dtype(dtype)))
@@ -103,10 +104,26 @@ program("repeat along", "clone", with_dim(), lambda ops, x, dim: ops.repeat_alon
 program("einsum", "bmm", _chunks, lambda ops, a, b, equation: ops.einsum(equation, a, b))
 
 
+class SqrtBoundDerivative(torch.autograd.Function):
+    """As RecurrentGemma has it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return torch.sqrt(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        (x,) = ctx.saved_tensors
+        clipped = torch.clip(4.0 * x, min=1e-6)
+        return grad / torch.sqrt(clipped)
+
+
 class TorchRecurrentOps:
     """The same in real PyTorch."""
 
     triu = staticmethod(torch.triu)
+    sqrt_bound_derivative = staticmethod(SqrtBoundDerivative.apply)
     solve_triangular = staticmethod(lambda a, b: torch.linalg.solve_triangular(a, b, upper=False, unitriangular=True))
     softplus, einsum = map(staticmethod, (F.softplus, torch.einsum))
     running_sum = staticmethod(lambda x, dim=-1: x.cumsum(dim))

@@ -115,6 +115,7 @@ from weigh.ghost.ops.recurrent import (
     repeat_along,
     running_sum,
     softplus,
+    sqrt_bound_derivative,
 )
 from weigh.ghost.ops.reduction import cumsum, mean, sum, sum_to_size, vector_norm
 from weigh.ghost.ops.sampling import clamp_min, logical_or, rand_like, sampled_multiplier, scatter_value
@@ -142,6 +143,7 @@ from weigh.ghost.ops.views import (
 from weigh.ghost.ops.windows import greater, roll
 
 __all__ = [
+    "sqrt_bound_derivative",
     "scale_",
     "copy_select",
     "solve_triangular",

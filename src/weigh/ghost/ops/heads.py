@@ -117,16 +117,19 @@ class Baddbmm(Op):
     autocast = LOWER
 
     @staticmethod
-    def forward(ctx: Any, bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    def forward(ctx: Any, bias: Tensor, a: Tensor, b: Tensor, *, scaled: bool = True) -> Tensor:
         if ctx:
+            ctx.meta = scaled
             ctx.save(a if ctx.needs[2] else None, b if ctx.needs[1] else None)
         return empty((a.shape[0], a.shape[1], b.shape[2]), a.dtype, "aten::baddbmm")
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> list[Any]:
         a, b = ctx.unpack()
-        left = mul(bmm(grad, b.transpose(1, 2)), 0.125) if ctx.needs[1] else None
-        right = mul(bmm(a.transpose(1, 2), grad), 0.125) if ctx.needs[2] else None
+        left = bmm(grad, b.transpose(1, 2)) if ctx.needs[1] else None
+        left = mul(left, 0.125) if ctx.meta and left is not None else left
+        right = bmm(a.transpose(1, 2), grad) if ctx.needs[2] else None
+        right = mul(right, 0.125) if ctx.meta and right is not None else right
         return [grad if ctx.needs[0] else None, left, right]
 
     @staticmethod
@@ -201,9 +204,9 @@ def stack_last(tensors: list[Tensor]) -> Tensor:
     return apply(StackLast, *tensors)  # type: ignore[no-any-return]
 
 
-def baddbmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """`bias.baddbmm(a, b, beta=1, alpha=1 / 8)`."""
-    return apply(Baddbmm, bias, a, b)  # type: ignore[no-any-return]
+def baddbmm(bias: Tensor, a: Tensor, b: Tensor, scaled: bool = True) -> Tensor:
+    """`bias.baddbmm(a, b, beta=1, alpha=1 / 8)`, or with an alpha of one."""
+    return apply(Baddbmm, bias, a, b, scaled=scaled)  # type: ignore[no-any-return]
 
 
 def mul_(x: Tensor) -> Tensor:

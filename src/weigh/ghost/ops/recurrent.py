@@ -10,7 +10,7 @@ from weigh.dtypes import BOOL
 from weigh.ghost.ops.creation import new_like, scalar_tensor
 from weigh.ghost.ops.indexing import where
 from weigh.ghost.ops.matmul import bmm
-from weigh.ghost.ops.pointwise import elementwise, like, mul
+from weigh.ghost.ops.pointwise import div, elementwise, like, mul, sqrt
 from weigh.ghost.ops.table import CUDA_FP32, LOWER, Op, apply
 from weigh.ghost.ops.views import clone_contiguous, narrow, permute, reshape, unsqueeze, view
 from weigh.ghost.state import state
@@ -234,6 +234,30 @@ def channels_last(x: Tensor) -> bool:
             return False
         least = x.strides[dim] * x.shape[dim]
     return True
+
+
+class SqrtBoundDerivative(Op):
+    """RecurrentGemma's own square root: saves its input, of which four times, clipped, bounds the gradient."""
+
+    name = "SqrtBoundDerivative"
+    source = "transformers/models/recurrent_gemma/modeling_recurrent_gemma.py, class SqrtBoundDerivative"
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        if ctx:
+            ctx.save(x)
+        return like("aten::sqrt", x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> list[Any]:
+        (x,) = ctx.unpack()
+        clipped_x_times_4 = clamp_range(mul(x, 4.0))
+        return [div(grad, sqrt(clipped_x_times_4))]
+
+
+def sqrt_bound_derivative(x: Tensor) -> Tensor:
+    """`SqrtBoundDerivative.apply(x)`."""
+    return apply(SqrtBoundDerivative, x)  # type: ignore[no-any-return]
 
 
 def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 0) -> Tensor:
