@@ -235,12 +235,13 @@ def compare(a: Any, b: Any, dtype: str | DType | None = None) -> Comparison:
 def _side(source: Any, dtype: str | DType | None) -> Side:
     from weigh.report.compare import Side
 
-    found = model(source)
+    found = source if isinstance(source, Source) else unchecked(source)
+    counted = params(found, dtype)
     try:
         kept: KvReport | None = kv(found, dtype)
-    except NotModelledError:
+    except (InputError, NotModelledError):  # of a header alone, or of a family that does not say
         kept = None
-    return Side(params(found, dtype), kept)
+    return Side(counted, kept)
 
 
 def _adapt(built: CausalModel, lora: Any) -> None:

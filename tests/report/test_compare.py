@@ -1,6 +1,15 @@
 """Two models side by side."""
 
+import json
+from pathlib import Path
+
+import jsonschema
+
 import weigh
+from weigh.sources.checkpoint import Checkpoint, StoredTensor
+from weigh.sources.source import Source
+
+SCHEMAS = Path(__file__).parents[2] / "docs" / "schema"
 
 GPT2 = {"model_type": "gpt2", "vocab_size": 100, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 2}
 LLAMA = {
@@ -36,3 +45,14 @@ def test_as_printed() -> None:
     assert "  attention                     6,144      8,192     +33.3 %" in text
     assert "  kv bytes per token              128        256    +100.0 %" in text
     assert text.endswith("Config keys that differ\n  num_key_value_heads  1  2")
+
+
+def test_a_header_alone_is_compared_too() -> None:
+    weight = StoredTensor("blocks.0.mlp.weight", (4, 8), "BF16", 64, "a.safetensors")
+    bare = Source("bare", {}, "a test", checkpoint=Checkpoint({weight.name: weight}, "safetensors"))
+    found = weigh.compare(bare, LLAMA)
+    assert found.figures()["parameters"] == (32, weigh.params(LLAMA).total)
+    assert found.figures()["mlp"][0] == 32
+    assert found.figures()["kv_bytes_per_token"][0] is None
+    jsonschema.validate(found.as_dict(), json.loads((SCHEMAS / "compare.json").read_text()))
+    jsonschema.validate(weigh.params(bare).as_dict(), json.loads((SCHEMAS / "params.json").read_text()))

@@ -63,13 +63,22 @@ def _validate_row(row: Mapping[str, Any], where: str) -> list[Line]:
         reason = f"the row records no bytes ({row['error']})" if "error" in row else "the row records no bytes"
         return [Line(row["id"], "bytes", None, None, reason, groups)]
     try:
-        predicted, reason = predict(row, where), "weigh does not know this metric"
+        predicted, reason = predict(row, where), ""
     except WeighError as error:
         predicted, reason = {}, str(error)
     return [
-        Line(row["id"], key, value, predicted.get(key), None if key in predicted else reason, groups)
+        Line(row["id"], key, value, predicted.get(key), None if key in predicted else reason or _why(key), groups)
         for key, value in wanted.items()
     ]
+
+
+def _why(metric: str) -> str:
+    """Why there is no prediction of a metric where there are some of others."""
+    if metric == "checkpoint_elements":
+        return "what a file stores besides the parameters is known from its header only"
+    if metric.startswith("kv_cache") and "tokens" not in metric:
+        return "the memory of the GPU decides it, or where that is not printed it is an input"
+    return "weigh does not know this metric"
 
 
 def _numbers(value: Any) -> dict[str, Any]:
