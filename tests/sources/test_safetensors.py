@@ -211,6 +211,14 @@ def test_a_checkpoint_without_a_config_is_counted_and_not_run(tmp_path: Path) ->
         weigh.train(path)
 
 
+def test_a_pointer_of_git_lfs(tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
+    for name in ("model.safetensors", "model.gguf", "pytorch_model.bin"):
+        (tmp_path / name).write_bytes(pointer)
+        with pytest.raises(InputError, match=r"is a pointer of git-lfs.*git lfs pull"):
+            weigh.params(str(tmp_path / name))
+
+
 def test_no_file_is_opened_that_is_none(tmp_path: Path) -> None:
     import os
 

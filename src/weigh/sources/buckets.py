@@ -5,10 +5,10 @@ Credentials and endpoints come from the environment, as obstore documents it (`A
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from weigh.errors import InputError
+from weigh.sources.hub import Settings
 from weigh.sources.opened import check_range, damaged
 from weigh.sources.shards import is_plain
 
@@ -21,7 +21,7 @@ def open_bucket(address: str) -> tuple[BucketFolder, str]:
     Raises:
         InputError: obstore is not installed, or refuses the address.
     """
-    if any(os.environ.get(name, "").lower() in ("1", "on", "yes", "true") for name in ("HF_HUB_OFFLINE",)):
+    if Settings.read().offline:
         raise InputError("is not asked for offline", where=address, hint="Leave out --offline.")
     try:
         import obstore.store

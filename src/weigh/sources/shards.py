@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 LARGEST_INDEX = 32 << 20
 """Bytes; that of 91,991 tensors in 163 files has 9 MB."""
 MOST_SHARDS = 4096
+LARGEST_POINTER = 1024
+"""Bytes of a file that git-lfs puts in the place of a large one; they have about 130."""
 AT_ONCE = 8
 """Files whose headers are asked for at the same time, where each takes a while to answer."""
 
@@ -97,8 +99,19 @@ def read_set(folder: Folder, names: Sequence[str], read: Read) -> Checkpoint:
     return joined(parts, parts[0].where if len(parts) == 1 else folder.where)
 
 
-def read_all(files: Sequence[Readable], read: Read) -> list[Checkpoint]:
-    """What every file says, in order; files from elsewhere several at once."""
+def read_all(files: Sequence[Readable], reader: Read) -> list[Checkpoint]:
+    """What every file says, in order; files from elsewhere several at once.
+
+    Raises:
+        InputError: one cannot be read, or is only a pointer to what git-lfs did not fetch.
+    """
+
+    def read(file: Readable) -> Checkpoint:
+        if file.size < LARGEST_POINTER and file.read(0, file.size).startswith(b"version https://git-lfs"):
+            hint = "Run `git lfs pull`, or name the model by its id."
+            raise InputError("is a pointer of git-lfs, not the file itself", where=file.where, hint=hint)
+        return reader(file)
+
     if len(files) == 1 or not getattr(files[0], "is_slow", False):
         with without_collector():
             return [read(file) for file in files]
