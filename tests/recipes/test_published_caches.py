@@ -24,11 +24,23 @@ GIB, MIB = 2**30, 2**20
         ("gpt-oss-20b", {"context": 131072}, (12 * 131072 + 12 * 128) * 2 * 8 * 64 * 2),
         ("jamba-v0.1", {"context": 32768}, GIB // 2 + 28 * 8192 * (16 + 4) * 2 + 28 * 8192 * 16 * 2),
         ("mamba-2.8b", {"context": 32768}, 64 * 5120 * (16 + 4) * 4),
+        ("falcon-40b", {"context": 2048}, 2048 * 60 * 2 * 8 * 64 * 2),
+        ("falcon-40b", {"context": 2048, "latent": "expanded"}, 2048 * 60 * 2 * 128 * 64 * 2),
         ("t5-11b", {"context": 512, "encoder": 1024, "dtype": "bf16"}, 24 * (512 + 1024) * 2 * 128 * 128 * 2),
     ],
 )
 def test_bytes(model: str, how: dict[str, object], num_bytes: int) -> None:
     assert weigh.kv(model, **how).num_bytes == num_bytes  # type: ignore[arg-type]
+
+
+def test_transformers_keeps_falcons_heads_repeated() -> None:
+    config = {
+        "model_type": "falcon", "vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8,
+        "num_kv_heads": 2, "new_decoder_architecture": True, "dtype": "bfloat16",
+    }  # fmt: skip
+    run = weigh.generate(config, prompt=16, new_tokens=4)
+    assert run.kv_cache_per_token == weigh.kv(config, context=16, latent="expanded").bytes_per_token
+    assert run.kv_cache_per_token == 4 * weigh.kv(config, context=16).bytes_per_token
 
 
 def test_qwen3_next() -> None:

@@ -372,10 +372,11 @@ class FalconForCausalLM(CausalModel):
     def cache_layout(self) -> tuple[LayerCache, ...]:
         """Keys and values are repeated for every head before they are kept, in the new architecture."""
         config = self.config
-        heads = config.num_attention_heads if config.new_decoder_architecture else config.num_kv_heads
-        if config.multi_query and not config.new_decoder_architecture:
-            heads = 1
-        return layout.full_attention(config.num_hidden_layers, heads, config.head_dim)
+        heads, repeats = (1, 1) if config.multi_query else (config.num_kv_heads, 1)
+        if config.new_decoder_architecture:
+            heads, repeats = config.num_kv_heads, config.num_attention_heads // config.num_kv_heads
+        kept = layout.LayerCache(layout.FULL, heads, config.head_dim, config.head_dim, repeats=repeats)
+        return (kept,) * config.num_hidden_layers
 
     def forward(
         self,

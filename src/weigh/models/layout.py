@@ -64,6 +64,8 @@ class LayerCache:
     rotary key), as transformers does from 5.23 at the latest; 0 where there is none."""
     index_width: int = 0
     """Numbers a token besides (the keys of a sparse attention's indexer)."""
+    repeats: int = 1
+    """How many times transformers repeats a head before it keeps it (Falcon's newer decoder); engines keep it once."""
     states: tuple[State, ...] = ()
     """What does not grow."""
 

@@ -38,7 +38,8 @@ class Keeping:
     windows: str = CAPPED
     """ "capped" keeps a window's latest tokens, "reserved" has room for the whole context in every layer."""
     latent: str = COMPRESSED
-    """ "compressed" keeps latent attention's one vector a token, "expanded" every head's key and value."""
+    """ "compressed" keeps latent attention's one vector a token, "expanded" every head's key and value; likewise of
+    heads that transformers repeats before it keeps them."""
     encoder: int | None = None
     """Tokens that an encoder has read, for cross attention; as many as the context where nobody says."""
 
@@ -121,7 +122,7 @@ def _bytes_per_token(layer: LayerCache, how: Keeping, key: DType, value: DType) 
     index = key.num_bytes(layer.index_width)
     if layer.kind == LATENT and layer.latent_width and how.latent == COMPRESSED:
         return key.num_bytes(layer.latent_width) + index
-    heads = heads_of_rank(layer.heads, how.tensor)
+    heads = heads_of_rank(layer.heads, how.tensor) * (layer.repeats if how.latent == EXPANDED else 1)
     return key.num_bytes(heads * layer.key_width) + value.num_bytes(heads * layer.value_width) + index
 
 

@@ -93,6 +93,9 @@ class KvReport:
                 if compressed
                 else "latent attention keeps the keys and values of every head"
             )
+        if any(layer.repeats > 1 for layer in layers):
+            once = self.how.latent == COMPRESSED
+            found.append("shared heads are kept once" if once else "shared heads are kept for every query head")
         if any(layer.kind == NOTHING and not layer.states for layer in layers):
             found.append("layers without keys of their own, or with another layer's, keep nothing")
         if CROSS in kinds:
@@ -190,7 +193,8 @@ class KvReport:
             if layer.kind == LATENT and layer.latent_width and self.how.latent == COMPRESSED:
                 width = f"{layer.latent_width} in {key.name}"
             else:
-                heads = heads_of_rank(layer.heads, self.how.tensor)
+                repeats = 1 if self.how.latent == COMPRESSED else layer.repeats
+                heads = heads_of_rank(layer.heads, self.how.tensor) * repeats
                 numbers = f"{layer.key_width} in {key.name} + {layer.value_width} in {value.name}"
                 width = f"{heads} {'head' if heads == 1 else 'heads'} x ({numbers})"
             index = f" + index {layer.index_width} in {key.name}" if layer.index_width else ""
