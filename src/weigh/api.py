@@ -129,7 +129,7 @@ def params(source: Any, dtype: str | DType | None = None, lora: Any = None) -> P
     stored, taken = as_stored(found, built, chosen)
     adapter = found.adapter if lora is None else lora
     if adapter is not None:
-        _adapt(built, adapter)
+        built = ghost(found, adapter)
     taken += unread_keys(found, built.unread)
     report = ParametersReport.of(found, built, chosen, (*assumptions, *taken), stored)
     if found.shapes is not None:
@@ -246,15 +246,13 @@ def _side(source: Any, dtype: str | DType | None) -> Side:
 
 def _adapt(built: CausalModel, lora: Any) -> None:
     """Put adapters beside a model's layers: in words, or as an `adapter_config.json` has them."""
-    from weigh.ghost.state import recording
     from weigh.recipes.settings import Setting
 
     if isinstance(lora, Mapping) and "peft_type" in lora:
         from weigh.techniques.lora import of_peft
 
         lora = of_peft(lora)
-    with recording():
-        Setting("lora", "Lora", None).read(lora).apply(built)
+    Setting("lora", "Lora", None).read(lora).apply(built)
 
 
 def _on(device: str | Device | None, settings: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -305,12 +303,15 @@ def _dtype(dtype: str | DType) -> DType:
         raise UsageError(error.what, where="dtype", hint=error.hint) from None
 
 
-def ghost(source: Source) -> CausalModel:
-    """The model of a source, on ghost tensors."""
+def ghost(source: Source, lora: Any = None) -> CausalModel:
+    """The model of a source, on ghost tensors, and its adapters; both are born into one ledger, as stacks need it."""
     from weigh.ghost.state import recording
 
     with recording():
-        return models.build(source.config, dtypes.FLOAT32, source.where)
+        built = models.build(source.config, dtypes.FLOAT32, source.where)
+        if lora is not None:
+            _adapt(built, lora)
+        return built
 
 
 def parts(source: Source) -> Parts:

@@ -200,6 +200,8 @@ def test_an_adapter_on_this_disk(tmp_path: Path) -> None:
     report = weigh.params(folder)
     assert report.trainable == LORA_TOTAL
     assert report.total == weigh.params(CONFIG).total + LORA_TOTAL
+    (base / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": 9}))
+    assert weigh.params(folder).trainable == LORA_TOTAL // 2 * 9
 
 
 def test_an_adapter_on_the_hub(hub: FakeHub) -> None:
