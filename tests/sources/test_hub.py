@@ -431,3 +431,34 @@ def test_an_index_of_the_hub_cannot_name_other_places(hub: FakeHub) -> None:
     hub.add("org/bad", {"config.json": config(), "model.safetensors.index.json": index})
     with pytest.raises(InputError, match="not a file beside it"):
         weigh.model("org/bad")
+
+
+def test_headers_longer_than_what_is_asked_for_at_first(hub: FakeHub) -> None:
+    tokens = ("tokenizer.ggml.tokens", 9, (8, [f"token number {i}" for i in range(20_000)]))
+    pairs = [("general.architecture", 8, "llama"), ("llama.embedding_length", 4, 8), tokens]
+    many = {f"model.layers.{i}.mlp.experts.gate_proj.weight": (2, 3) for i in range(3000)}
+    hub.add("org/gguf", {"m.gguf": gguf(pairs, [("token_embd.weight", (8, 16), 0, 0)], 512)})
+    hub.add("org/many", {"config.json": config(), "model.safetensors": safetensors(many)})
+    assert weigh.api.unchecked("org/gguf").config["vocab_size"] == 16
+    found = weigh.api.unchecked("org/many").checkpoint
+    assert found is not None
+    assert len(found.tensors) == 3000
+    ranges = [asked.headers["range"] for asked in hub.asked if asked.server == "cdn"]
+    assert len(ranges) == len(set(ranges)) + 1  # both begin alike
+    assert "bytes=0-99999" in ranges
+    hub.asked.clear()
+    assert weigh.api.unchecked("org/gguf").config["vocab_size"] == 16
+    assert [asked.path for asked in hub.asked] == ["/api/models/org/gguf/revision/main"]
+
+
+def test_an_archive_is_read_from_its_end(hub: FakeHub) -> None:
+    from test_pytorch import state, storage, tensor, zipped
+
+    large = tensor(storage("0", 100_000), (100, 1000), (1000, 1))
+    hub.add("org/bin", {"config.json": config(), "pytorch_model.bin": zipped(state(w=large), {"0": 400_000})})
+    found = weigh.api.unchecked("org/bin").checkpoint
+    assert found is not None
+    assert found.tensors["w"].num_bytes == 400_000
+    asked = [asked.headers["range"] for asked in hub.asked if asked.server == "cdn"]
+    assert asked[0] == "bytes=0-99999"
+    assert len(asked) <= 3

@@ -62,6 +62,7 @@ HOSTILE = {
     "a list": framed(b"[]", 0),
     "lists in lists": framed(b"[" * 1_000_000, 0),
     "objects in objects": framed(b'{"a":' * 300_000, 0),
+    "a million lists": framed(b'{"a": [' + b"[]," * (1 << 20) + b"0]}", 0),
     "a number without end": framed(b'{"a": ' + b"9" * 100_000 + b"}", 0),
     "NaN": framed(b'{"a": NaN}', 0),
     "a name twice": framed(b'{"a": %s, "a": %s}' % ((json.dumps(F32).encode(),) * 2), 24),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 LONGEST = 1024
 """Elements of an array that is kept."""
-MOST_TENSORS = 1 << 20
+MOST_TENSORS = 1 << 18
 MOST_PAIRS = 1 << 16
 MOST_DIMENSIONS = 4
 """GGML_MAX_DIMS."""

@@ -13,7 +13,7 @@ from weigh import dtypes
 from weigh.errors import InputError
 from weigh.sources.checkpoint import Checkpoint, StoredTensor
 from weigh.sources.opened import damaged, truncated
-from weigh.sources.strict_json import parse_object
+from weigh.sources.strict_json import check_brackets, parse_object
 
 if TYPE_CHECKING:
     from weigh.sources.opened import Readable
@@ -76,6 +76,7 @@ def _header(raw: bytes, where: str) -> dict[str, Any]:
     To ask that of every object costs as much as to read them all. A header without escapes in which each of the three
     words of a tensor stands as often as there are tensors has none twice, and can be read without asking.
     """
+    check_brackets(raw, where)
     if b"\\" not in raw and raw.count(b'"__metadata__"') < 2:
         try:
             header = json.loads(raw.decode())
@@ -85,6 +86,7 @@ def _header(raw: bytes, where: str) -> dict[str, Any]:
             count = len(header) - ("__metadata__" in header)
             if all(raw.count(word) == count for word in (b'"dtype"', b'"shape"', b'"data_offsets"')):
                 return header
+        del header
     try:
         return parse_object(raw, where)
     except InputError as error:

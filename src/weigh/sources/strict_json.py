@@ -12,6 +12,10 @@ LARGEST = 8 << 20
 """Bytes; the largest config.json in public use has a tenth of that."""
 
 
+MOST_BRACKETS = 1 << 20
+"""Lists and objects in a file: each takes 60 to 200 bytes of memory for two in the file."""
+
+
 class Malformed(Exception):
     """JSON by the letter, and yet of no use."""
 
@@ -45,8 +49,9 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
     {'a': 1}
 
     Raises:
-        InputError: they hold none.
+        InputError: they hold none, or one of absurdly many parts.
     """
+    check_brackets(data, where)
     try:
         found = parse(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -61,6 +66,12 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError("is no JSON object", where=where)
     return found
+
+
+def check_brackets(data: bytes, where: str) -> None:
+    """Raise `InputError` for more lists and objects than any file has that is read here."""
+    if data.count(b"[") + data.count(b"{") > MOST_BRACKETS:
+        raise InputError(f"has more than {MOST_BRACKETS:,} lists and objects", where=where)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
