@@ -35,16 +35,16 @@ class Profiled(Watcher):
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._end()
+        self.end()
         self._profile.__exit__(*exception)
 
     def mark(self, phase: str, round: int = 0) -> None:
-        self._end()
+        self.end()
         self._span = torch.profiler.record_function(f"{PREFIX}{len(self._phases)}")
         self._span.__enter__()
         self._phases.append((phase, round))
 
-    def _end(self) -> None:
+    def end(self) -> None:
         if self._span is not None:
             self._span.__exit__(None, None, None)
             self._span = None
@@ -83,11 +83,11 @@ class Counters(Watcher):
         self.mark(LOAD)
 
     def mark(self, phase: str, round: int = 0) -> None:
-        self._end()
+        self.end()
         torch.cuda.reset_peak_memory_stats()
         self._found.append({"phase": phase, "round": round, "before": torch.cuda.memory_allocated()})
 
-    def _end(self) -> None:
+    def end(self) -> None:
         torch.cuda.synchronize()
         if self._found and "peak" not in self._found[-1]:
             self._found[-1] |= {
@@ -98,5 +98,5 @@ class Counters(Watcher):
 
     def peaks(self) -> list[dict[str, Any]]:
         """Bytes before, at the peak and after every phase, and the most that was reserved in it."""
-        self._end()
+        self.end()
         return self._found

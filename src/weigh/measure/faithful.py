@@ -78,8 +78,8 @@ def check_run(recorder: Recorder, attention: Attention, autocast: bool, foreach:
     recorder.check_sizes()
     seen = recorder.seen
     if recorder.device == "cuda":
-        chosen = attention.calls["math"]
-        assert seen["aten::_fused_sdp_choice"] <= chosen, "attention was chosen by a build without CUDA"
+        single_ops = seen["aten::_safe_softmax"]  # of `_scaled_dot_product_attention_math`
+        assert not single_ops or attention.calls["math"], "attention was chosen by a build without CUDA"
         wrong = [op for op in seen if op.endswith("_for_cpu")]
         assert not wrong, f"a kernel of the CPU ran on fake CUDA tensors: {wrong[0]}"
     assert not autocast or seen["aten::_to_copy"], "autocast was asked for and cast nothing"

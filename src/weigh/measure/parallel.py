@@ -43,6 +43,10 @@ def start(recipe: Training, fake: bool) -> DeviceMesh:
     for axis in ("pipeline", "context", "expert"):
         if getattr(mesh, axis) > 1:
             raise NotModelledError(f"a real run of {axis} parallelism", where=axis)
+    if fake and recipe.shard is not None and mesh.tensor > 1:
+        raise NotModelledError(
+            "FSDP2 over tensor parallelism on fake tensors", where="tensor", hint="Trace one of them."
+        )
     if fake and recipe.shard is None and mesh.data > 1:
         hint = "Leave one device for the data, or `weigh measure` it."
         raise NotModelledError("DDP on fake tensors", where="shard", hint=hint)

@@ -16,8 +16,8 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
-from weigh.errors import InputError, WeighError
-from weigh.measure.job import ANSWER, REAL, Answer, Job, rank_file
+from weigh.errors import InputError, UsageError
+from weigh.measure.job import ANSWER, FAKE, REAL, Answer, Job, rank_file
 
 TIMEOUT = 1800.0
 """Seconds that a run may take."""
@@ -33,6 +33,7 @@ class Process:
         self._process: subprocess.Popen[str] | None = None
         self._lines: Queue[str | None] = Queue()
         self._errors: Any = None
+        self._fake_cuda: bool | None = None
 
     def __enter__(self) -> Process:
         return self
@@ -44,11 +45,15 @@ class Process:
         """Have a job done.
 
         Raises:
-            WeighError: what the worker says is wrong with the job.
-            InputError: the worker died, or took too long.
+            UsageError: the worker says that the job cannot be.
+            InputError: it says what is wrong with the model; or it died, or took too long.
         """
         if job.world > 1 and job.tensors == REAL:
             raise ValueError("several real processes are started by torchrun")
+        fake_cuda = (job.tensors, job.device) == (FAKE, "cuda")
+        if fake_cuda is not self._fake_cuda:
+            self.close()  # PyTorch's engine counts the devices at its first backward pass, and never again
+            self._fake_cuda = fake_cuda
         process = self._started()
         assert process.stdin is not None
         try:
@@ -122,14 +127,13 @@ def read_answer(document: dict[str, Any]) -> Answer:
     """The answer in a worker's JSON.
 
     Raises:
-        WeighError: it is an error.
+        UsageError, InputError: it is an error.
     """
     error = document.get("error")
     if error is None:
         return Answer(**document)
-    found = WeighError(error["what"], where=error["where"], hint=error["hint"])
-    found.exit_code = error.get("code", 3)
-    raise found
+    kind = UsageError if error.get("code") == UsageError.exit_code else InputError
+    raise kind(error["what"], where=error["where"], hint=error["hint"])
 
 
 def death(code: int, said: str) -> InputError:
@@ -150,8 +154,8 @@ def run_ranks(job: Job, timeout: float = TIMEOUT) -> list[Answer]:
     """Do a job in several real processes on this machine, which torchrun starts; the answers by rank.
 
     Raises:
-        WeighError: what a rank says is wrong with the job.
-        InputError: a rank died, or they took too long.
+        UsageError: a rank says that the job cannot be.
+        InputError: it says what is wrong with the model; or a rank died, or they took too long.
     """
     with tempfile.TemporaryDirectory() as folder:
         question, reply = Path(folder) / "job.json", str(Path(folder) / "answer.json")

@@ -40,12 +40,11 @@ class TracesReport:
         return self.comparison.text()
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, by `docs/schema/compare.json`."""
+        """For JSON, by `docs/schema/traces.json`."""
         c = self.comparison
         divided = {"purpose": c.purposes, **c.others, "phase": c.phases}
         return {
-            **header("compare"),
-            "kind": "traces",
+            **header("traces"),
             "traces": [c.left, c.right],
             "peak": _row(c.peak),
             **{f"by_{name}": [_row(pair) for pair in pairs] for name, pairs in divided.items()},
