@@ -92,12 +92,14 @@ def unchecked(source: Any) -> Source:
 def _named(name: str) -> Source:
     """A bundled model, or else one that lies somewhere."""
     from weigh.sources import catalogue
+    from weigh.sources.locate import is_place, locate
 
+    found = locate(name) if is_place(name) else None
+    if found is not None:
+        return found
     try:
         return catalogue.find(name)
     except UnknownNameError as unknown:
-        from weigh.sources.locate import locate
-
         found = locate(name)
         if found is None:
             unknown.hint = f"{unknown.hint} A path, ORG/NAME on the Hub and an address work too."

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     Format = Literal["safetensors", "gguf", "pytorch"]
 
 
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".gguf")
+"""How files end that are checkpoints, those that are taken first in front."""
+
+
 class StoredTensor(NamedTuple):
     """One tensor of a checkpoint. A tuple, because a checkpoint can have tens of thousands of them."""
 

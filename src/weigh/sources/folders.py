@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from weigh.errors import InputError
+from weigh.sources.checkpoint import SUFFIXES
 from weigh.sources.shards import counted, one_set, read_index, read_set
 from weigh.sources.source import Source
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from weigh.sources.checkpoint import Checkpoint
     from weigh.sources.opened import Folder
 
-SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".gguf")
-"""Files that are checkpoints, those that are taken first in front."""
 INDEX = ".index.json"
 STANDARD = ("model", "pytorch_model")
 """What transformers calls a model's weights."""

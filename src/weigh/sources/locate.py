@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from weigh.errors import InputError, UnknownNameError
+from weigh.sources.checkpoint import SUFFIXES
 from weigh.sources.source import Source
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def locate(text: str) -> Source | None:
     if scheme is not None:
         return _addressed(text, scheme[1].lower())
     path = os.path.expanduser(text)  # noqa: PTH111  pathlib costs more to import than all of this
-    if text == "-" or _exists(path) or _is_path(text):
+    if is_place(text) or _exists(path):
         return _on_disk(path)
     from weigh.sources.hub import open_hub, parse_id
 
@@ -44,16 +45,16 @@ def _exists(path: str) -> bool:
         return False
 
 
-def _is_path(text: str) -> bool:
-    """Whether this is a path even if nothing is there."""
-    from weigh.sources.folders import SUFFIXES
-
-    return text.startswith((".", "/", "~", os.sep)) or text.endswith((".json", ".py", ".txt", *SUFFIXES))
+def is_place(text: str) -> bool:
+    """Whether this can only be a path or an address, even if nothing is there, and no name."""
+    if text == "-" or "://" in text or text.startswith((".", "/", "~", os.sep)):
+        return True
+    return text.endswith((".json", ".py", ".txt", *SUFFIXES))
 
 
 def _on_disk(path: str) -> Source:
     from weigh.sources.files import read_config
-    from weigh.sources.folders import INDEX, SUFFIXES, read_file
+    from weigh.sources.folders import INDEX, read_file
     from weigh.sources.opened import LocalFolder
 
     if path != "-" and os.path.isdir(path):  # noqa: PTH112
@@ -91,7 +92,7 @@ def _addressed(text: str, scheme: str) -> Source:
 def _named_in(folder: Folder, name: str, tag: str = "") -> Source:
     """A file of a folder that lies elsewhere, or the whole folder."""
     from weigh.sources.files import read_opened
-    from weigh.sources.folders import INDEX, SUFFIXES, read_file
+    from weigh.sources.folders import INDEX, read_file
 
     if not name:
         return _folder(folder, tag)
