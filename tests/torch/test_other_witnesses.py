@@ -13,7 +13,7 @@ import pytest
 from weigh.measure import witness
 from weigh.recipes.settings import make
 from weigh.recipes.training import Training, run
-from weigh.trace.events import LOAD, WEIGHT
+from weigh.trace.events import BACKWARD, FORWARD, STEP, WEIGHT, Trace
 from weigh.trace.peak import phase_peaks
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
@@ -115,16 +115,15 @@ def test_two_real_processes(shard: str | None) -> None:
     assert weights[0] >= weights[1]
     assert sum(weights) >= whole
     assert weights[0] < 0.52 * whole
-    recipe = make(Training, {**settings, "traced": True})
-    predicted = max(int(p.peak) for p in phase_peaks(run(TINY, recipe).trace) if p.mark.phase != LOAD)  # type: ignore[arg-type]
+    predicted = run(TINY, make(Training, {**settings, "traced": True})).trace
     for trace in ranks:
-        real = max(int(p.peak) for p in phase_peaks(trace) if p.mark.phase != LOAD)  # type: ignore[arg-type]
         # Gloo's own threads may hold a buffer a moment longer than the step.
-        assert real == pytest.approx(predicted, rel=0.05)
-    assert max(int(p.peak) for p in phase_peaks(ranks[0]) if p.mark.phase == "forward") == pytest.approx(  # type: ignore[arg-type]
-        max(int(p.peak) for p in phase_peaks(run(TINY, recipe).trace) if p.mark.phase == "forward"),
-        rel=0.02,  # type: ignore[arg-type]
-    )
+        for phase in (FORWARD, BACKWARD, STEP):
+            assert peak_of(trace, phase) == pytest.approx(peak_of(predicted, phase), rel=0.05)
+
+
+def peak_of(trace: Trace, phase: str) -> int:
+    return max(int(p.peak) for p in phase_peaks(trace) if p.mark.phase == phase)  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")

@@ -23,11 +23,11 @@ pytestmark = [pytest.mark.torch, pytest.mark.slow]
 ROWS = rows()
 AGAIN = """
     gpt2mini-t-b2s100-bf16-eager gpt2mini-t-b2s256-ac-ckpt gpt2s-drop-t-b4s1024-fp32-drop gpt2s-t-b4s512-fp32-keepgrad
-    gpt2s-t-b4s512-fp32-clip gpt2s-t-b1s1024-fp32-forloop llamamini-t-b2s128-bf16-lora
+    gpt2s-t-b4s512-fp32-clip llamamini-t-b2s128-bf16-lora
     llama4l-t-b4s1024-bf16-ckptreentrant
     llama4l-t-b1s256-bf16-fused llama4l-t-b2s1024-bf16-math llama4l-t-b2s1024-bf16-cudnn
       llama4l-t-b2s1024-bf16-frzlast mistral4l-t-b4s600-fp32-overwin
-    qwen2-4l-t-b2s512-bf16-loraall gemma3t-6l-t-b2s512-ac-ckpt mixtral4l-t-b4s1024-bf16 dsv3-3l-t-b4s1024-bf16-ckpt
+    qwen2-4l-t-b2s512-bf16-loraall mixtral4l-t-b4s1024-bf16 dsv3-3l-t-b4s1024-bf16-ckpt
     mamba2-2l-t-b2s200-bf16-ckpt t5s-drop-t-b4s256-ac-drop bertmini-t-b2s64-fp32-drop llamamini-infer-b2s64-bf16
     qwen3-4l-infer-b2s512-bf16-static-k1 falcon4l-new-infer-b2s512-bf16-k1 mamba2l-infer-b2s64-bf16
     llamamini-fsdp2-b2s128-w2 llama4l-fsdp2-b4s1024-w8-ckpt llama6v-fsdp2-b8s1024-w2-noreshard

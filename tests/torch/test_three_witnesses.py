@@ -25,7 +25,6 @@ STATES = {"model_type": "mamba", "vocab_size": 131, "hidden_size": 48, "num_hidd
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "llama": (LLAMA, {"batch": 4, "sequence": 128}),
-    "llama, eager": (LLAMA, {"batch": 2, "sequence": 128, "attention": "eager"}),
     "llama, autocast": (LLAMA, {"batch": 4, "sequence": 96, "autocast": "bf16"}),
     "llama, checkpointing": (LLAMA, {"batch": 4, "sequence": 256, "checkpointing": "full"}),
     "llama, LoRA": (LLAMA, {"batch": 3, "sequence": 128, "dtype": "bf16", "lora": "4"}),

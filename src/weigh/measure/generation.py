@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 from transformers import StaticCache
 from transformers.generation.stopping_criteria import StoppingCriteria
 
@@ -51,25 +52,25 @@ def _bare(model: Any, ids: torch.Tensor, recipe: Generation, watcher: Watcher) -
     cache = getattr(out, name)
     following = out.logits[:, -1:].argmax(-1)
     del out
-    watcher.cached(list(cache_tensors(cache)))
+    watcher.cached(cache_tensors(cache))
     for number in range(recipe.new_tokens):
         watcher.mark(DECODE, number)
         out = model(input_ids=following, use_cache=True, **{name: cache}, **keep)
         cache = getattr(out, name)
         following = out.logits[:, -1:].argmax(-1)
         del out
-        watcher.cached(list(cache_tensors(cache)))
+        watcher.cached(cache_tensors(cache))
     watcher.end()
 
 
-def cache_tensors(cache: Any) -> Iterator[torch.Tensor]:
-    """The tensors that a cache keeps between two tokens."""
+def cache_tensors(cache: Any) -> list[tuple[torch.Tensor, bool]]:
+    """The tensors that a cache keeps between two tokens, each with whether it is a state of constant size."""
+    found = []
     for layer in getattr(cache, "layers", None) or []:
-        for value in vars(layer).values():
-            values = (
-                value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else [value]
-            )
-            yield from (v for v in values if isinstance(v, torch.Tensor))
+        for name, value in vars(layer).items():
+            leaves = [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+            found += [(leaf, name.endswith("_states")) for leaf in leaves]
+    return found
 
 
 class _EveryToken(StoppingCriteria):

@@ -35,6 +35,7 @@ from weigh.trace.events import (
     LOAD,
     OPTIMIZER_STATE,
     PREFILL,
+    RECURRENT_STATE,
     STEP,
     TEMPORARY,
     UNSHARDED,
@@ -113,9 +114,9 @@ class Recorder(TorchDispatchMode, Watcher):
                 if isinstance(leaf, torch.Tensor):
                     self.label(leaf, OPTIMIZER_STATE, names.get(id(parameter), ""))
 
-    def cached(self, tensors: list[torch.Tensor]) -> None:
-        for tensor in tensors:
-            self.label(tensor, KV_CACHE)
+    def cached(self, tensors: list[tuple[torch.Tensor, bool]]) -> None:
+        for tensor, is_state in tensors:
+            self.label(tensor, RECURRENT_STATE if is_state else KV_CACHE)
 
     def label(self, tensor: torch.Tensor, purpose: str, name: str | None = None) -> None:
         """Say what a tensor's storage is for, and what it is called, if it is one that was recorded."""

@@ -20,8 +20,8 @@ class Watcher:
     def stepped(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """The optimizer has made its state."""
 
-    def cached(self, tensors: list[torch.Tensor]) -> None:
-        """These are keys and values of a cache."""
+    def cached(self, tensors: list[tuple[torch.Tensor, bool]]) -> None:
+        """These are in a cache: keys and values, or (True) states of constant size."""
 
     def end(self) -> None:
         """The run is over; what dies from here on is no part of it."""
@@ -45,7 +45,7 @@ class Watchers(Watcher):
         for watcher in self.watchers:
             watcher.stepped(model, optimizer)
 
-    def cached(self, tensors: list[torch.Tensor]) -> None:
+    def cached(self, tensors: list[tuple[torch.Tensor, bool]]) -> None:
         for watcher in self.watchers:
             watcher.cached(tensors)
 
