@@ -148,8 +148,11 @@ def test_what_goes_wrong_says_so(words: tuple[str, ...]) -> None:
     assert "Traceback" not in result.stderr.partition("Its last words")[0]
 
 
+UNKNOWN = {"shard": "fsdp1", "gpus_per_node": 2}
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     r"Return \(model, batch, loss\)": ("support.models:wrong", {}),
+    "a real run with shard fsdp1": (TINY, UNKNOWN),
+    "a real run with loss native": (TINY, {"loss": "native"}),
     "cannot be found": ("support.models:nothing", {}),
     "transformers knows no nonsense": ('{"model_type": "nonsense"}', {}),
     "a real run of pipeline parallelism": (TINY, {"pipeline": 2, "gpus_per_node": 2}),
@@ -165,6 +168,11 @@ def test_what_is_refused_says_so() -> None:
         for says, (source, settings) in REFUSED.items():
             with pytest.raises(WeighError, match=says):
                 process.ask(witness._job(source, "train", settings)[0])
+
+
+def test_beams_want_values() -> None:
+    with pytest.raises(InputError, match="a real run with beams 4"):
+        witness.trace(TINY, "generate", beams=4)
 
 
 def test_no_gpu() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from weigh.dtypes import DType
+from weigh.errors import NotModelledError
 
 FAKE, REAL = "fake", "real"
 
@@ -51,6 +52,36 @@ class Job:
     def world(self) -> int:
         """How many devices it is for."""
         return int(self.recipe.get("nodes", 1)) * int(self.recipe.get("gpus_per_node", 1))
+
+
+RUN = frozenset(
+    # of trainings
+    "batch sequence target dtype autocast attention attention_kernel checkpointing optimizer implementation momentum "
+    "weight_decay clip accumulation set_to_none freeze lora nodes gpus_per_node shard replicas reshard_after_forward "
+    "param_dtype reduce_dtype tensor pipeline context expert rank device steps labels_are_inputs "
+    # of generations
+    "prompt new_tokens cache logits_to_keep beams returned bare "
+    # of predictions only
+    "compute_capability warm traced".split()
+)
+"""The settings that the real loops carry out, or refuse themselves."""
+SHARDS = (None, "fsdp2")
+
+
+def check(recipe: Any) -> None:
+    """That nothing is asked for that a real run would silently leave out.
+
+    Raises:
+        NotModelledError: a setting that no loop here carries out.
+    """
+    plain = type(recipe)()
+    odd = [f.name for f in fields(recipe) if f.name not in RUN and getattr(recipe, f.name) != getattr(plain, f.name)]
+    if getattr(recipe, "shard", None) not in SHARDS:
+        odd.append("shard")
+    if getattr(recipe, "bare", False):
+        odd += [name for name in ("beams", "returned") if getattr(recipe, name) > 1]  # `generate` wants values
+    if odd:
+        raise NotModelledError(f"a real run with {odd[0]} {getattr(recipe, odd[0])}", where=odd[0])
 
 
 def words(recipe: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from weigh.errors import UsageError, WeighError
 from weigh.measure import faithful
 from weigh.measure.attention import Attention
 from weigh.measure.counters import Counters, Profiled
-from weigh.measure.job import ANSWER, FAKE, Answer, Job, rank_file
+from weigh.measure.job import ANSWER, FAKE, Answer, Job, check, rank_file
 from weigh.measure.recorder import Recorder
 from weigh.measure.watcher import Watcher, Watchers
 from weigh.measure.workload import Workload, from_function
@@ -47,6 +47,7 @@ def run(job: Job) -> Answer:
     """
     started = time.monotonic()
     recipe = _recipe(job)
+    check(recipe)
     fake = job.tensors == FAKE
     if fake and job.device == "cuda":
         _install_fake_cuda(job)
