@@ -27,6 +27,7 @@ ANSWERS = {
     "train gpt2 --optimizer none --freeze all-but-head": "train",
     "generate gpt2": "generate",
     "generate llama-3-8b --cache static --beams 4 --device a100-80gb": "generate",
+    "train gpt2 --allocator expandable_segments:True": "train",
     "kv llama-3-8b": "kv",
     "kv llama-3-8b --context 32k --concurrency 16 --kv-dtype q8_0,f16 --tensor 16": "kv",
     "compare gpt2 llama-3-8b": "compare",
@@ -57,6 +58,13 @@ def test_validation_follows_its_schema(weigh, tmp_path: Path) -> None:  # type: 
     jsonschema.validate(answer, schema("validate"))
     assert [row["metric"] for row in answer["rows"]] == ["peak", "unheard_of"]
     assert answer["rows"][1]["predicted"] is None
+
+
+def test_snapshots_follow_their_schema(weigh, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    weigh("train", "gpt2", "--sequence", "64", "--snapshot", tmp_path / "x.pickle")
+    result = weigh("snapshot", tmp_path / "x.pickle", "--json")
+    assert result.returncode == 0, result.stderr
+    jsonschema.validate(json.loads(result.stdout), schema("snapshot"))
 
 
 def test_the_schema_would_notice() -> None:

@@ -25,6 +25,7 @@ COMMANDS = {
     "generate": ("weighing", "what generating with it takes"),
     "trace": ("measuring", "the same by real PyTorch on fake tensors, beside the prediction"),
     "measure": ("measuring", "the same by real PyTorch for real, beside the prediction"),
+    "snapshot": ("snapshotting", "what a memory snapshot of PyTorch shows, beside the prediction"),
     "dtypes": ("lists", "the number formats: bytes, ranges, precision"),
     "models": ("lists", "the models that are known by name"),
     "devices": ("lists", "the devices that are known by name"),

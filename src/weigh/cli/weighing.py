@@ -74,6 +74,9 @@ def _run(command: str, parser: Parser, words: Sequence[str]) -> tuple[str, int]:
         "--device", metavar="NAME", help="say whether it fits (`weigh devices` lists names); exit 1 if not"
     )
     parser.add_argument("--svg", metavar="FILE", help="draw the memory over time into a file")
+    parser.add_argument("--allocator", metavar="CONF", help=_ALLOCATOR)
+    parser.add_argument("--segments", metavar="FILE", help="draw what the allocator has reserved at most into a file")
+    parser.add_argument("--snapshot", metavar="FILE", help="write the run for PyTorch's memory visualizer")
     if command == "generate":
         parser.add_argument("--assistant", metavar="MODEL", help="a draft model for assisted decoding")
     if command == "train":
@@ -93,12 +96,43 @@ def _run(command: str, parser: Parser, words: Sequence[str]) -> tuple[str, int]:
         report: Any = api.train(found.model, found.device, found.runtime, **words_given)
     else:
         report = api.generate(found.model, found.device, found.assistant, **words_given)
+    report = _allocated(found, report)
     if found.svg is not None:
         save(found.svg, report.svg())
     code = 1 if report.fit is not None and report.fit.verdict == "no" else 0
     if found.json:
         return _json(report.as_dict(found.by)), code
     return report.text(style(), found.by, found.explain), code
+
+
+_ALLOCATOR = (
+    "say what PyTorch's allocator reserves, set as in PYTORCH_CUDA_ALLOC_CONF (expandable_segments:True,...), "
+    "or `default`"
+)
+
+
+def _allocated(found: Any, report: Any) -> Any:
+    """The report with the allocator that was asked for, and its pictures."""
+    if report.run.recipe.device != "cuda":
+        for name in ("allocator", "segments", "snapshot"):
+            if getattr(found, name) is not None:
+                raise UsageError("the CPU has no caching allocator", where=f"--{name}", hint="Leave it out.")
+    if found.allocator is not None:
+        from dataclasses import replace
+
+        from weigh.trace.allocator_settings import AllocatorSettings
+
+        conf = "" if found.allocator == "default" else found.allocator
+        report = replace(report, allocator=AllocatorSettings.parse(conf))
+    if found.segments is not None:
+        from weigh.report.segments import draw_segments
+
+        save(found.segments, draw_segments(report.replayed))
+    if found.snapshot is not None:
+        from weigh.trace.snapshot import write_snapshot
+
+        write_snapshot(report.run.trace, found.snapshot, report.allocator)
+    return report
 
 
 def _check_way(way: str, ways: tuple[str, ...]) -> None:

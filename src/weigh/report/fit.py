@@ -2,7 +2,7 @@
 
 A run's peak is what the framework allocates, the matrix library's workspaces among it. Outside of it are the driver's
 context with the kernels' code and the gaps that the allocator leaves; their ranges are stated with their sources, and
-where the answer depends on them, it is "close".
+where the answer depends on them, the run goes through the allocator with the least and the most room.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from weigh.units import format_bytes
 
 if TYPE_CHECKING:
     from weigh.hardware import Device
+    from weigh.trace.replay import Replay
 
 _MIB = 1 << 20
 CONTEXT = (300 * _MIB, 1000 * _MIB)
@@ -52,6 +53,9 @@ class Fit:
     """Which device."""
     peak: int
     """Bytes that the run allocates at most."""
+    replays: tuple[Replay, Replay] | None = None
+    """The run through the allocator with as much room as the least, and as little as the most beside it leaves; None
+    where the answer does not depend on it."""
 
     @property
     def capacity(self) -> int:
@@ -59,14 +63,25 @@ class Fit:
         return self.device.memory_bytes - (self.device.reserved_bytes or 0)
 
     @property
+    def beside(self) -> tuple[int, int]:
+        """The least and the most that is needed outside of the allocator."""
+        return CONTEXT[0] + LIBRARY[0], CONTEXT[1] + LIBRARY[1]
+
+    @property
     def outside(self) -> tuple[int, int]:
-        """The least and the most that is needed beside the peak."""
-        gaps = self.peak * FRAGMENTATION_PERCENT // 100
-        return CONTEXT[0] + LIBRARY[0], CONTEXT[1] + LIBRARY[1] + gaps
+        """The least and the most that is needed beside the peak, gaps in the allocator among it."""
+        least, most = self.beside
+        if self.replays is None:
+            return least, most + self.peak * FRAGMENTATION_PERCENT // 100
+        gaps = [max(r.reserved - self.peak, 0) for r in self.replays if r.out_of_memory is None]
+        return least + min(gaps, default=0), most + max(gaps, default=0)
 
     @property
     def verdict(self) -> str:
         """One of "yes", "no", and "close" where it depends on what is outside of the peak."""
+        if self.replays is not None:
+            roomy, tight = (r.out_of_memory is None for r in self.replays)
+            return "yes" if tight else "close" if roomy else "no"
         least, most = self.outside
         if self.peak + most <= self.capacity:
             return "yes"
@@ -91,11 +106,31 @@ class Fit:
             "basis": MODELLED,
         }
 
+    def _replayed(self) -> str:
+        """What the allocator said, at the least and the most that lies outside of it."""
+        assert self.replays is not None
+        said = []
+        for replayed, beside in zip(self.replays, self.beside, strict=True):
+            room = f"with {format_bytes(beside)} for context and libraries"
+            if replayed.out_of_memory is not None:
+                refused = replayed.out_of_memory
+                a = refused.allocation
+                said.append(
+                    f"{room} it runs out of memory in the {refused.mark.phase} phase, when {a.op} of "
+                    f"{a.path or 'the loop'} asks for {format_bytes(int(a.num_bytes))}"  # type: ignore[arg-type]
+                )
+            else:
+                flushes = f", giving cached memory back {replayed.retries} times" if replayed.retries else ""
+                said.append(f"{room} it runs, reserving {format_bytes(replayed.reserved)}{flushes}")
+        return "; ".join(dict.fromkeys(said))
+
     def text(self, style: Style) -> str:
         """One line: whether, and by how much."""
         least, most = self.outside
         answer = {"yes": "Fits", "close": "May fit", "no": "Does not fit"}[self.verdict]
         painted = style.good(answer, {"yes": True, "close": None, "no": False}[self.verdict])
+        if self.replays is not None:
+            return f"{painted} on {self.device.marketing_name}: {self._replayed()}"
         room = f"{format_bytes(self.spare)} to spare" if self.spare >= 0 else f"{format_bytes(-self.spare)} too much"
         return (
             f"{painted} on {self.device.marketing_name}: {room} of {format_bytes(self.capacity)}; "

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from weigh.dtypes import DType
-from weigh.report.assumption import EXACT
+from weigh.report.assumption import EXACT, MODELLED
 from weigh.report.header import header
 from weigh.report.memory import Memory
 from weigh.report.text import PLAIN, PLURAL, Style, exactly, share, table, wrap
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from weigh.report.parts import Parts
     from weigh.report.series import Series
     from weigh.sources.source import Source
+    from weigh.trace.allocator_settings import AllocatorSettings
     from weigh.trace.events import Allocation
+    from weigh.trace.replay import Replay
 
 WAYS = ("purpose", "component", "layer", "owner")
 """How the peak can be divided."""
@@ -47,6 +49,8 @@ class RunReport:
     """The device that it should fit."""
     assumptions: tuple[Assumption, ...]
     """What was taken for granted."""
+    allocator: AllocatorSettings | None = field(default=None, kw_only=True)
+    """How PyTorch's allocator is set (PYTORCH_CUDA_ALLOC_CONF); None: as it comes."""
 
     @cached_property
     def memory(self) -> Memory:
@@ -69,13 +73,26 @@ class RunReport:
         return sample(self.memory, width, self.shown_round())
 
     @cached_property
+    def replayed(self) -> Replay:
+        """The run through the CUDA caching allocator, on a device without limit."""
+        from weigh.trace.replay import replay
+
+        return replay(self.run.trace, self.allocator)
+
+    @cached_property
     def fit(self) -> Fit | None:
-        """Whether it fits the device, if one was named."""
+        """Whether it fits the device, if one was named; where that depends on gaps, the allocator is asked for them."""
         if self.device is None:
             return None
         from weigh.report.fit import Fit
 
-        return Fit(self.device, self.peak)
+        fit = Fit(self.device, self.peak)
+        if fit.verdict == "close" and self.run.recipe.device == "cuda":
+            from weigh.trace.replay import replay
+
+            least, most = (replay(self.run.trace, self.allocator, fit.capacity - room) for room in fit.beside)
+            fit = Fit(self.device, self.peak, (least, most))
+        return fit
 
     def all_assumptions(self) -> tuple[Assumption, ...]:
         """Those of the run, and those of the answer whether it fits."""
@@ -98,13 +115,26 @@ class RunReport:
             peak["by_layer"] = {"outside" if k is None else str(k): v for k, v in self.by_layer().items()}
         return {
             **header(self.kind, self.source, recipe.dtype),
-            "recipe": {field.name: _plain(getattr(recipe, field.name)) for field in fields(recipe)},
+            "recipe": {f.name: _plain(getattr(recipe, f.name)) for f in fields(recipe)},
             "parameters": self._parameters(),
             "peak": peak,
             **self.figures(),
             "phases": self.memory.phases_as_dicts(),
             "device": self.fit and self.fit.as_dict(),
+            "allocator": self._allocator(),
             "assumptions": [a.as_dict() for a in self.all_assumptions()],
+        }
+
+    def _allocator(self) -> dict[str, Any] | None:
+        if self.allocator is None:
+            return None
+        r = self.replayed
+        return {
+            "settings": str(self.allocator),
+            "max_allocated_bytes": r.allocated,
+            "max_reserved_bytes": r.reserved,
+            "idle_bytes": r.idle,
+            "basis": MODELLED,
         }
 
     def _parameters(self) -> dict[str, Any]:
@@ -157,6 +187,8 @@ class RunReport:
         ]
         if self.fit is not None:
             lines += wrap(self.fit.text(style), style.width)
+        if self.allocator is not None:
+            lines += wrap(self._reserved(), style.width)
         lines += ["", *stacked_bar(self.memory.by_purpose(), style)]
         if by != "purpose":
             lines += ["", f"At the peak by {by}:", *self._divided(by)]
@@ -170,6 +202,14 @@ class RunReport:
             taken = "; ".join(a.what for a in self.all_assumptions())
             lines += ["", *(style.dim(line) for line in wrap(f"Assumed (--explain says why): {taken}.", style.width))]
         return "\n".join(lines)
+
+    def _reserved(self) -> str:
+        """What the allocator keeps for the run."""
+        r = self.replayed
+        return (
+            f"PyTorch's allocator reserves {exactly(r.reserved)} at most for {format_bytes(r.allocated)} in blocks; "
+            f"{format_bytes(r.idle)} of it, {share(r.idle, r.reserved)}, lie idle then"
+        )
 
     def _divided(self, by: str) -> list[str]:
         if by == "owner":

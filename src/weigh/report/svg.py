@@ -20,6 +20,7 @@ from weigh.trace.events import (
     OPTIMIZER_STATE,
     RECURRENT_STATE,
     TEMPORARY,
+    UNATTRIBUTED,
     UNSHARDED,
     WEIGHT,
     WORKSPACE,
@@ -44,6 +45,7 @@ COLOURS = {
     UNSHARDED: "#66c2a5",
     COMMUNICATION: "#f0e442",
     WORKSPACE: "#bbbbbb",
+    UNATTRIBUTED: "#888888",
     TEMPORARY: "#d55e00",
 }
 """Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), told apart by the colour-blind."""

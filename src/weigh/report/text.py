@@ -14,6 +14,7 @@ from weigh.trace.events import (
     OPTIMIZER_STATE,
     RECURRENT_STATE,
     TEMPORARY,
+    UNATTRIBUTED,
     UNSHARDED,
     WEIGHT,
     WORKSPACE,
@@ -35,6 +36,7 @@ PLURAL = {
     UNSHARDED: "unsharded weights",
     COMMUNICATION: "communication",
     WORKSPACE: "workspaces",
+    UNATTRIBUTED: "unattributed",
     TEMPORARY: "temporaries",
 }
 """Purposes as a reader names them, in the order in which charts stack them: what stays longest at the bottom."""
@@ -51,6 +53,7 @@ _COLOURS = {
     UNSHARDED: 72,
     COMMUNICATION: 185,
     WORKSPACE: 250,
+    UNATTRIBUTED: 245,
     TEMPORARY: 166,
 }
 """Of the 256-colour palette: Okabe and Ito's colours, told apart by the colour-blind, on dark and on light."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from weigh.errors import NotModelledError, UnknownNameError, UsageError
@@ -68,6 +68,17 @@ class AllocatorSettings:
             d == 0 or _is_power_of_two(d) for d in self.roundup_power2_divisions
         ):
             raise _problem("roundup_power2_divisions", "are not 16 numbers, each 0 or a power of two")
+
+    def __str__(self) -> str:
+        """As the variable would say it; "default" where nothing differs.
+
+        >>> str(AllocatorSettings(expandable_segments=True))
+        'expandable_segments:True'
+        """
+        plain = AllocatorSettings()
+        pairs = ((f.name, getattr(self, f.name), getattr(plain, f.name)) for f in fields(self))
+        said = [f"{name}:{_word(value)}" for name, value, usual in pairs if value != usual]
+        return ",".join(said) or "default"
 
     @classmethod
     def parse(cls, text: str) -> AllocatorSettings:
@@ -179,3 +190,8 @@ _READERS: dict[str, Callable[[str, str], Any]] = {
     "per_process_memory_fraction": _share,
     "roundup_power2_divisions": _divisions,
 }
+
+
+def _word(value: Any) -> str:
+    """A value as the variable spells it; sizes of intervals as a list."""
+    return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)

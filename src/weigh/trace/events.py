@@ -27,6 +27,9 @@ WORKSPACE = "workspace"
 UNSHARDED = "unsharded weight"
 """A weight put together from its shards for as long as it is needed."""
 
+UNATTRIBUTED = "unattributed"
+"""Memory that a recording shows without saying what for."""
+
 PURPOSES = (
     WEIGHT,
     BUFFER,
@@ -40,6 +43,7 @@ PURPOSES = (
     COMMUNICATION,
     UNSHARDED,
     WORKSPACE,
+    UNATTRIBUTED,
 )
 
 LOAD = "load"

@@ -116,6 +116,30 @@ def replay(
     return _Run(expand(trace), settings or AllocatorSettings(), capacity, stream).result()
 
 
+def placed(trace: Trace, settings: AllocatorSettings) -> Iterator[tuple[int | None, int, int]]:
+    """Every event of an expanded trace with the address and the bytes of its block, and what is reserved in between.
+
+    An event is as in `Trace.events`; None is a segment from the driver (bytes above zero) or back to it (below).
+    """
+    allocator = CachingAllocator(settings, None)
+    blocks: dict[int, Block] = {}
+    seen = 0
+    for event in trace.events:
+        size = _plain(trace.allocations[abs(event) - 1].num_bytes)
+        if not size:
+            continue
+        if event < 0:
+            block = blocks.pop(-event)
+            yield event, block.address, block.size
+            allocator.free(block)
+        else:
+            block = allocator.malloc(size)
+            yield from ((None, address, num_bytes) for address, num_bytes, _ in allocator.growth[seen:])
+            seen = len(allocator.growth)
+            blocks[event] = block
+            yield event, block.address, block.size
+
+
 class _Run:
     """A replay under way."""
 
