@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from weigh import models
 from weigh.dims import Size
@@ -135,6 +135,9 @@ class TrainingRun:
 class Loop:
     """A training as a plain PyTorch script writes it. Runtimes override what they do otherwise."""
 
+    zero_grad_first: ClassVar[bool] = False
+    """`zero_grad` stands before the forward pass, so that a step leaves its gradients; else after the update."""
+
     def build(self, config: Mapping[str, Any], recipe: Training, where: str) -> CausalModel:
         """The model, before any technique."""
         return models.build(config, recipe.dtype, where, to_run=True)
@@ -176,8 +179,11 @@ class Loop:
     ) -> None:
         """One step: every micro-batch forward and back, then the update."""
         ledger = state.ledger
-        for _ in range(recipe.accumulation):
+        for micro_batch in range(recipe.accumulation):
             ledger.mark(FORWARD, number)
+            if self.zero_grad_first and micro_batch == 0:
+                with by_owner():
+                    chosen.zero_grad(recipe.set_to_none)
             loss = self.loss(model, recipe, input_ids, labels)
             if recipe.accumulation > 1:
                 loss = loss / recipe.accumulation
@@ -195,7 +201,8 @@ class Loop:
                 clip_grad_norm(chosen.parameters)
             ledger.mark(STEP, number)
             chosen.step()
-            chosen.zero_grad(recipe.set_to_none)
+            if not self.zero_grad_first:
+                chosen.zero_grad(recipe.set_to_none)
 
 
 PLAIN = Loop()

@@ -80,6 +80,8 @@ class Replay:
     """The event of the expanded trace after which the reserved peak is first reached; -1 where nothing is reserved."""
     segments: tuple[Segment, ...]
     """The segments then, by address."""
+    end_allocated: int
+    """The bytes in blocks at the end, with what each has beyond its request: memory_allocated()."""
     end_reserved: int
     retries: int
     """How often everything cached was given back to serve a request; each time the device waits."""
@@ -174,6 +176,7 @@ class _Run:
             tuple(phases),
             self.event,
             tuple(self._segments()),
+            self.allocator.allocated,
             self.allocator.reserved,
             self.allocator.retries,
             self.out_of_memory,

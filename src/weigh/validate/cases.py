@@ -42,12 +42,24 @@ def predict_case(row: Mapping[str, Any], where: str) -> dict[str, int]:
 
 
 def _training_case(row: Mapping[str, Any], config: Mapping[str, Any], where: str) -> dict[str, int]:
+    if str(row["model"].get("name")).startswith("rasbt/"):
+        row, config = _of_the_book(row, config)
     runtime = runtimes.get(str(row.get("runtime")))
     words = runtime.settings({**training_words(row), **_device(row)}, config, _version(row))
     recipe: Training = make(Training, words)
     run = training.run(config, recipe, where, loop=runtime.loop)
     outside = sum(overhead.num_bytes for overhead in runtime.outside)
     return training_metrics(run, tuple(row["measured"]), outside)
+
+
+def _of_the_book(row: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Plain PyTorch, but with the modules of a book: which of them, a case says in words."""
+    extra = row.get("extra") or {}
+    found = {
+        "mask_buffers": "registered per layer" in str(extra.get("attention_detail")),
+        "native_classes": not str(extra.get("norm_impl")).startswith("from-scratch"),
+    }
+    return {**row, "runtime": "llms_from_scratch"}, {**config, **found}
 
 
 def _version(row: Mapping[str, Any]) -> tuple[int, ...] | None:

@@ -49,7 +49,9 @@ class Measured:
     @property
     def allocated_after_step(self) -> int:
         """torch.cuda.memory_allocated() after the last step."""
-        return int(phase_peaks(self.trace, not self.on_cpu)[-1].after)  # type: ignore[arg-type]
+        if self.on_cpu:
+            return int(phase_peaks(self.trace)[-1].after)  # type: ignore[arg-type]
+        return self.replayed.end_allocated
 
     @property
     def allocated_after_first_step(self) -> int:

@@ -93,6 +93,11 @@ program("expm1", "expm1", unary(), lambda ops, x: ops.expm1(x))
 program("power", "pow.Tensor", _exponents, lambda ops, a, b: ops.power(a, b))
 program("masked_fill", "masked_fill", _masked, lambda ops, x, mask: ops.masked_fill(x, mask))
 
+program("masked_fill_", "masked_fill_", _masked, lambda ops, x, mask: ops.masked_fill_(ops.neg(x), mask))
+program("var", "var mean", unary(1), lambda ops, x: ops.var(x, -1))
+program("unbind", "unbind", unary(1), lambda ops, x: ops.unbind(x)[0])
+program("unbind all", "unbind", unary(1), lambda ops, x: sum(part * 2.0 for part in ops.unbind(x)))
+
 # -- clamps
 
 
@@ -119,6 +124,9 @@ class TorchFamilyOps:
     any_ = staticmethod(lambda x: x.any())
     roll = staticmethod(lambda x: x.roll(1, -1))
     masked_fill = staticmethod(lambda x, mask: x.masked_fill(mask, 0.0))
+    masked_fill_ = staticmethod(lambda x, mask: x.masked_fill_(mask, 0.0))
+    var = staticmethod(lambda x, dim: x.var(dim, unbiased=False, keepdim=True))
+    unbind = staticmethod(lambda x: x.unbind())
     repeat = staticmethod(lambda x, *sizes: x.repeat(*sizes))
     clamp_ = staticmethod(lambda x: x.clamp_(-1.0, 1.0))
 

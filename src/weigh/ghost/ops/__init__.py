@@ -100,6 +100,7 @@ from weigh.ghost.ops.positions import (
     log,
     log1p,
     masked_fill,
+    masked_fill_,
     new_zeros,
     power,
     repeat,
@@ -117,7 +118,7 @@ from weigh.ghost.ops.recurrent import (
     softplus,
     sqrt_bound_derivative,
 )
-from weigh.ghost.ops.reduction import cumsum, mean, sum, sum_to_size, vector_norm
+from weigh.ghost.ops.reduction import cumsum, mean, sum, sum_to_size, var, vector_norm
 from weigh.ghost.ops.sampling import clamp_min, logical_or, rand_like, sampled_multiplier, scatter_value
 from weigh.ghost.ops.slices import copy_select, copy_slice, new_empty
 from weigh.ghost.ops.table import TABLE, Op, apply
@@ -137,12 +138,16 @@ from weigh.ghost.ops.views import (
     split,
     squeeze,
     transpose,
+    unbind,
     unsqueeze,
     view,
 )
 from weigh.ghost.ops.windows import greater, roll
 
 __all__ = [
+    "masked_fill_",
+    "unbind",
+    "var",
     "sqrt_bound_derivative",
     "scale_",
     "copy_select",

@@ -127,6 +127,18 @@ class MaskedFill(Op):
         return [masked_fill(grad, mask), None]
 
 
+class MaskedFillInPlace(MaskedFill):
+    """`x.masked_fill_(mask, value)`, where `x` is nobody else's: the same storage. Saves the mask."""
+
+    name = "aten::masked_fill_"
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:
+        if ctx:
+            ctx.save(mask)
+        return x.alias()
+
+
 class Repeat(Op):
     """`x.repeat(sizes)`: a contiguous copy, even where every size is one.
 
@@ -220,6 +232,11 @@ def power(base: Tensor, exponents: Tensor) -> Tensor:
 def masked_fill(x: Tensor, mask: Tensor) -> Tensor:
     """`x.masked_fill(mask, value)`."""
     return apply(MaskedFill, x, mask)  # type: ignore[no-any-return]
+
+
+def masked_fill_(x: Tensor, mask: Tensor) -> Tensor:
+    """`x.masked_fill_(mask, value)`."""
+    return apply(MaskedFillInPlace, x, mask)  # type: ignore[no-any-return]
 
 
 def repeat(x: Tensor, *sizes: Size) -> Tensor:

@@ -52,6 +52,31 @@ class Mean(Op):
         return tensors[0].numel  # type: ignore[no-any-return]
 
 
+class Var(Op):
+    """`x.var(dims, unbiased=False, keepdim=True)`. var_backward: `(2 / n) * grad * (x - x.mean(dims, True))`."""
+
+    name = "aten::var"
+    source = "derivatives.yaml: var.correction; FunctionsManual.cpp, var_backward"
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *, dims: tuple[int, ...]) -> Tensor:
+        if ctx:
+            ctx.save(x)
+            ctx.meta = dims
+        return empty(_reduced(x.shape, dims, True), x.dtype, "aten::var")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> list[Any]:
+        (x,) = ctx.unpack()
+        mean = apply(Mean, x, dims=ctx.meta, keepdim=True)
+        centred = x - mean
+        return [(grad * 1.0) * centred]
+
+    @staticmethod
+    def flops(out: Tensor, *tensors: Any) -> Size:
+        return 3 * tensors[0].numel  # type: ignore[no-any-return]
+
+
 class VectorNorm(Op):
     """`torch.linalg.vector_norm(x)`, outside autograd."""
 
@@ -113,6 +138,11 @@ def sum(x: Tensor, dims: tuple[int, ...], keepdim: bool = False) -> Tensor:
 def mean(x: Tensor, dim: int, keepdim: bool = False) -> Tensor:
     """`x.mean(dim, keepdim)`."""
     return apply(Mean, x, dims=(dim % len(x.shape),), keepdim=keepdim)  # type: ignore[no-any-return]
+
+
+def var(x: Tensor, dim: int) -> Tensor:
+    """`x.var(dim, unbiased=False, keepdim=True)`."""
+    return apply(Var, x, dims=(dim % len(x.shape),))  # type: ignore[no-any-return]
 
 
 def sum_to_size(x: Tensor, shape: Shape) -> Tensor:

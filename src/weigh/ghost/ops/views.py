@@ -237,6 +237,32 @@ class Split(Op):
         return [cat(parts, dim)]
 
 
+class Unbind(Op):
+    """`x.unbind()`, or `a, b = x`. UnbindBackward0: the gradients stacked, zeros for those that did not come."""
+
+    name = "aten::unbind"
+    source = "FunctionsManual.cpp, unbind_backward"
+    view = True
+    differentiable = 1 << 30
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> list[Tensor]:
+        count, *sizes = x.shape
+        shape = tuple(sizes)
+        return [_view_of(x, shape, x.stride()[1:], product(shape)) for _ in range(count)]  # type: ignore[arg-type]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> list[Any]:
+        from weigh.ghost.ops.creation import zeros
+
+        (count, *sizes), dtype = ctx.inputs[0]
+        came = [*grads, *[None] * (count - len(grads))]
+        parts = [zeros((), dtype) if part is None else part for part in came]  # expanded
+        stacked = empty((count, *sizes), dtype, "aten::stack")
+        del parts
+        return [stacked]
+
+
 class Cat(Op):
     """`torch.cat`: one contiguous tensor. CatBackward0: slices (views) of the gradient."""
 
@@ -419,6 +445,11 @@ def split(x: Tensor, sizes: list[Size] | Size, dim: int = 0) -> list[Tensor]:
             raise ShapeError("split needs plain sizes", hint="give a list of sizes")
         sizes = [min(part, whole - start) for start in range(0, whole, part)]
     return apply(Split, x, sizes=tuple(sizes), dim=dim)  # type: ignore[no-any-return]
+
+
+def unbind(x: Tensor) -> list[Tensor]:
+    """`x.unbind()`: views along the first dimension."""
+    return apply(Unbind, x)  # type: ignore[no-any-return]
 
 
 def cat(tensors: Sequence[Tensor], dim: int) -> Tensor:
