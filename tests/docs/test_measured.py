@@ -1,0 +1,18 @@
+"""docs/measured.md says what the code predicts now, on a sample of its cases."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+STEP = 15
+"""Every so-manieth case is predicted again; all of them would take a minute."""
+
+
+def test_measured_page_is_up_to_date() -> None:
+    tool = runpy.run_path(str(ROOT / "tools/measured.py"))
+    chosen = list(tool["cases"]().values())[::STEP]
+    page = (ROOT / "docs/measured.md").read_text(encoding="utf-8").splitlines()
+    missing = [row for row in map(tool["row_of"], tool["predicted"](chosen)) if row not in page]
+    assert not missing, "run: python tools/measured.py"
