@@ -7,8 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import weigh
+from weigh import models
+from weigh.dtypes import BFLOAT16
 from weigh.errors import UsageError
+from weigh.ghost.state import recording
 from weigh.recipes.training import Training, TrainingRun, run
+from weigh.techniques.fsdp1 import FlatShard
+from weigh.techniques.lora import Lora
 from weigh.trace.peak import phase_peaks
 
 LLAMA: dict[str, Any] = {
@@ -54,11 +59,19 @@ def test_compressed_and_unrolled_runs_have_the_same_peaks(checkpointing: str | N
     assert [p.peak for p in phase_peaks(short.trace)] == [p.peak for p in phase_peaks(long.trace)]
 
 
+def adapted(settings: FlatShard, **lora: Any) -> None:
+    """Blocks that hold adapters, which peft's policy would wrap by themselves."""
+    with recording():
+        model = models.build(LLAMA, BFLOAT16)
+        Lora(4, ("q_proj",), **lora).apply(model)
+        settings.apply(model)
+
+
 def test_frozen_and_trained_parameters_in_one_unit_are_refused_as_upstream_does() -> None:
     with pytest.raises(UsageError, match="a unit has both"):
-        weigh.train(LLAMA, shard="fsdp1", gpus_per_node=2, lora="4:q_proj", use_orig_params=False)
+        adapted(FlatShard(2, use_orig_params=False), autocast_adapter=False)
 
 
 def test_parameters_of_several_dtypes_in_one_unit_are_refused() -> None:
     with pytest.raises(UsageError, match="one dtype"):
-        weigh.train(LLAMA, shard="fsdp1", gpus_per_node=2, lora="4:q_proj", dtype="bf16")
+        adapted(FlatShard(2))

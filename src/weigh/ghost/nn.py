@@ -306,7 +306,10 @@ class RMSNorm(Module):
         self.weight = parameter((width,), dtype)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """(..., width) -> (..., width)."""
+        """(..., width) -> (..., width); kernels may have their own."""
+        fused: Callable[[Tensor, Tensor], Tensor] | None = state.overrides.get("rms_norm")
+        if fused is not None:
+            return fused(hidden_states, self.weight)
         input_dtype = hidden_states.dtype
         hidden_states = hidden_states.to(FLOAT32)
         variance = hidden_states.pow(2).mean(-1, keepdim=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from weigh.errors import UnknownNameError
+from weigh.errors import NotModelledError, UnknownNameError
 
 
 def kernels(device: str = "cuda", attention_kernel: str | None = None, traced: bool = False) -> dict[str, Any]:
@@ -34,3 +34,25 @@ def kernels(device: str = "cuda", attention_kernel: str | None = None, traced: b
     from weigh.kernels.traced import TRACED
 
     return chosen | TRACED
+
+
+FUSED = ("unsloth",)
+"""Sets that replace parts of transformers' models."""
+
+
+def fused_kernels(name: str | None, model_type: str) -> dict[str, Any]:
+    """The kernels that replace the losses, norms and rotations of a family of models.
+
+    Raises:
+        UnknownNameError: there is no such set.
+        NotModelledError: it has none for this family.
+    """
+    if name is None:
+        return {}
+    if name not in FUSED:
+        raise UnknownNameError("set of fused kernels", name, FUSED)
+    from weigh.kernels import unsloth
+
+    if model_type not in unsloth.MODEL_TYPES:
+        raise NotModelledError(f"{name}'s kernels for {model_type}", where="fused_kernels")
+    return dict(unsloth.KERNELS)

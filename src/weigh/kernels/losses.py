@@ -1,4 +1,4 @@
-"""Other ways to compute a causal language model's loss from its logits."""
+"""Other ways to compute a causal language model's loss, from its logits or from what comes before them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from collections.abc import Callable
 from weigh.errors import UnknownNameError
 from weigh.ghost import ops
 from weigh.ghost.tensor import Tensor
-
-Loss = Callable[[Tensor, Tensor, int], Tensor]
-"""Logits (batch, length, vocabulary), labels (batch, length) and the vocabulary's size to a scalar."""
+from weigh.kernels import liger
 
 
 def shifted_loss(logits: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
@@ -35,16 +33,17 @@ def native_loss(logits: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
     return ops.cross_entropy(shift_logits.view(-1, vocab_size), shift_labels.view(-1))
 
 
-LOSSES: dict[str, Loss | None] = {
-    "upcast": None,
-    "shifted": shifted_loss,
-    "rebound": rebound_loss,
-    "native": native_loss,
+LOSSES: dict[str, dict[str, Callable[..., Tensor]]] = {
+    "upcast": {},
+    "shifted": {"causal_lm_loss": shifted_loss},
+    "rebound": {"causal_lm_loss": rebound_loss},
+    "native": {"causal_lm_loss": native_loss},
+    "liger_fused_linear": {"linear_causal_lm_loss": liger.linear_causal_lm_loss},
 }
-"""By name; None is the model's own."""
+"""The kernel sets by name; an empty one is the model's own loss."""
 
 
-def loss_kernel(name: str) -> dict[str, Loss]:
+def loss_kernel(name: str) -> dict[str, Callable[..., Tensor]]:
     """The kernel set of a loss.
 
     Raises:
@@ -52,5 +51,4 @@ def loss_kernel(name: str) -> dict[str, Loss]:
     """
     if name not in LOSSES:
         raise UnknownNameError("loss", name, LOSSES)
-    found = LOSSES[name]
-    return {} if found is None else {"causal_lm_loss": found}
+    return LOSSES[name]

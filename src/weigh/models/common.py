@@ -26,7 +26,8 @@ from weigh.models.layout import LayerCache as LayerCache
 class CausalOutput:
     """`CausalLMOutputWithPast`: holds its tensors until it is dropped."""
 
-    logits: Tensor
+    logits: Any
+    """(batch, length, vocabulary); None where a fused kernel made the loss without them."""
     loss: Tensor | None = None
     cache: Cache | None = None
 
@@ -367,8 +368,14 @@ def rotate_half(x: Tensor) -> Tensor:
     return ops.cat([-x2, x1], -1)
 
 
+Rotation = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
 def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotary position embedding of queries and keys."""
+    """Rotary position embedding of queries and keys; kernels may have their own."""
+    fused: Rotation | None = state.overrides.get("apply_rotary_pos_emb")
+    if fused is not None:
+        return fused(q, k, cos, sin)
     cos = cos.unsqueeze(1)
     sin = sin.unsqueeze(1)
     q_embed = (q * cos) + (rotate_half(q) * sin)
@@ -415,9 +422,11 @@ def attention_interface(eager: Attention = eager_attention) -> Attention:
 
 
 def flash_attention_forward(
-    query: Tensor, key: Tensor, value: Tensor, _mask: Tensor | None, _dropout: float, _groups: int, **_: Any
+    query: Tensor, key: Tensor, value: Tensor, _mask: Tensor | None, _dropout: float, groups: int, **_: Any
 ) -> tuple[Tensor, None]:
     """`flash_attention_forward`: the package's own kernel, over grouped heads as they are, without a mask.
+
+    Under the choice "repeat_kv" keys and values are copied for every head first, as older classes of some families do.
 
     Raises:
         UsageError: the model runs in a dtype that the kernel does not have.
@@ -428,6 +437,9 @@ def flash_attention_forward(
             where="attention",
             hint="Use bf16 or fp16, by the model's dtype or by autocast.",
         )
+    if state.overrides.get("repeat_kv"):
+        key = repeat_kv(key, groups)
+        value = repeat_kv(value, groups)
     return ops.flash_attention(query, key, value, True).transpose(1, 2), None
 
 
@@ -492,8 +504,31 @@ def _pack(x: Tensor, groups: int) -> Tensor:
 
 
 # -- loss ------------------------------------------------------------------------------------------
+def fused_linear_loss(lm_head: Module, hidden_states: Tensor, labels: Tensor | None) -> Tensor | None:
+    """The loss by a kernel that needs no logits, if the run has one; a model that asks here computes no logits then.
+
+    Raises:
+        NotModelledError: something stands in the place of the output layer.
+    """
+    fused: Callable[[Tensor, Tensor, Tensor], Tensor] | None = state.overrides.get(FUSED_LINEAR)
+    if fused is None or labels is None:
+        return None
+    if not isinstance(lm_head, nn.Linear) or lm_head.bias is not None:
+        raise NotModelledError("a fused linear loss with such an output layer", where="loss")
+    return fused(hidden_states, lm_head.weight, labels)
+
+
+FUSED_LINEAR = "linear_causal_lm_loss"
+
+
 def causal_lm_loss(logits: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
-    """`ForCausalLMLoss`: logits upcast to fp32, labels shifted, cross entropy; or the kernels' own."""
+    """`ForCausalLMLoss`: logits upcast to fp32, labels shifted, cross entropy; or the kernels' own.
+
+    Raises:
+        NotModelledError: the run wants a fused linear loss, and the family has not asked for it.
+    """
+    if FUSED_LINEAR in state.overrides:
+        raise NotModelledError("a fused linear loss in this family", where="loss")
     other: Callable[[Tensor, Tensor, int], Tensor] | None = state.overrides.get("causal_lm_loss")
     if other is not None:
         return other(logits, labels, vocab_size)

@@ -31,6 +31,7 @@ from weigh.models.common import (
     create_causal_mask,
     create_sliding_window_causal_mask,
     eager_attention,
+    fused_linear_loss,
     period_of,
     position_ids,
     slice_logits_to_keep,
@@ -401,8 +402,10 @@ class LlamaForCausalLM(CausalModel):
     ) -> CausalOutput:
         hidden_states = self.model(input_ids, cache, attention_mask, positions)
         hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
+        loss = fused_linear_loss(self.lm_head, hidden_states, labels)
+        if loss is not None:
+            return CausalOutput(None, loss, cache)
         logits = self.scale_logits(self.lm_head(hidden_states))
-        loss = None
         if labels is not None:
             loss = causal_lm_loss(logits, labels, self.config.vocab_size)
         return CausalOutput(logits, loss, cache)

@@ -204,6 +204,7 @@ _CHOICES: dict[str, tuple[str, ...] | str] = {
     "cache": "weigh.recipes.generation:CACHES",
     "checkpointing": "weigh.techniques.checkpointing:MODES",
     "device": ("cuda", "cpu"),
+    "fused_kernels": "weigh.kernels:FUSED",
     "freeze": "weigh.techniques.freezing:PARTS",
     "implementation": "weigh.optimizers:IMPLEMENTATIONS",
     "latent": ("compressed", "expanded"),

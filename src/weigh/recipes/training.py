@@ -18,7 +18,7 @@ from weigh.ghost.nn import Parameter
 from weigh.ghost.repeat import unrolled
 from weigh.ghost.state import by_owner, recording, state
 from weigh.ghost.tensor import Tensor
-from weigh.kernels import kernels
+from weigh.kernels import fused_kernels, kernels
 from weigh.kernels.losses import loss_kernel
 from weigh.kernels.workspaces import Workspaces
 from weigh.models.common import CausalModel
@@ -50,10 +50,15 @@ class Training:
     """transformers' attention implementation: "sdpa", "flash_attention_2", or "eager", all that some families have."""
     attention_kernel: str | None = None
     """Forces the kernel behind sdpa: "flash", "efficient", "cudnn" or "math"."""
+    repeat_kv: bool = False
+    """flash_attention_2 copies keys and values for every query head first (some families of transformers before
+    4.48)."""
     loss: str = "upcast"
     """How the loss is made of the logits: "upcast" (in fp32), "shifted" (in fp32, of a shifted copy: transformers
     before 4.50), "rebound" (likewise, and the model drops the logits of its own dtype: before 4.46), "native" (of a
-    shifted copy in the logits' own dtype)."""
+    shifted copy in the logits' own dtype), "liger_fused_linear" (with the head, chunk by chunk: Liger's kernel)."""
+    fused_kernels: str | None = None
+    """Triton kernels in place of the cross entropy, the RMS norms and the rotary embedding: "unsloth"."""
     checkpointing: str | None = None
     """None, "full" (every block, non-reentrant) or "reentrant"."""
     optimizer: str | None = "adamw"
@@ -90,6 +95,8 @@ class Training:
     """FSDP's mixed precision: parameters are gathered, and the model runs, in this dtype."""
     reduce_dtype: DType | None = None
     """FSDP's mixed precision: gradients are reduced in this dtype; None is that of the gradients."""
+    fp32_shards: bool = False
+    """FSDP1: flat parameters that are trained are held in fp32 (accelerate under mixed precision)."""
     use_orig_params: bool = True
     """FSDP1: the optimizer sees the original parameters."""
     tensor: int = 1
@@ -252,6 +259,7 @@ def parallel(recipe: Training) -> Iterator[Technique]:
             recipe.reshard_after_forward is not False,
             recipe.rank,
             (".lora_A", ".lora_B") if recipe.lora is not None else (),
+            recipe.fp32_shards,
         )
     elif recipe.shard is not None:
         from weigh.techniques.fsdp2 import FullyShard
@@ -269,6 +277,7 @@ def parallel(recipe: Training) -> Iterator[Technique]:
 def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop) -> TrainingRun:
     models.check_attention(config, recipe.attention)
     chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced) | loss_kernel(recipe.loss)
+    chosen |= fused_kernels(recipe.fused_kernels, str(config.get("model_type"))) | {"repeat_kv": recipe.repeat_kv}
     with recording(chosen, traced=recipe.traced, attention=recipe.attention) as ledger:
         techniques = tuple(loop.techniques(recipe))
         state.trailing = max((t.trailing for t in techniques), default=0)

@@ -15,6 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from weigh.dtypes import BFLOAT16, FLOAT16
+from weigh.ghost.autocast import autocast
+from weigh.ghost.tensor import Tensor
+from weigh.models.common import CausalModel
+from weigh.recipes.training import Loop, Training
 from weigh.runtimes import Runtime
 from weigh.techniques.lora import Lora
 
@@ -26,6 +31,26 @@ NOT_REENTRANT = (5,)
 """`gradient_checkpointing_enable` asks for the reentrant form before this release."""
 NATIVE_LOSS = ("gpt_bigcode",)
 """Families whose own class computed the loss in the logits' dtype until then."""
+REPEATED_KV = ("mistral", "mixtral", "phi3", "qwen2", "qwen2_moe", "starcoder2")
+"""Families whose `*FlashAttention2` called `repeat_kv`, before ..."""
+GROUPED_FLASH = (4, 48)
+"""... attention became a function beside the models (of qwen2_moe later)."""
+
+
+class TrainerLoop(Loop):
+    """The Trainer's loop over accelerate."""
+
+    def loss(self, model: CausalModel, recipe: Training, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """`compute_loss`: accelerate runs the model under autocast and makes copies of half outputs in fp32.
+
+        Read: accelerate/utils/operations.py, `convert_outputs_to_fp32`.
+        """
+        with autocast(recipe.autocast):
+            out = model(input_ids, labels)
+        if recipe.autocast is not None and out.logits is not None and out.logits.dtype in (BFLOAT16, FLOAT16):
+            out.logits = out.logits.float()
+        loss: Tensor = out.loss
+        return loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +67,16 @@ class Transformers(Runtime):
                 found["loss"] = "native"
         if found.get("checkpointing") == "full" and version is not None and version < NOT_REENTRANT:
             found["checkpointing"] = "reentrant"
+        if version is not None and version < GROUPED_FLASH and config.get("model_type") in REPEATED_KV:
+            found.setdefault("repeat_kv", True)
+        if found.get("fused_kernels") == "unsloth" and found.get("loss") == "upcast":
+            found["loss"] = "shifted"
+        if found.get("autocast") and found.get("shard") == "fsdp1":
+            found |= {"param_dtype": found["autocast"], "reduce_dtype": found["autocast"], "fp32_shards": True}
         lora = found.get("lora")
         if isinstance(lora, Lora) and found.get("checkpointing"):
             found["lora"] = replace(lora, input_gradients=True)
         return found
 
 
-RUNTIME = Transformers("transformers", "4.45, 4.48, 5.23")
+RUNTIME = Transformers("transformers", "4.45, 4.48, 5.23", TrainerLoop())

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weigh.dims import Shape, Size
-from weigh.dtypes import DType
+from weigh.dtypes import FLOAT32, DType
 from weigh.errors import NotModelledError, UsageError, WeighError
 from weigh.ghost import nn, ops
 from weigh.ghost.autograd import queue_callback
@@ -53,6 +53,8 @@ class FlatShard(Technique):
     """Which of the ranks."""
     units: tuple[str, ...] = ()
     """Modules that are units of their own besides the blocks, by their names' ends (peft's policy wraps adapters)."""
+    fp32_shards: bool = False
+    """Shards that are trained are held in fp32, whatever they were loaded in (accelerate's `prepare_model`)."""
 
     @property
     def materialises(self) -> bool:
@@ -141,6 +143,9 @@ class _Unit:
         self.sharded_numel = -(-numel // settings.world)
         self.local_shard = self._shard(numel)
         whole.clear()
+        if settings.fp32_shards and any(self.wanted):
+            self.dtype = FLOAT32
+            self.local_shard = self._upcast(self.local_shard)
         padded = self.sharded_numel * settings.world
         storage = Storage(0, "aten::empty", (), self.low)
         storage.num_bytes = padded * self.low.itemsize
@@ -183,6 +188,13 @@ class _Unit:
         shard.storage.relabel(WEIGHT, self.names[0])
         del flat
         return shard
+
+    def _upcast(self, shard: Tensor) -> Tensor:
+        """`param.data = param.data.to(torch.float32)`."""
+        with no_grad():
+            upcast = ops.to(shard, FLOAT32)
+        upcast.storage.relabel(WEIGHT, self.names[0])
+        return upcast
 
     def initialise(self) -> None:
         """Made and freed at once."""

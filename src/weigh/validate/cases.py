@@ -107,13 +107,26 @@ def training_words(case: Mapping[str, Any]) -> dict[str, Any]:
         words["attention"] = "flash_attention_2"
     elif attention is not None:
         raise NotModelledError(f"{attention} attention", where="attention")
-    if case.get("loss") not in (None, "eager"):
-        raise NotModelledError(f"the loss {case['loss']!r}", where="loss")
+    words |= dict(_fused(case))
     if case.get("compile"):
         raise NotModelledError("compiled code", where="compile")
     if case.get("offload"):
         raise NotModelledError("offloading", where="offload")
     return words
+
+
+FMS_KERNELS = "foak"
+"""In the names of fms-acceleration's configurations that put Unsloth's kernels into a model."""
+
+
+def _fused(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    loss, configuration = case.get("loss"), str((case.get("extra") or {}).get("framework_config"))
+    if FMS_KERNELS in configuration:
+        yield "fused_kernels", "unsloth"
+    if loss == "liger_fused_linear":
+        yield "loss", loss
+    elif loss not in (None, "eager", "fused" if FMS_KERNELS in configuration else None):
+        raise NotModelledError(f"the loss {loss!r}", where="loss")
 
 
 def _precision(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
