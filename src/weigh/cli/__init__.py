@@ -29,6 +29,7 @@ COMMANDS = {
     "dtypes": ("lists", "the number formats: bytes, ranges, precision"),
     "models": ("lists", "the models that are known by name"),
     "devices": ("lists", "the devices that are known by name"),
+    "rules": ("ruling", "rules of thumb beside the exact answers"),
     "validate": ("validating", "predictions beside recorded runs or measurements"),
 }
 """Every command: the module that answers it, and what it says."""
