@@ -18,6 +18,9 @@ from weigh.ghost.state import inside_unit
 from weigh.ghost.tensor import Tensor
 from weigh.techniques import Technique
 
+ALL_LINEAR = "all-linear"
+"""peft's word for every linear layer but the head."""
+
 
 @dataclass(frozen=True, slots=True)
 class Lora(Technique):
@@ -26,7 +29,7 @@ class Lora(Technique):
     rank: int = 8
     """Width of the adapters."""
     targets: tuple[str, ...] = ("q_proj", "v_proj")
-    """Names of the linear layers to adapt ("q_proj", "c_attn", ...)."""
+    """Names of the linear layers to adapt ("q_proj", "c_attn", ...); "all-linear" is all of them but the head."""
     dropout: float = 0.0
     """On the adapters' input."""
     autocast_adapter: bool = True
@@ -45,7 +48,7 @@ class Lora(Technique):
         found = 0
         for parent in list(model.modules()):
             for name, child in list(parent.children()):
-                if name in self.targets and isinstance(child, nn.Linear | nn.Conv1D):
+                if isinstance(child, nn.Linear | nn.Conv1D) and self._adapts(name, child):
                     with inside_unit(child.weight.storage.unit):
                         setattr(parent, name, LoraLinear(child, self))
                     found += 1
@@ -60,6 +63,10 @@ class Lora(Technique):
             embedding = next(m for m in model.modules() if m.role == nn.EMBEDDING)
             embedding.wrap_in(_require_gradient)
         name_modules(model)
+
+    def _adapts(self, name: str, layer: Module) -> bool:
+        """Whether a layer is adapted ("all-linear": `_maybe_include_all_linear_layers` of `tuners/tuners_utils.py`)."""
+        return name in self.targets or (self.targets == (ALL_LINEAR,) and layer.role != nn.HEAD)
 
 
 def of_peft(config: Mapping[str, Any]) -> Lora:
