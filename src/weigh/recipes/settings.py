@@ -225,6 +225,8 @@ _CHOICES: dict[str, tuple[str, ...] | str] = {
     "latent": ("compressed", "expanded"),
     "loss": "weigh.kernels.losses:LOSSES",
     "optimizer": "weigh.optimizers:OPTIMIZERS",
+    "quantization": "weigh.techniques.quantization:METHODS",
+    "upcast": "weigh.techniques.quantization:UPCASTS",
     "shard": ("fsdp2", "fsdp1"),
     "windows": ("capped", "reserved"),
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from weigh import models
 from weigh.dims import Size
-from weigh.dtypes import FLOAT32, INT64, DType
+from weigh.dtypes import FLOAT32, INT64, UINT8, DType
 from weigh.errors import NotModelledError, UsageError
 from weigh.ghost import ops
 from weigh.ghost.autocast import autocast
@@ -77,6 +77,12 @@ class Training:
     """`zero_grad` drops the gradients; False keeps them."""
     freeze: str | None = None
     """A part to freeze (see `weigh.techniques.freezing`)."""
+    quantization: str | None = None
+    """Linear layers in four bits, as bitsandbytes stores them: "nf4" or "fp4"; everything else can be trained."""
+    double_quantization: bool = False
+    """Their scales are quantized too."""
+    upcast: str | None = None
+    """What is made fp32 before training: "all" (peft's `prepare_model_for_kbit_training`), "norms" (TRL)."""
     lora: Lora | None = None
     """Adapters beside frozen layers (see `weigh.techniques.lora`)."""
     compute_capability: str = "8.0"
@@ -155,12 +161,21 @@ class Loop:
         Raises:
             WeighError: one of them is not known here.
         """
+        if recipe.quantization is not None:
+            from weigh.techniques.quantization import Quantization
+
+            storage = recipe.dtype if recipe.shard is not None else UINT8
+            yield Quantization(recipe.quantization, recipe.double_quantization, storage, recipe.upcast)
         if recipe.freeze is not None:
             from weigh.techniques.freezing import Freezing
 
             yield Freezing(recipe.freeze)
         if recipe.lora is not None:
             yield recipe.lora
+        if fuses_adapters(recipe):
+            from weigh.techniques.fused_lora import FusedLora
+
+            yield FusedLora()
         yield from parallel(recipe)
         if recipe.checkpointing is not None:
             from weigh.techniques.checkpointing import Checkpointing
@@ -236,6 +251,11 @@ def run(
             return _run(config, recipe, where, loop)
 
 
+def fuses_adapters(recipe: Training) -> bool:
+    """Unsloth's kernels take the place of peft's adapters beside four-bit layers."""
+    return recipe.fused_kernels == "unsloth" and recipe.quantization is not None and recipe.lora is not None
+
+
 def parallel(recipe: Training) -> Iterator[Technique]:
     """What a mesh of devices makes of the model."""
     mesh = recipe.mesh
@@ -251,6 +271,7 @@ def parallel(recipe: Training) -> Iterator[Technique]:
 
         if mesh.replicas > 1:
             raise NotModelledError("hybrid sharding with FSDP1", where="replicas")
+        adapters = (".lora_A", ".lora_B") if recipe.lora is not None else ()
         yield FlatShard(
             mesh.shard,
             recipe.param_dtype,
@@ -258,8 +279,9 @@ def parallel(recipe: Training) -> Iterator[Technique]:
             recipe.use_orig_params,
             recipe.reshard_after_forward is not False,
             recipe.rank,
-            (".lora_A", ".lora_B") if recipe.lora is not None else (),
+            adapters if not fuses_adapters(recipe) else (),
             recipe.fp32_shards,
+            adapters if fuses_adapters(recipe) else (),
         )
     elif recipe.shard is not None:
         from weigh.techniques.fsdp2 import FullyShard
@@ -311,8 +333,9 @@ def _build(
     model = loop.build(config, recipe, where)
     if recipe.target is not None and not model.encoder_decoder:
         raise UsageError("the model has no decoder that reads a target", where="target", hint="Leave it out.")
+    last = max((t for t in techniques if t.materialises), key=techniques.index, default=None)
     for technique in techniques:
-        if technique.materialises and beside:
+        if technique is last and beside:
             ledger.repeats.extend(state.ledger.repeats)
             state.ledger = ledger
         technique.apply(model)

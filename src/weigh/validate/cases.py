@@ -119,6 +119,10 @@ FMS_KERNELS = "foak"
 """In the names of fms-acceleration's configurations that put Unsloth's kernels into a model."""
 
 
+FMS_QUANTIZED = "peft-bnb"
+"""In the names of those that quantize with bitsandbytes, always the scales too (framework_plugin_bnb.py)."""
+
+
 def _fused(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     loss, configuration = case.get("loss"), str((case.get("extra") or {}).get("framework_config"))
     if FMS_KERNELS in configuration:
@@ -132,13 +136,23 @@ def _fused(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _precision(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     weights, precision = case.get("weights") or {}, case.get("precision") or {}
     if weights.get("quantization"):
-        raise NotModelledError(f"{weights['quantization'].get('method')} weights", where="weights.quantization")
+        yield from _quantization(case, weights["quantization"])
     dtype = weights.get("dtype") or "fp32"
     if precision.get("master_weights") not in (None, dtype):
         raise NotModelledError(f"{precision['master_weights']} master weights", where="precision.master_weights")
     yield "dtype", dtype
     if precision.get("autocast"):
         yield "autocast", precision.get("compute")
+
+
+def _quantization(case: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    configuration = (case.get("extra") or {}).get("framework_config")
+    if found.get("method") != "nf4" or FMS_QUANTIZED not in str(configuration):
+        raise NotModelledError(f"{found.get('method')} weights", where="weights.quantization")
+    yield "quantization", "nf4"
+    yield "double_quantization", True
+    if configuration == "baseline-peft-bnb" and (case.get("parallel") or {}).get("world") == 1:
+        yield "upcast", "norms"
 
 
 def _optimizer(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
