@@ -9,10 +9,11 @@ from weigh.ghost.ledger import Ledger
 from weigh.ghost.state import by_owner, recording
 from weigh.kernels import kernels
 from weigh.optimizers import Choice, optimizer
+from weigh.optimizers.scaler import GradScaler
 from weigh.trace.events import STEP
 
 
-def levels(choice: dict[str, Any], parameters: list[Any], steps: int) -> list[list[int]]:
+def levels(choice: dict[str, Any], parameters: list[Any], steps: int, scaler: bool = False) -> list[list[int]]:
     """Of every step: the live bytes above parameters and gradients after each birth, and at its end."""
     with recording(kernels("cuda", traced=True), traced=True) as ledger:
         owned = []
@@ -23,13 +24,19 @@ def levels(choice: dict[str, Any], parameters: list[Any], steps: int) -> list[li
         base, read = 0, len(ledger.events)
         chosen = optimizer(Choice(**choice))
         chosen.own(owned)
+        scaling, loss = GradScaler() if scaler else None, ops.zeros(())
         base, _ = _read(ledger, read, base)
         ledger.mark(STEP, 0)
         answer, live = [], base
         for _ in range(steps):
             read = len(ledger.events)
             with by_owner():
+                if scaling is not None:
+                    scaling.scale(loss)
+                    scaling.unscale(chosen)
                 chosen.step()
+                if scaling is not None:
+                    scaling.update()
             live, births = _read(ledger, read, live)
             answer.append([int(level) - int(base) for level in (*births, live)])
         return answer

@@ -54,6 +54,13 @@ CASES: dict[str, dict[str, Any]] = {
     **torchs("nadam", "NAdam", LISTS),
     **torchs("radam", "RAdam", LISTS),
     **torchs("torch_adafactor", "Adafactor", LISTS),
+    "a scaled loss": {
+        "choice": {"name": "adamw", "implementation": "foreach"},
+        "class": "torch.optim.AdamW",
+        "settings": {"foreach": True},
+        "parameters": [entry for entry in MIXED if entry[1] == "float32"],
+        "scaler": True,
+    },
     "muon": {
         "choice": {"name": "muon", "implementation": "forloop"},
         "class": "torch.optim.Muon",
@@ -101,4 +108,4 @@ def real() -> dict[str, Any]:
 @pytest.mark.parametrize("name", CASES)
 def test_a_step(name: str, real: dict[str, Any]) -> None:
     asked = job(name)
-    assert levels(CASES[name]["choice"], asked["parameters"], asked["steps"]) == real[name]
+    assert levels(CASES[name]["choice"], asked["parameters"], asked["steps"], asked.get("scaler", False)) == real[name]

@@ -12,30 +12,39 @@ from importlib import import_module
 from weigh.errors import NotModelledError, UnknownNameError, UsageError
 from weigh.optimizers.base import IMPLEMENTATIONS, Choice, Optimizer
 
-__all__ = ["IMPLEMENTATIONS", "OPTIMIZERS", "Choice", "Optimizer", "implementation_of", "optimizer"]
+__all__ = ["IMPLEMENTATIONS", "OPTIMIZERS", "Choice", "Optimizer", "implementation_of", "kind_of", "optimizer"]
 
-_FILES = {
-    "adadelta": "adadelta",
-    "adafactor": "adafactor",
-    "adagrad": "adagrad",
-    "adam": "adam",
-    "adamax": "adamax",
-    "adamw": "adam",
-    "adamw_apex": "apex",
-    "galore": "galore",
-    "lamb": "lamb",
-    "lion": "lion",
-    "muon": "muon",
-    "nadam": "nadam",
-    "radam": "radam",
-    "rmsprop": "rmsprop",
-    "sgd": "sgd",
-    "sophia": "sophia",
-    "torch_adafactor": "torch_adafactor",
-} | dict.fromkeys(
-    [f"{paged}{kind}_{bits}bit" for paged in ("", "paged_") for kind in ("adam", "adamw", "lion", "sgd") for bits in (8, 32)],
-    "bitsandbytes",
-) | dict.fromkeys([f"torchao_adamw_{kind}" for kind in ("8bit", "4bit", "fp8")], "torchao")
+_FILES = (
+    {
+        "adadelta": "adadelta",
+        "adafactor": "adafactor",
+        "adagrad": "adagrad",
+        "adam": "adam",
+        "adamax": "adamax",
+        "adamw": "adam",
+        "adamw_apex": "apex",
+        "galore": "galore",
+        "lamb": "lamb",
+        "lion": "lion",
+        "muon": "muon",
+        "nadam": "nadam",
+        "radam": "radam",
+        "rmsprop": "rmsprop",
+        "sgd": "sgd",
+        "sophia": "sophia",
+        "torch_adafactor": "torch_adafactor",
+    }
+    | dict.fromkeys(
+        [
+            f"{paged}{kind}_{bits}bit"
+            for paged in ("", "paged_")
+            for kind in ("adam", "adamw", "lion", "sgd")
+            for bits in (8, 32)
+        ],
+        "bitsandbytes",
+    )
+    | dict.fromkeys([f"torchao_adamw_{kind}" for kind in ("8bit", "4bit", "fp8")], "torchao")
+)
 """Which file has it, as `OPTIMIZER`."""
 
 OPTIMIZERS = tuple(sorted(_FILES))
@@ -49,7 +58,13 @@ _REFUSED = {
 """Known, and not run: why."""
 
 
-def _find(name: str) -> type[Optimizer]:
+def kind_of(name: str) -> type[Optimizer]:
+    """The class of an optimizer.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+        NotModelledError: it is known, and not run.
+    """
     if name in _REFUSED:
         raise NotModelledError(f"the optimizer {name}, which {_REFUSED[name]},", where="optimizer")
     if name not in _FILES:
@@ -60,7 +75,7 @@ def _find(name: str) -> type[Optimizer]:
 
 def implementation_of(name: str, device: str) -> str:
     """The implementation that runs where nobody asks for one."""
-    known = _find(name).implementations
+    known = kind_of(name).implementations
     return "forloop" if device == "cpu" and "forloop" in known else known[0]
 
 
@@ -74,7 +89,7 @@ def optimizer(choice: Choice) -> Optimizer:
     """
     if choice.implementation not in IMPLEMENTATIONS:
         raise UnknownNameError("optimizer implementation", choice.implementation, IMPLEMENTATIONS)
-    kind = _find(choice.name)
+    kind = kind_of(choice.name)
     if choice.momentum and not kind.takes_momentum:
         raise UsageError(f"{choice.name} takes no momentum", where="momentum", hint="Use sgd, or leave it out.")
     if choice.implementation not in kind.implementations:

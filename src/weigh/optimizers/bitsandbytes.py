@@ -1,4 +1,4 @@
-"""bitsandbytes' Adam, AdamW, Lion and SGD with states in 8 or 32 bits, as `bitsandbytes/optim/optimizer.py` (0.50) does.
+"""bitsandbytes' Adam, AdamW, Lion and SGD with states in 8 or 32 bits, as `optim/optimizer.py` (0.50) does it.
 
 Keeps one or two states in fp32, or in 8 bits with an fp32 number for every 256 values, and two tables of 256 numbers
 for all of them. Tensors of less than 4,096 values keep states in fp32, and so do embeddings made by
@@ -44,7 +44,7 @@ class BitsAndBytes(Optimizer):
         """`state1` and `state2`, then `absmax1` and `absmax2`."""
         eight = self.eight and param.numel >= LEAST
         if eight and not self.tables:
-            with inside_unit(None):
+            with inside_unit(param.storage.unit if len(self.parameters) == 1 else None):
                 self.tables = [empty((CODES,), FLOAT32, "aten::_to_copy") for _ in range(self.states_kept)]
             for table in self.tables:
                 table.storage.relabel(OPTIMIZER_STATE, "")

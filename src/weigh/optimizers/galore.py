@@ -95,11 +95,8 @@ class GaLore(Optimizer):
 
     def _project_back(self, param: Tensor, update: Tensor) -> Tensor:
         projection = self.projections[id(param)]
-        if update.shape[0] >= update.shape[1]:
-            whole = ops.matmul(update, projection)
-        else:
-            whole = ops.matmul(projection, update)
-        return ops.mul(whole, 1.0)
+        pair = (update, projection) if update.shape[0] >= update.shape[1] else (projection, update)
+        return ops.mul(ops.matmul(*pair), 1.0)
 
 
 OPTIMIZER = GaLore

@@ -59,6 +59,7 @@ class TorchAdafactor(Optimizer):
         del estimates, updates
 
     def forloop(self) -> None:
+        row_mean = col_mean = grad_squared = estimate = update = None
         for param, grad, averages in self.one_by_one():
             ops.vector_norm(param)
             if param.ndim > 1:
@@ -75,7 +76,7 @@ class TorchAdafactor(Optimizer):
             ops.in_place("aten::mul_", [update], reads=2, flops=2)
             ops.vector_norm(update)
             ops.in_place("aten::add_", [param], reads=2, flops=2)
-        row_mean = col_mean = grad_squared = estimate = update = None  # type: ignore[assignment]
+        del row_mean, col_mean, grad_squared, estimate, update
 
 
 def _each(params: list[Tensor], make: Callable[[Tensor], Tensor]) -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from weigh.optimizers import implementation_of
 from weigh.report.assumption import EXACT
 from weigh.report.run import RunReport
 from weigh.report.text import exactly, table, wrap
@@ -12,6 +13,7 @@ from weigh.report.work import flops_by_phase, format_flops
 from weigh.units import format_bytes
 
 if TYPE_CHECKING:
+    from weigh.dims import Size
     from weigh.jobs import Job
     from weigh.recipes.training import Training, TrainingRun
 
@@ -59,6 +61,7 @@ class TrainingReport(RunReport):
             "job": self.job and self.job.as_dict(),
             "first_step": {"peak_bytes": self.first_step},
             "steady_state": {"peak_bytes": self.steady_state},
+            "elsewhere": {what: evaluated(size) for what, size in self.run.elsewhere.items()},
             "flops_per_step": {"total": sum(flops.values()), **flops, "basis": EXACT},
         }
 
@@ -78,6 +81,8 @@ class TrainingReport(RunReport):
             said.append(f"{r.freeze.replace('_', ' ')} frozen")
         if r.lora:
             said.append(f"LoRA of rank {r.lora.rank}")
+        if r.loss_scaling:
+            said.append("loss scaled")
         if r.clip:
             said.append("gradients clipped")
         said += _parallel(r)
@@ -134,11 +139,18 @@ class TrainingReport(RunReport):
             f"  first step {exactly(self.first_step)}",
             f"  steady     {exactly(self.steady_state)}{unrounded}",
             f"  arithmetic {format_flops(sum(flops.values()))} a step: {parts}",
+            *(f"  elsewhere  {exactly(evaluated(size))} of {what}" for what, size in self.run.elsewhere.items()),
         ]
 
 
 def _keys(names: tuple[str, ...]) -> str:
     return ", ".join(names) or "none"
+
+
+def evaluated(size: Size) -> int:
+    """A size of a report's run, which has no arrays."""
+    assert isinstance(size, int)
+    return size
 
 
 def _parallel(recipe: Training) -> list[str]:
@@ -159,6 +171,7 @@ def _parallel(recipe: Training) -> list[str]:
 def _optimizer(recipe: Training) -> str:
     if recipe.optimizer is None:
         return "no optimizer"
-    implementation = recipe.implementation or ("foreach" if recipe.device == "cuda" else "forloop")
+    implementation = recipe.implementation or implementation_of(recipe.optimizer, recipe.device)
     momentum = f", momentum {recipe.momentum}" if recipe.momentum else ""
-    return f"{recipe.optimizer} ({implementation}{momentum})"
+    where = ", in the backward pass" if recipe.optimizer_in_backward else ""
+    return f"{recipe.optimizer} ({implementation}{momentum}{where})"

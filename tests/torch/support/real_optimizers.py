@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from support.meter import Meter
 
-from weigh.measure import fake_cuda, faithful
+from weigh.measure import faithful, fake_cuda
 from weigh.measure.attention import Attention
 from weigh.trace.events import STEP
 
@@ -28,7 +28,9 @@ class Counting(Meter):
     """What comparisons come to."""
 
     def _value(self, tensor: torch.Tensor) -> float | int:
-        return self.truth if tensor.dtype is torch.bool else float(self.number)
+        if tensor.dtype is torch.bool:
+            return self.truth
+        return 0.0 if tensor.is_cuda else float(self.number)  # a GradScaler found no infinity
 
 
 def without_kernels() -> None:
@@ -58,11 +60,18 @@ def levels(job: dict[str, Any], meter: Counting) -> list[list[int]]:
         parameters = [{"params": [p], **(job["groups"] if p.ndim == 2 else {})} for p in parameters]
     optimizer = getattr(importlib.import_module(module), name)(parameters, **job["settings"])
     meter.mark(STEP)
-    base = meter.restart()
     answer = []
+    scaler = torch.amp.GradScaler("cuda") if job.get("scaler") else None
+    loss = torch.zeros((), device="cuda")
+    base = meter.restart()
     for _ in range(job["steps"]):
         meter.number += 1
-        optimizer.step()
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.scale(loss)
+            scaler.step(optimizer)
+            scaler.update()
         if "-v" in sys.argv:
             print(meter.ops, file=sys.stderr)
         answer.append([level - base for level in meter.births] + [meter.live - base])
