@@ -64,7 +64,9 @@ class Training:
     checkpointing: str | None = None
     """None, "full" (every block, non-reentrant) or "reentrant"."""
     optimizer: str | None = "adamw"
-    """One of `weigh.optimizers`, or None for a step without one."""
+    """ "adamw", "adam", "sgd", "adagrad", "adadelta", "adamax", "nadam", "radam", "rmsprop", "adafactor", "muon", "lion",
+    "lamb", "sophia", "galore", "torch_adafactor", "adamw_apex", bitsandbytes' "adamw_8bit", "paged_adamw_8bit" and the
+    like (adam, lion, sgd; 32bit), "torchao_adamw_8bit", "_4bit", "_fp8"; or None for a step without one."""
     implementation: str | None = None
     """ "foreach", "fused" or "forloop"; None is the optimizer's default on the device."""
     momentum: float = 0.0
