@@ -19,7 +19,6 @@ class MarianConfig(BartConfig):
     vocab_size: int = 58101
 
     prefix = "Marian"
-    embedding_scales = False
     embedding_norm = False
     positions = FROZEN
     keeps_mask = True

@@ -36,7 +36,7 @@ RULES = {
     ),
     OPTIMIZER_STATE: (
         "what the optimizer keeps beside every trained parameter, from its first step on",
-        "the optimizer's code: torch/optim/adam.py keeps two averages; weigh/optimizers says which file was read",
+        "torch/optim/adam.py (two averages), torch/optim/sgd.py (one where there is momentum)",
     ),
     ACTIVATION: (
         "what the forward pass makes and something still holds: the graph for its backward pass, or a local variable",

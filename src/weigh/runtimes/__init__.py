@@ -16,6 +16,7 @@ from weigh.errors import UnknownNameError, UsageError
 from weigh.recipes.training import PLAIN, Loop
 
 RUNTIMES = {
+    "litgpt": "weigh.runtimes.litgpt",
     "llms_from_scratch": "weigh.runtimes.llms_from_scratch",
     "pytorch": "weigh.runtimes.pytorch",
     "transformers": "weigh.runtimes.transformers",

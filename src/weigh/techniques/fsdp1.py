@@ -55,8 +55,6 @@ class FlatShard(Technique):
     """Modules that are units of their own besides the blocks, by their names' ends (peft's policy wraps adapters)."""
     fp32_shards: bool = False
     """Shards that are trained are held in fp32, whatever they were loaded in (accelerate's `prepare_model`)."""
-    ignored: tuple[str, ...] = ()
-    """Modules that stay whole on every rank (`ignored_modules`), by their names' ends."""
 
     @property
     def materialises(self) -> bool:
@@ -82,8 +80,7 @@ class FlatShard(Technique):
             raise WeighError("FSDP found no blocks to wrap", hint="It looks for modules with the role 'block'.")
         context = _Context(self)
         held = places(model)
-        left = [m for m in model.modules() if self.ignored and m.path.endswith(self.ignored)]
-        for module, whole in managed([*left, *self._inner(model), *modules, model])[len(left) :]:
+        for module, whole in managed([*self._inner(model), *modules, model]):
             if not whole:
                 continue
             with inside_unit(whole[0].storage.unit):
@@ -91,6 +88,7 @@ class FlatShard(Technique):
             context.units.append(unit)
             module.wrap_in(unit.run_root if module is model else unit.run)
         context.units.insert(0, context.units.pop())
+        model.fsdp1 = context  # type: ignore[attr-defined]
 
     def _inner(self, model: Module) -> list[Module]:
         return [m for m in model.modules() if self.units and m.path.endswith(self.units) and list(m.own_tensors())]
@@ -105,6 +103,8 @@ class _Context:
         self.post_forward_order: list[_Unit] = []
         self.callback_queued = False
         self.lazy = True
+        self.sync_gradients = True
+        """False inside of `no_sync()`: gradients are summed whole, on every rank."""
 
     def initialise(self) -> None:
         """`init_flat_param_attributes`: tensors that are made and freed at once, to be filled later."""
@@ -342,6 +342,8 @@ class _Unit:
         assert gradient is not None
         self.prepared = False
         self.reshard(True)
+        if not self.context.sync_gradients:
+            return
         autograd_computed_grad = gradient
         if gradient.dtype is not self.reduce_dtype:
             gradient = ops.to(gradient, self.reduce_dtype)

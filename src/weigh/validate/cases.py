@@ -16,6 +16,7 @@ from weigh.hardware.devices import all_devices
 from weigh.recipes import training
 from weigh.recipes.settings import make
 from weigh.recipes.training import Training
+from weigh.runtimes.litgpt import ADAPTERS, DROPOUT
 from weigh.techniques.lora import Lora
 from weigh.validate.counts import counting_case
 from weigh.validate.measured import training_metrics
@@ -44,6 +45,8 @@ def predict_case(row: Mapping[str, Any], where: str) -> dict[str, int]:
 def _training_case(row: Mapping[str, Any], config: Mapping[str, Any], where: str) -> dict[str, int]:
     if str(row["model"].get("name")).startswith("rasbt/"):
         row, config = _of_the_book(row, config)
+    if row.get("runtime") == "litgpt":
+        row, config = _of_litgpt(row, config)
     runtime = runtimes.get(str(row.get("runtime")))
     words = runtime.settings({**training_words(row), **_device(row)}, config, _version(row))
     recipe: Training = make(Training, words)
@@ -60,6 +63,17 @@ def _of_the_book(row: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Map
         "native_classes": not str(extra.get("norm_impl")).startswith("from-scratch"),
     }
     return {**row, "runtime": "llms_from_scratch"}, {**config, **found}
+
+
+def _of_litgpt(row: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Its adapters are parts of its model, its loss is its only one, and LoRA has the script's dropout."""
+    adapter = row.get("adapter")
+    found: dict[str, Any] = {"litgpt_2023": "2023" in str(row.get("runtime_version"))}
+    if adapter and adapter.get("kind") in ADAPTERS:
+        found["litgpt_adapter"], adapter = adapter["kind"], None
+    elif adapter and adapter.get("dropout") is None:
+        adapter = {**adapter, "dropout": DROPOUT}
+    return {**row, "adapter": adapter, "loss": None}, {**config, **found}
 
 
 def _version(row: Mapping[str, Any]) -> tuple[int, ...] | None:
@@ -119,10 +133,6 @@ FMS_KERNELS = "foak"
 """In the names of fms-acceleration's configurations that put Unsloth's kernels into a model."""
 
 
-FMS_QUANTIZED = "peft-bnb"
-"""In the names of those that quantize with bitsandbytes, always the scales too (framework_plugin_bnb.py)."""
-
-
 def _fused(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     loss, configuration = case.get("loss"), str((case.get("extra") or {}).get("framework_config"))
     if FMS_KERNELS in configuration:
@@ -135,24 +145,18 @@ def _fused(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _precision(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     weights, precision = case.get("weights") or {}, case.get("precision") or {}
-    if weights.get("quantization"):
-        yield from _quantization(case, weights["quantization"])
+    quantization = weights.get("quantization")
+    if quantization:
+        if quantization.get("method") != "nf4":
+            raise NotModelledError(f"{quantization.get('method')} weights", where="weights.quantization")
+        double = quantization.get("double_quantization")
+        yield "quantization", "nf4_double" if double else "nf4"
     dtype = weights.get("dtype") or "fp32"
     if precision.get("master_weights") not in (None, dtype):
         raise NotModelledError(f"{precision['master_weights']} master weights", where="precision.master_weights")
     yield "dtype", dtype
     if precision.get("autocast"):
         yield "autocast", precision.get("compute")
-
-
-def _quantization(case: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    configuration = (case.get("extra") or {}).get("framework_config")
-    if found.get("method") != "nf4" or FMS_QUANTIZED not in str(configuration):
-        raise NotModelledError(f"{found.get('method')} weights", where="weights.quantization")
-    yield "quantization", "nf4"
-    yield "double_quantization", True
-    if configuration == "baseline-peft-bnb" and (case.get("parallel") or {}).get("world") == 1:
-        yield "upcast", "norms"
 
 
 def _optimizer(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -98,6 +98,19 @@ program("var", "var mean", unary(1), lambda ops, x: ops.var(x, -1))
 program("unbind", "unbind", unary(1), lambda ops, x: ops.unbind(x)[0])
 program("unbind all", "unbind", unary(1), lambda ops, x: sum(part * 2.0 for part in ops.unbind(x)))
 
+
+def _zeros_and_columns(draw: Draw) -> Drawn:
+    shape, dtype = (*draw_shape(draw, 1, 2), 3), draw_float(draw)
+    return [
+        draw_input(draw, (*shape[:-1], 5), dtype, False, PLAIN),
+        {**draw_input(draw, (3,), "int64", False, PLAIN)},
+        draw_input(draw, shape, dtype, True, PLAIN),
+    ], {}
+
+
+program("index_copy", "index_copy", _zeros_and_columns, lambda ops, *t: ops.index_copy(*t))
+program("index_copy_", "index_copy_", _zeros_and_columns, lambda ops, x, *t: ops.index_copy_last_(x * 1.0, *t))
+
 # -- clamps
 
 
@@ -106,7 +119,6 @@ def _between(draw: Draw) -> Drawn:
     return [x, *(draw_input(draw, (), x["dtype"], False) for _ in range(2))], {}
 
 
-program("Bloom's GELU", "GeLUFunction", unary(), lambda ops, x: ops.bloom_gelu(x))
 program("clamp_", "clamp_", unary(), lambda ops, x: ops.clamp_(ops.neg(x)))
 program("clamp between", "clamp.Tensor ge.Tensor", _between, lambda ops, *t: ops.clamp_between(*t))
 
@@ -116,13 +128,6 @@ class TorchFamilyOps:
 
     index_list = staticmethod(lambda x, dim: x[(*[slice(None)] * dim, [1])])
     index_rows = staticmethod(lambda x, rows: x[rows])
-
-    @staticmethod
-    def bloom_gelu(x: Any) -> Any:
-        from transformers.models.bloom.modeling_bloom import GeLUFunction
-
-        return GeLUFunction.apply(x)
-
     every_other = staticmethod(lambda x: x[..., ::2])
     one_minus = staticmethod(lambda x: 1 - x)
     less_than = staticmethod(lambda x: x < 1)
@@ -135,6 +140,8 @@ class TorchFamilyOps:
     masked_fill_ = staticmethod(lambda x, mask: x.masked_fill_(mask, 0.0))
     var = staticmethod(lambda x, dim: x.var(dim, unbiased=False, keepdim=True))
     unbind = staticmethod(lambda x: x.unbind())
+    index_copy = staticmethod(lambda x, index, source: x.index_copy(-1, index, source))
+    index_copy_last_ = staticmethod(lambda x, index, source: x.index_copy_(-1, index, source))
     repeat = staticmethod(lambda x, *sizes: x.repeat(*sizes))
     clamp_ = staticmethod(lambda x: x.clamp_(-1.0, 1.0))
 

@@ -26,16 +26,7 @@ from weigh.ghost.ops.experts import (
     scatter_source_,
     sort,
 )
-from weigh.ghost.ops.foreach import (
-    foreach,
-    foreach_norm,
-    in_place,
-    kept_beside,
-    norm_along,
-    scalar_state,
-    stack_scalars,
-    zeros_like,
-)
+from weigh.ghost.ops.foreach import foreach, foreach_norm, in_place, scalar_state, stack_scalars, zeros_like
 from weigh.ghost.ops.heads import (
     baddbmm,
     div_,
@@ -129,7 +120,7 @@ from weigh.ghost.ops.recurrent import (
 )
 from weigh.ghost.ops.reduction import cumsum, mean, sum, sum_to_size, var, vector_norm
 from weigh.ghost.ops.sampling import clamp_min, logical_or, rand_like, sampled_multiplier, scatter_value
-from weigh.ghost.ops.slices import copy_select, copy_slice, new_empty
+from weigh.ghost.ops.slices import copy_select, copy_slice, index_copy, index_copy_last_, new_empty
 from weigh.ghost.ops.table import TABLE, Op, apply
 from weigh.ghost.ops.triangular import solve_triangular, triu
 from weigh.ghost.ops.views import (
@@ -154,6 +145,8 @@ from weigh.ghost.ops.views import (
 from weigh.ghost.ops.windows import greater, roll
 
 __all__ = [
+    "index_copy",
+    "index_copy_last_",
     "masked_fill_",
     "unbind",
     "var",
@@ -263,7 +256,6 @@ __all__ = [
     "index_copy_",
     "index_select",
     "input_tensor",
-    "kept_beside",
     "layer_norm",
     "less_equal",
     "like",
@@ -280,7 +272,6 @@ __all__ = [
     "new_like",
     "new_with_length",
     "nll_loss",
-    "norm_along",
     "ones",
     "ones_like",
     "pad",

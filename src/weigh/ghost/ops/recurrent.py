@@ -18,7 +18,7 @@ from weigh.ghost.tensor import Tensor, empty
 
 
 class Convolution(Op):
-    """`F.conv1d(x, weight, bias, padding=..., groups=channels)`: every channel with its own filter. Saves both.
+    """`F.conv1d(x, weight, bias, padding=..., groups=...)`: weight (out, in / groups, width). Saves both.
 
     As PyTorch's own depthwise kernel runs. Not modelled: the copy of an input that is not contiguous, which lives
     inside the kernel, and cuDNN, which a GPU may take where the channels lie last: its output keeps that order, and it
@@ -34,7 +34,7 @@ class Convolution(Op):
         if ctx:
             ctx.save(x, weight)
         length = x.shape[-1] + 2 * padding - (weight.shape[-1] - 1)
-        return empty((*x.shape[:-1], length), x.dtype, "aten::convolution")
+        return empty((*x.shape[:-2], weight.shape[0], length), x.dtype, "aten::convolution")
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> list[Any]:
@@ -43,7 +43,7 @@ class Convolution(Op):
 
     @staticmethod
     def flops(out: Tensor, *tensors: Any) -> Size:
-        return out.numel * (2 * tensors[1].shape[-1])  # type: ignore[no-any-return]
+        return out.numel * (2 * tensors[1].shape[-1] * tensors[1].shape[-2])  # type: ignore[no-any-return]
 
 
 class ConvolutionBackward(Op):

@@ -55,6 +55,40 @@ class CopySlice(Op):
         return 0
 
 
+class IndexCopy(Op):
+    """`x.index_copy(-1, index, source)`: a copy. Saves the index, and the source, whose shape its gradient takes."""
+
+    name = "aten::index_copy"
+    source = "derivatives.yaml: index_copy"
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, source: Tensor) -> Tensor:
+        if ctx:
+            ctx.save(index, source)
+        return new_like(x, "aten::index_copy")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> list[Any]:
+        _, source = ctx.unpack()
+        return [None, None, empty(source.shape, grad.dtype, "aten::index_select")]
+
+    @staticmethod
+    def flops(out: Tensor, *tensors: Any) -> Size:
+        return 0
+
+
+class IndexCopyInPlace(IndexCopy):
+    """`x.index_copy_(-1, index, source)`, where `x` is nobody else's and wants no gradient: the same storage."""
+
+    name = "aten::index_copy_"
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, source: Tensor) -> Tensor:
+        if ctx:
+            ctx.save(index, source)
+        return x.alias()
+
+
 class CopySelect(Op):
     """`base[..., i].copy_(source)`, cast to the dtype of `base`, which is nobody else's: the same storage.
 
@@ -99,3 +133,13 @@ def copy_slice(base: Tensor, source: Tensor, dim: int) -> Tensor:
 def copy_select(base: Tensor, source: Tensor, dim: int) -> Tensor:
     """`base.select(dim, i).copy_(source)`: `base` must not be used again."""
     return apply(CopySelect, base, source, dim=dim % len(base.shape))  # type: ignore[no-any-return]
+
+
+def index_copy(x: Tensor, index: Tensor, source: Tensor) -> Tensor:
+    """`x.index_copy(-1, index, source)`."""
+    return apply(IndexCopy, x, index, source)  # type: ignore[no-any-return]
+
+
+def index_copy_last_(x: Tensor, index: Tensor, source: Tensor) -> Tensor:
+    """`x.index_copy_(-1, index, source)`, with a gradient for the source."""
+    return apply(IndexCopyInPlace, x, index, source)  # type: ignore[no-any-return]
