@@ -203,9 +203,9 @@ def kv(source: Any, dtype: str | DType | None = None, **settings: Any) -> KvRepo
     Raises:
         InputError: the model cannot be read.
         NotModelledError: its family does not say what it keeps.
-        UsageError: there is no such setting, or it cannot have that value.
+        UsageError: there is no such setting, it cannot have that value, or the model has nothing that it decides.
     """
-    from weigh.recipes.keeping import Keeping, keep
+    from weigh.recipes.keeping import Keeping, check, keep
     from weigh.recipes.settings import make
     from weigh.report.defaults import cache_context, own_dtype
     from weigh.report.kv import KvReport
@@ -217,7 +217,9 @@ def kv(source: Any, dtype: str | DType | None = None, **settings: Any) -> KvRepo
         words["context"], taken = cache_context(found)
         assumptions.append(taken)
     how = make(Keeping, words)
-    return KvReport(found, own, how, keep(ghost(found).cache_layout(), how, own), tuple(assumptions))
+    layers = ghost(found).cache_layout()
+    check(layers, how)
+    return KvReport(found, own, how, keep(layers, how, own), tuple(assumptions))
 
 
 def compare(a: Any, b: Any, dtype: str | DType | None = None) -> Comparison:

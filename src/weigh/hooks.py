@@ -18,6 +18,7 @@ from weigh.measure import requirements
 requirements.check()
 
 import logging
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from inspect import signature
@@ -52,7 +53,7 @@ class watch:
 
     `model` is a transformers model, with or without peft's adapters. `clip` says whether gradients are clipped, which
     cannot be seen from here. `case` is a file of measured cases (JSON lines) to which the run is added at the end.
-    Peaks are logged at the level INFO to the logger "weigh".
+    Peaks are logged at the level INFO to the logger "weigh", or go to standard error where no logging is set up.
     """
 
     def __init__(self, model: Any, *, clip: bool = False, case: str | None = None, runtime: str = "pytorch") -> None:
@@ -96,10 +97,16 @@ class watch:
         self._watcher.end()
         self._stack.close()
         if kind is None:
-            for line in self.text().splitlines():
-                log.info(line)
+            _say(self.text())
             if self.case is not None:
-                self.save(self.case)
+                self._try_to_save(self.case)
+
+    def _try_to_save(self, path: str) -> None:
+        """A training that was long must not end in an error of its witness."""
+        try:
+            self.save(path)
+        except WeighError as error:
+            log.warning("weigh: no case was saved: %s", error)
 
     # -- what happens meanwhile
     def _before_forward(self, _: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -268,6 +275,15 @@ class TrainerMemoryCallback(TrainerCallback):
         """Say what was seen."""
         if self.seen is not None:
             self.seen.__exit__(None, None, None)
+
+
+def _say(text: str) -> None:
+    """Log it; where nobody has set up logging, which drops what is no warning, to standard error."""
+    for line in text.splitlines():
+        if log.hasHandlers():
+            log.info(line)
+        else:
+            print(line, file=sys.stderr)
 
 
 def _int(size: Any) -> int:

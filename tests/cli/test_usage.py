@@ -34,6 +34,7 @@ WRONG = {
     "rules gpt2 --rule 12Ld3": "--rule: unknown rule '12Ld3'. Did you mean 12Ld2?",
     "rules --batch 2": "settings need a model",
     "rules gpt2 --batch 0": "--batch: is 0. It must be at least 1",
+    "kv llama-3-8b --windows reserved": "windows: no layer has a window",
     "validate": "the following arguments are required: ROWS.jsonl",
 }
 

@@ -100,7 +100,22 @@ split over 16 ranks, each key-value head is on 2 of 16 ranks
        1  full attention         8,192            256           2.00 MiB
 
   a token more    256 bytes a sequence
-  a sequence more 2.25 MiB (2,359,296 bytes)"""
+  a sequence more 2.25 MiB (2,359,296 bytes)
+
+Assumed (--explain says why): parameters in bf16; 8192 tokens."""
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ({"windows": "reserved"}, "no layer has a window"),
+        ({"latent": "expanded"}, "no layer keeps a latent vector"),
+        ({"encoder": 100}, "no layer attends to an encoder"),
+    ],
+)
+def test_a_policy_that_decides_nothing_is_refused(how: dict[str, object], why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        weigh.kv("llama-3-8b", **how)
 
 
 def test_as_printed() -> None:

@@ -35,6 +35,22 @@ SAID = {
     ),
     ("t5-11b", "encoder.block.0.layer.0.SelfAttention.q.weight"): "num_heads * d_kv x d_model",
     ("gpt-oss-20b", "model.layers.0.self_attn.sinks"): "num_attention_heads",
+    (
+        "gpt-oss-20b",
+        "model.layers.0.mlp.experts.gate_up_proj",
+    ): "num_local_experts x hidden_size x 2 intermediate_size",
+    (
+        "gpt-oss-20b",
+        "model.layers.0.mlp.experts.down_proj",
+    ): "num_local_experts x intermediate_size x hidden_size",
+    ("gpt-oss-20b", "model.layers.0.mlp.experts.down_proj_bias"): "num_local_experts x hidden_size",
+    ("mamba-130m", "backbone.layers.0.mixer.in_proj.weight"): "2 expand * hidden_size x hidden_size",
+    (
+        "mamba-130m",
+        "backbone.layers.0.mixer.x_proj.weight",
+    ): "time_step_rank + 2 state_size x expand * hidden_size",
+    ("llama-3-8b", "model.layers.0.self_attn.o_proj.weight"): "hidden_size x num_attention_heads * head_dim",
+    ("t5-small", "encoder.block.0.layer.0.SelfAttention.q.weight"): "num_heads * d_kv x d_model",
 }
 
 

@@ -67,7 +67,7 @@ note("lora", training(model(lora=True)))
 note("autocast", training(model(), autocast=True))
 note("passes", training(model(), passes=2))
 note("sgd", training(model(), optimizer=torch.optim.SGD))
-found["unknown"] = training(model(), optimizer=torch.optim.Rprop).text()
+found["unknown"] = training(model(), optimizer=torch.optim.Rprop, case=case).text()
 with weigh.watch(model()) as seen:
     pass
 found["nothing"] = seen.text()
@@ -82,10 +82,10 @@ class Data(torch.utils.data.Dataset):
         return {"input_ids": ids, "labels": ids}
 
 
-callback = TrainerMemoryCallback()
+callback = TrainerMemoryCallback(case=case)
 arguments = transformers.TrainingArguments(
     output_dir=sys.argv[2], per_device_train_batch_size=4, max_steps=3, use_cpu=True, report_to=[],
-    save_strategy="no", logging_strategy="no", disable_tqdm=True, max_grad_norm=0.0,
+    save_strategy="no", logging_strategy="no", disable_tqdm=True,
 )
 transformers.Trainer(model(), arguments, train_dataset=Data(), callbacks=[callback]).train()
 note("trainer", callback.seen)
@@ -120,7 +120,11 @@ def test_what_is_watched_is_what_was_predicted(tmp_path: Path) -> None:
     # The Trainer keeps the sum of its losses, and counts the items of a batch.
     assert trained["predicted"] == pytest.approx(trained["measured"], rel=2e-3)
 
-    (saved,) = map(json.loads, case.read_text().splitlines())
+    assert "weigh: predicted" in done.stderr  # where nobody has set up logging
+    assert "no case was saved: " in done.stderr  # of what a case cannot say, and the training goes on
+    saved, of_trainer = map(json.loads, case.read_text().splitlines())
+    assert of_trainer["runtime"] == "transformers"
+    assert of_trainer["optimizer"]["clip"] is True
     assert saved["measured"]["max_allocated"] == found["plain"]["measured"]
     assert saved["trust"] == "exact"
     assert saved["model"]["config"]["hidden_size"] == 64

@@ -105,10 +105,10 @@ def test_a_measured_run_is_a_case(tmp_path: Path) -> None:
 
 def test_a_case_has_words_for_every_setting(tmp_path: Path) -> None:
     cases = tmp_path / "cases.jsonl"
-    words = ("--batch", "1", "--sequence", "8", "--kernels", "cpu", "--clip", "--case", cases)
+    words = ("--batch", "1", "--sequence", "8", "--kernels", "cpu", "--freeze", "embeddings", "--case", cases)
     result = weigh("measure", TINY, *words)
     assert result.returncode == 2
-    assert "a case cannot say True" in result.stderr
+    assert "a case cannot say 'embeddings'" in result.stderr
     assert not cases.exists()
 
 

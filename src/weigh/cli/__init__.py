@@ -80,6 +80,12 @@ def _answer(words: list[str]) -> tuple[str, int]:
     return answer
 
 
+def sentence(command: str) -> str:
+    """What a command says, as a sentence."""
+    says = COMMANDS[command][1]
+    return f"{says[0].upper()}{says[1:]}."
+
+
 def _unknown(command: str) -> UsageError:
     from weigh.errors import suggest
 

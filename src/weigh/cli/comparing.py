@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from weigh import api
-from weigh.cli import COMMANDS
+from weigh.cli import sentence
 from weigh.cli.options import Parser
 from weigh.cli.weighing import MODEL, save, style
 from weigh.errors import UsageError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
     """The answer, and the exit code."""
-    parser = Parser(command, f"{COMMANDS[command][1].capitalize()}.")
+    parser = Parser(command, sentence(command))
     parser.add_argument("a", metavar="A", help=f"{MODEL}; or the file of a saved trace")
     parser.add_argument("b", metavar="B", help="another")
     parser.add_argument("--dtype", help="weigh both in this number format instead of their own")

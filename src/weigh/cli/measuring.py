@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from weigh.cli import COMMANDS
+from weigh.cli import sentence
 from weigh.cli.options import COMPARING, Parser, add_settings, explain_settings, read_settings
 from weigh.cli.weighing import MODEL, save, style
 from weigh.errors import UsageError
@@ -29,7 +29,7 @@ def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
     if task not in RECIPES:
         raise UsageError(f"there is no task {task!r}", where="--task", hint="Use train or generate.")
     recipe = RECIPES[task]
-    parser = Parser(command, f"{COMMANDS[command][1].capitalize()}. {SAYS[command]} Needs weigh[torch].")
+    parser = Parser(command, f"{sentence(command)} {SAYS[command]} Needs weigh[torch].")
     parser.add_argument("model", metavar="MODEL", help=f"{MODEL}; or module:function")
     parser.add_argument("--task", default="train", metavar="train|generate", help="what to run; its options follow")
     parser.add_argument("-o", "--output", metavar="FILE", help="save the trace (compressed where it ends in .gz)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from weigh.cli import COMMANDS
+from weigh.cli import sentence
 from weigh.cli.options import Parser, add_settings, explain_settings, read_settings
 from weigh.cli.weighing import MODEL, style
 from weigh.errors import UsageError
@@ -21,7 +21,7 @@ def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
     from weigh.recipes.settings import settings
     from weigh.recipes.training import Training
 
-    parser = Parser(command, f"{COMMANDS[command][1].capitalize()}.")
+    parser = Parser(command, sentence(command))
     parser.add_argument("model", metavar="MODEL", nargs="?", help=f"{MODEL}; without one, the rules are listed")
     parser.add_argument("--rule", metavar="NAME[,NAME...]", help="these rules only")
     parser.add_argument("--explain", action="store_true", help="each rule's source, terms and limits")

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from weigh import api
-from weigh.cli import COMMANDS
+from weigh.cli import sentence
 from weigh.cli.options import COMPARING, Parser, add_settings, explain_settings, read_settings
 from weigh.cli.weighing import MODEL, style
 from weigh.errors import UsageError
@@ -20,7 +20,7 @@ def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
     from weigh.recipes.settings import settings
     from weigh.recipes.training import Training
 
-    parser = Parser(command, f"{COMMANDS[command][1].capitalize()}. Nothing in the file is executed.")
+    parser = Parser(command, f"{sentence(command)} Nothing in the file is executed.")
     parser.add_argument("file", metavar="FILE", help="what torch.cuda.memory._dump_snapshot wrote")
     parser.add_argument("--number", metavar="N", help="the device's number, where several were recorded")
     parser.add_argument(

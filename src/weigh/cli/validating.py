@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from weigh.cli import COMMANDS
+from weigh.cli import sentence
 from weigh.cli.options import Parser
 from weigh.report.header import header
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
     """The answer, and the exit code: 0 however far predictions are from references."""
-    parser = Parser(command, f"{COMMANDS[command][1].capitalize()}.")
+    parser = Parser(command, sentence(command))
     parser.add_argument("rows", metavar="ROWS.jsonl", help="one recorded run or measured case a line")
     found = parser.read(words)
     if found is None:

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from weigh import api
-from weigh.cli import COMMANDS
+from weigh.cli import sentence
 from weigh.cli.options import Parser, add_settings, explain_settings, read_settings
 from weigh.errors import InputError, UsageError
 
@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 
     from weigh.report.text import Style
 
-MODEL = "a name that `weigh models` lists, a config.json or its folder, - for standard input, or a dict as text"
+MODEL = (
+    "a name that `weigh models` lists, ORG/NAME on the Hub, a folder, config.json, .safetensors, .gguf, .bin or "
+    "adapter, an address, - for standard input, or a dict as text"
+)
 """What a model may be."""
 
 
 def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
     """The answer of one command, and its exit code."""
-    parser = Parser(command, f"{COMMANDS[command][1].capitalize()}.")
+    parser = Parser(command, sentence(command))
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument("--explain", action="store_true", help="the working: rules, sources, assumptions")
     if command == "params":

@@ -46,7 +46,7 @@ class Attention:
             return self.original(query, key, value, attn_mask, enable_gqa=enable_gqa, **rest)
         if torch.is_autocast_enabled("cuda"):
             dtype = torch.get_autocast_dtype("cuda")
-            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+            value, key, query = value.to(dtype), key.to(dtype), query.to(dtype)  # a call's arguments, last one first
         kernel = self.forced or choose(query, key, value, attn_mask, is_causal, enable_gqa)
         self.calls[kernel] += 1
         if kernel == "flash":

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MODES = {None: "none", "full": "full"}
 WORDLESS = (
-    "target", "attention_kernel", "momentum", "weight_decay", "clip", "set_to_none", "freeze", "nodes", "replicas",
+    "target", "attention_kernel", "momentum", "weight_decay", "set_to_none", "freeze", "nodes", "replicas",
     "reshard_after_forward", "param_dtype", "reduce_dtype", "rank",
 )  # fmt: skip
 """Settings for which the format has no word: a case that needs one would be another case."""
@@ -68,6 +68,7 @@ def training_case(
             "name": r.optimizer,
             "implementation": r.implementation or ("foreach" if r.device == "cuda" else "forloop"),
             "state_dtype": r.dtype.name,
+            "clip": r.clip,
         },
         "checkpointing": {"mode": MODES[r.checkpointing], "detail": r.checkpointing},
         "attention": r.attention,

@@ -168,13 +168,14 @@ class WitnessReport(RunReport):
 
     def _phase_table(self) -> list[str]:
         rows = self.phases()
+        rounding = ", before rounding to 512" if self.memory.rounded else ""
         columns = [c for c in ("predicted", "traced", "measured", "reserved") if any(r[f"{c}_bytes"] for r in rows)]
         shown = [("round", "phase", *columns)]
         kept = rows if len(rows) <= 12 else [*rows[:4], *rows[-2:]]
         for row in kept:
             cells = ("-" if row[f"{c}_bytes"] is None else f"{row[f'{c}_bytes']:,}" for c in columns)
             shown.append((str(row["round"] + 1), row["phase"], *cells))
-        return ["Peaks in bytes, phase by phase:", *table(shown, "<<" + ">" * len(columns))]
+        return [f"Peaks in bytes{rounding}, phase by phase:", *table(shown, "<<" + ">" * len(columns))]
 
     def _opaque(self) -> list[str]:
         found = self.answers[0].opaque

@@ -43,6 +43,21 @@ def model_loss(model: Any, batch: Mapping[str, Any]) -> torch.Tensor:
     return loss
 
 
+def _why(kind: type, error: Exception) -> str:
+    if "FlashAttention2" in str(error):
+        return f"{kind.__name__} wants flash_attention_2, whose package flash-attn is not installed or has no GPU here"
+    return f"{kind.__name__} cannot be built ({error})"
+
+
+def _next_step(error: Exception) -> str:
+    if "FlashAttention2" in str(error):
+        return (
+            "`pip install flash-attn` beside a CUDA build of PyTorch, or ask for --attention sdpa, which takes the "
+            "same kernel where it can. `weigh train` predicts flash_attention_2 without it."
+        )
+    return "What stands in brackets is transformers' own complaint: mend the config, or update transformers."
+
+
 def torch_dtype(dtype: DType) -> torch.dtype:
     """PyTorch's dtype of that name."""
     long = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -77,7 +92,7 @@ def build(config: Mapping[str, Any], dtype: DType, attention: str, device: str, 
                 stack.enter_context(initialization.no_init_weights())
             model = kind._from_config(made, attn_implementation=attention, dtype=torch_dtype(dtype))
     except (ValueError, ImportError) as error:
-        raise InputError(f"{kind.__name__} cannot be built ({error})", where="config", hint="See above.") from None
+        raise InputError(_why(kind, error), where="config", hint=_next_step(error)) from None
     finally:
         torch.set_default_dtype(before)
     model.tie_weights()  # which a model without initial values has forgotten

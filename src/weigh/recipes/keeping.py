@@ -82,6 +82,24 @@ def keep(layers: Sequence[LayerCache], how: Keeping, dtype: DType) -> tuple[Kept
     )
 
 
+def check(layers: Sequence[LayerCache], how: Keeping) -> None:
+    """That the policy has something to decide.
+
+    Raises:
+        UsageError: it is about windows, latent vectors or an encoder, and the model has none.
+    """
+    if how.windows == RESERVED and not any(layer.kind in (SLIDING, CHUNKED) for layer in layers):
+        raise _nothing_to_decide("windows", "no layer has a window: every one keeps the whole context")
+    if how.latent == EXPANDED and not any(layer.latent_width or layer.repeats > 1 for layer in layers):
+        raise _nothing_to_decide("latent", "no layer keeps a latent vector or shared heads")
+    if how.encoder is not None and not any(layer.kind == CROSS for layer in layers):
+        raise _nothing_to_decide("encoder", "no layer attends to an encoder")
+
+
+def _nothing_to_decide(setting: str, what: str) -> UsageError:
+    return UsageError(what, where=setting, hint="Leave it out.")
+
+
 def key_value_dtypes(spelled: str, own: DType) -> tuple[DType, DType]:
     """The formats of keys and of values.
 

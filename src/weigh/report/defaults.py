@@ -52,6 +52,14 @@ TEXT_ALONE = Assumption(
 )
 
 
+NO_BUCKETS = Assumption(
+    "no buckets of gradients",
+    "nobody said how the devices that share the data reduce their gradients (--shard), and each is weighed as if alone",
+    "DistributedDataParallel keeps buckets beside the gradients, as large as all of them together, or shares them with "
+    "gradient_as_bucket_view",
+)
+
+
 def own_dtype(source: Source) -> tuple[DType, list[Assumption]]:
     """The dtype of a model where nobody asks for another one.
 
@@ -149,6 +157,8 @@ def surroundings(source: Source, recipe: Any) -> tuple[Assumption, ...]:
     taken = CPU if recipe.device == "cpu" else CUDA
     if "text_config" in source.config:
         taken = (TEXT_ALONE, *taken)
+    if _reduces_unsaid(recipe):
+        taken = (NO_BUCKETS, *taken)
     if context is None or tokens <= context:
         return taken
     beyond = Assumption(
@@ -157,6 +167,11 @@ def surroundings(source: Source, recipe: Any) -> tuple[Assumption, ...]:
         "a model with learned positions fails there; one with rotary positions runs",
     )
     return (beyond, *taken)
+
+
+def _reduces_unsaid(recipe: Any) -> bool:
+    """Several devices train on data of their own, and no technique says how their gradients come together."""
+    return hasattr(recipe, "mesh") and recipe.shard is None and recipe.mesh.data > 1
 
 
 def _context(source: Source) -> int | None:

@@ -39,7 +39,13 @@ _ABOUT = {
 """Parts of keys, and what is in the names of the tensors that they have to do with."""
 _PREFERRED = (
     ("k_proj", 0, "key_value_heads"), ("v_proj", 0, "key_value_heads"), ("q_proj", 0, "attention_heads"),
-    ("kv_b_proj", 0, "qk_nope"), ("kv_b_proj", 0, "v_head"), ("o_proj", 1, "v_head"),
+    ("kv_b_proj", 0, "qk_nope"), ("kv_b_proj", 0, "v_head"), ("kv_a_proj", 0, "kv_lora_rank"),
+    ("o_proj", 1, "v_head"),
+    ("o_proj", 1, "attention_heads"), ("selfattention.q", 0, "num_heads"), ("selfattention.k", 0, "num_heads"),
+    ("selfattention.v", 0, "num_heads"), ("selfattention.o", 1, "num_heads"), ("encdecattention.q", 0, "num_heads"),
+    ("encdecattention.k", 0, "num_heads"), ("encdecattention.v", 0, "num_heads"),
+    ("encdecattention.o", 1, "num_heads"), ("down_proj", 1, "intermediate"), ("gate_up_proj", 2, "intermediate"),
+    ("down_proj_bias", 1, "hidden"),
     ("sinks", 0, "attention_heads"), ("relative_attention_bias", 1, "num_heads"),
 )  # fmt: skip
 """Whose size of that number is these keys', whatever else has the same value."""
@@ -112,19 +118,22 @@ def _expressions(size: int, terms: list[_Term]) -> Iterator[_Term]:
     for a, b in permutations([term for term in terms if not _counts(term)], 2):
         for times, words in ((1, b.words), (2, f"2 {b.words}")):
             if a.value + times * b.value == size:
-                yield _Term(a.cost + b.cost + times, f"{a.words} + {words}", size)
+                yield _Term(a.cost + b.cost + times + 0.5, f"{a.words} + {words}", size)
 
 
 def _multiples(size: int, term: _Term, terms: list[_Term]) -> Iterator[_Term]:
     """The size as a number of things of the term's width: heads, experts, groups of it."""
     rest = size // term.value
     if rest <= 8:
-        yield _Term(term.cost + 1.6 + rest / 10, f"{rest} {term.words}", size)
+        odd = 0.0 if rest in (2, 3, 4, 8) else 2.0  # five times a size is more often a sum that happens to be so
+        yield _Term(term.cost + 1.6 + rest / 10 + odd, f"{rest} {term.words}", size)
     others = [other for other in terms if _counts(other) is not _counts(term)]
     if not _counts(term):
         for count in others:
             if count.value == rest:
                 yield _Term(term.cost + count.cost - 0.5, f"{count.words} * {term.words}", size)
+            if 2 * count.value == rest and "expand" in count.words:
+                yield _Term(term.cost + count.cost, f"2 {count.words} * {term.words}", size)
         for a, b in permutations(others, 2):
             if a.value + 2 * b.value == rest:
                 yield _Term(term.cost + a.cost + b.cost + 0.8, f"({a.words} + 2 {b.words}) * {term.words}", size)

@@ -9,7 +9,7 @@ from weigh.report.assumption import EXACT
 from weigh.report.run import RunReport
 from weigh.report.text import exactly
 from weigh.report.work import flops_by_phase, format_flops
-from weigh.trace.events import DECODE, KV_CACHE, PREFILL
+from weigh.trace.events import DECODE, KV_CACHE, PREFILL, RECURRENT_STATE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +40,12 @@ class GenerationReport(RunReport):
         """Bytes of keys and values of one token of one sequence, in all layers."""
         return sum(count * size // tokens for count, size, tokens in self._keys_and_values())
 
+    @property
+    def recurrent_state(self) -> int:
+        """Bytes of the states of constant size that recurrent layers keep, at the end."""
+        kept = [(a.num_bytes, count) for a, count in self.memory.live_at_end() if a.purpose == RECURRENT_STATE]
+        return sum(count * int(size) for size, count in kept)  # type: ignore[arg-type, misc]
+
     def _keys_and_values(self) -> Iterator[tuple[int, int, int]]:
         """The storages of the cache at the end: how many are alike, the bytes of one, the tokens in it."""
         for allocation, count in self.memory.live_at_end():
@@ -55,6 +61,7 @@ class GenerationReport(RunReport):
             "prefill": {"peak_bytes": self._peak_of(PREFILL)},
             "decode": {"peak_bytes": self._peak_of(DECODE)},
             "kv_cache": {"bytes": self.kv_cache, "bytes_per_token": self.kv_cache_per_token, "basis": EXACT},
+            "recurrent_state": {"bytes": self.recurrent_state, "basis": EXACT},
             "prefill_flops": {"total": flops_by_phase(self.run.trace).get(PREFILL, 0), "basis": EXACT},
         }
 
@@ -81,9 +88,11 @@ class GenerationReport(RunReport):
 
     def notes(self) -> list[str]:
         prefill = flops_by_phase(self.run.trace).get(PREFILL, 0)
+        state = self.recurrent_state
         return [
             f"  prefill    {exactly(self._peak_of(PREFILL))}",
             f"  decode     {exactly(self._peak_of(DECODE))}",
             f"  KV cache   {exactly(self.kv_cache)}, {self.kv_cache_per_token:,} bytes a token and sequence",
+            *([f"  states     {exactly(state)} of recurrent layers, however long the text"] if state else []),
             f"  arithmetic {format_flops(prefill)} to read the prompt",
         ]

@@ -169,6 +169,9 @@ class KvReport:
         lines += [f"  a sequence more {exactly(self.bytes_per_sequence)}"]
         if explain:
             lines += ["", *self._working(style)]
+        elif self.assumptions:
+            taken = "; ".join(a.what for a in self.assumptions)
+            lines += ["", *(style.dim(line) for line in wrap(f"Assumed (--explain says why): {taken}.", style.width))]
         return "\n".join(lines)
 
     def _row(self, row: LayerRow) -> tuple[str, ...]:

@@ -164,6 +164,8 @@ def _optimizer(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "optimizer", found.get("name")
     if found.get("implementation"):
         yield "implementation", found["implementation"]
+    if found.get("clip"):
+        yield "clip", True
 
 
 def _parallel(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -58,20 +58,26 @@ class Validation:
 
     def text(self) -> str:
         """A table of the lines, then the summary."""
-        out = [f"{'row':44} {'metric':22} {'reference':>18} {'predicted':>18} {'error':>10}"]
-        out += [_text_of(line) for line in self.lines]
+        row = max([3, *(len(line.id) for line in self.lines)])
+        metric = max([6, *(len(line.metric) for line in self.lines)])
+        out = [f"{'row':{row}} {'metric':{metric}} {'reference':>18} {'predicted':>18} {'error':>10}"]
+        out += [_text_of(line, row, metric) for line in self.lines]
         summary = self.summary()
-        out += ["", f"{'':30} {'values':>8} {'exact':>8} {'none':>6} {'median':>10} {'90 %':>10} {'worst':>10}"]
+        name_width = max([3, *(len(name) for name in summary["groups"])])
+        out += [
+            "",
+            f"{'':{name_width}} {'values':>8} {'exact':>8} {'none':>6} {'median':>10} {'90 %':>10} {'worst':>10}",
+        ]
         for name, figures in [("all", summary["all"]), *summary["groups"].items()]:
             cells = [_percent(figures[k]) for k in ("median", "percentile_90", "worst")]
             counts = f"{figures['values']:>8} {figures['exact']:>8} {figures['not_predicted']:>6}"
-            out.append(f"{name:30} {counts} {cells[0]:>10} {cells[1]:>10} {cells[2]:>10}")
+            out.append(f"{name:{name_width}} {counts} {cells[0]:>10} {cells[1]:>10} {cells[2]:>10}")
         return "\n".join(out)
 
 
-def _text_of(line: Line) -> str:
+def _text_of(line: Line, row: int, metric: int) -> str:
     reference = "-" if line.reference is None else f"{line.reference:,}"
-    start = f"{line.id:44} {line.metric:22} {reference:>18}"
+    start = f"{line.id:{row}} {line.metric:{metric}} {reference:>18}"
     if line.predicted is None:
         return f"{start} {'-':>18}   {line.reason}"
     return f"{start} {line.predicted:>18,} {_percent(line.relative_error):>10}"
