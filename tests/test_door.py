@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-HEAVY = ("numpy", "peft", "rich", "torch", "transformers")
+HEAVY = ("numpy", "peft", "rich", "torch", "transformers", "yaml")
 BESIDE = ("weigh.hooks", "weigh.measure", "weigh.quant")  # imported inside commands only; they may need torch or numpy
 
 LOADED = """

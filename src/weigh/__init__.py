@@ -7,9 +7,9 @@
 
 __version__ = "0.1.0"
 
-__all__ = ["compare", "dtypes", "generate", "kv", "model", "params", "train"]
+__all__ = ["compare", "dtypes", "generate", "job", "kv", "model", "params", "train"]
 
-_FUNCTIONS = ("compare", "generate", "kv", "model", "params", "train")
+_FUNCTIONS = ("compare", "generate", "job", "kv", "model", "params", "train")
 
 
 def __getattr__(name: str) -> object:

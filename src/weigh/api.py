@@ -23,6 +23,7 @@ from weigh.sources.source import Source
 if TYPE_CHECKING:
     from weigh.dtypes import DType
     from weigh.hardware import Device
+    from weigh.jobs import Job
     from weigh.models.common import CausalModel
     from weigh.report.assumption import Assumption
     from weigh.report.compare import Comparison, Side
@@ -139,18 +140,40 @@ def params(source: Any, dtype: str | DType | None = None, lora: Any = None) -> P
     return report
 
 
-def train(source: Any, device: str | Device | None = None, runtime: str = "pytorch", **settings: Any) -> TrainingReport:
+def job(*paths: str | os.PathLike[str], form: str | None = None, ignore: tuple[str, ...] = ()) -> Job:
+    """The training that files describe together: a recipe (TOML, JSON), or what another program is configured with.
+
+    `form` is one of `weigh.jobs.FORMATS`, else what the keys look like; keys in `ignore` are passed over.
+
+    Raises:
+        InputError: a file cannot be read, or nothing recognises it.
+        NotModelledError: a key matters to memory, and is not modelled.
+        UsageError: two files say different things.
+    """
+    from weigh.jobs import read, together
+
+    return together(one for path in paths for one in read(os.fspath(path), form, ignore))
+
+
+def train(
+    source: Any = None,
+    device: str | Device | None = None,
+    runtime: str | None = None,
+    job: Job | None = None,
+    **settings: Any,
+) -> TrainingReport:
     """What training a model takes; the settings are those of `weigh.recipes.training.Training`, as people write them.
 
     `runtime` is the program that trains it, with its release where that matters ("transformers@4.48"); it decides what
-    the settings do not say.
+    the settings do not say. A `job` says what is not said here.
 
     >>> train("gpt2", sequence="1k", autocast="bf16", device="rtx-4090").fit.verdict
     'yes'
 
     Raises:
         InputError: the model cannot be read.
-        UsageError: there is no such setting, or it cannot have that value.
+        NotModelledError: the job asks for what is not modelled.
+        UsageError: there is no such setting, it cannot have that value, or no model is named.
     """
     from weigh import runtimes
     from weigh.recipes.settings import read_words
@@ -158,14 +181,46 @@ def train(source: Any, device: str | Device | None = None, runtime: str = "pytor
     from weigh.recipes.training import Training, run
     from weigh.report.training import TrainingReport
 
+    taken: list[Assumption] = []
+    if job is not None:
+        source = job.model if source is None else source
+        device = device or job.device
+        settings, runtime, taken = _of_job(job, runtime, settings)
+    if source is None:
+        raise UsageError("no model is named", hint="Name one before the options, or as `model` in the recipe.")
     found = model(source)
+    runtime = runtime or "pytorch"
     program, version = runtimes.named(runtime)
     given = read_words({s.name: s for s in fields_of(Training)}, _on(device, settings))
     chosen = program.settings(given, found.config, version)
     recipe, assumptions = _recipe(Training, found, chosen, "sequence")
     made = run(found.config, recipe, found.where, loop=program.loop)
     fitted = _device(device, recipe)
-    return TrainingReport(found, made, parts(found), device=fitted, assumptions=assumptions, runtime=runtime)
+    said = (*taken, *assumptions)
+    named = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+    return TrainingReport(found, made, parts(found), fitted, said, runtime=runtime, named=named, job=job)
+
+
+def _of_job(
+    job: Job, runtime: str | None, settings: Mapping[str, Any]
+) -> tuple[dict[str, Any], str | None, list[Assumption]]:
+    """A job's settings under those that are given, the program that trains, and what was taken for granted."""
+    from weigh import runtimes
+    from weigh.recipes.from_job import settle
+    from weigh.report.assumption import Assumption
+
+    words, said = settle(job, settings)
+    taken = [Assumption(*one) for one in said]
+    if runtime is not None or job.runtime is None or job.runtime.partition("@")[0] in runtimes.RUNTIMES:
+        return words, runtime or job.runtime, taken
+    if job.own_loop:
+        hint = "--runtime pytorch weighs a plain script with the same settings in its place."
+        raise NotModelledError(f"the loop of {job.runtime}", where=", ".join(job.read_as), hint=hint)
+    why = "how that program runs is not modelled yet"
+    taken.append(
+        Assumption(f"a plain PyTorch script in place of {job.runtime}", why, "it may keep other tensors alive")
+    )
+    return words, None, taken
 
 
 def generate(

@@ -30,7 +30,7 @@ def test_every_command_explains_itself(weigh, command: str) -> None:  # type: ig
 def test_every_option_of_a_recipe_is_explained(weigh) -> None:  # type: ignore[no-untyped-def]
     text = " ".join(weigh("train", "--help").stdout.split())
     assert "Sequences in a micro-batch on one device. Default: 1." in text
-    assert "--optimizer adam|adamw|sgd" in text
+    assert "paged_adamw_8bit" in text
 
 
 def test_version(weigh) -> None:  # type: ignore[no-untyped-def]

@@ -8,6 +8,7 @@ import jsonschema
 import pytest
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schema"
+JOBS = Path(__file__).parents[1] / "data" / "jobs"
 ROW = {
     "id": "tiny",
     "family": "gpt2",
@@ -24,6 +25,7 @@ ANSWERS = {
     "train gpt2": "train",
     "train gpt2 --device h100 --by layer --clip --accumulation 2": "train",
     "train llama-3.2-1b --lora 8 --checkpointing full --kernels cpu": "train",
+    f"train --from {JOBS}/torchtitan-8b.toml --device h100": "train",
     "train gpt2 --optimizer none --freeze all-but-head": "train",
     "generate gpt2": "generate",
     "generate llama-3-8b --cache static --beams 4 --device a100-80gb": "generate",

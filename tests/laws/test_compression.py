@@ -12,10 +12,19 @@ from weigh.ghost.repeat import unrolled
 from weigh.ghost.state import recording
 from weigh.ghost.tensor import Tensor
 from weigh.kernels import kernels
+from weigh.optimizers import OPTIMIZERS, kind_of
 from weigh.recipes.training import Training, run
 from weigh.trace.events import BACKWARD, FORWARD, Call, Trace
 from weigh.trace.expand import expand
 from weigh.trace.peak import breakdown, phase_peaks
+
+ANY_TENSOR = [name for name in OPTIMIZERS if name != "muon"]
+"""Optimizers that take parameters of any shape."""
+
+
+def implementations(optimizer: str | None) -> tuple[str, ...]:
+    return () if optimizer is None else kind_of(optimizer).implementations
+
 
 quick = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
@@ -100,11 +109,12 @@ def seeing(draw: st.DrawFn) -> dict[str, Any]:
 @st.composite
 def recipes(draw: st.DrawFn) -> Training:
     mixed = draw(st.sampled_from([None, BFLOAT16, FLOAT16]))
-    optimizer = draw(st.sampled_from(["adamw", "adam", "sgd", None]))
+    optimizer = draw(st.sampled_from([*ANY_TENSOR, None]))
     checkpointing = draw(st.sampled_from([None, "full", "reentrant"]))
     parts = [None, "all_but_head"]
     if checkpointing != "reentrant":  # which needs an input that wants a gradient
         parts += ["embeddings", "all_but_last_layer", "layers_first_half"]
+    in_backward = optimizer is not None and draw(st.integers(0, 3)) == 0
     return Training(
         batch=draw(st.integers(1, 4)),
         sequence=draw(st.integers(2, 60)),
@@ -113,11 +123,12 @@ def recipes(draw: st.DrawFn) -> Training:
         attention=draw(st.sampled_from(["sdpa", "eager"])),
         checkpointing=checkpointing,
         optimizer=optimizer,
-        implementation=draw(st.sampled_from([None, "foreach", "fused", "forloop"])),
-        momentum=draw(st.sampled_from([0.0, 0.9])) if optimizer == "sgd" else 0.0,
+        implementation=draw(st.sampled_from([None, *implementations(optimizer)])),
+        momentum=draw(st.sampled_from([0.0, 0.9])) if optimizer in ("sgd", "rmsprop") else 0.0,
         weight_decay=draw(st.sampled_from([None, 0.1])),
-        clip=draw(st.booleans()),
-        accumulation=draw(st.integers(1, 3)),
+        clip=not in_backward and draw(st.booleans()),
+        accumulation=1 if in_backward else draw(st.integers(1, 3)),
+        optimizer_in_backward=in_backward,
         set_to_none=draw(st.booleans()),
         freeze=draw(st.sampled_from(parts)),
         device=draw(st.sampled_from(["cuda", "cpu"])),
@@ -164,17 +175,27 @@ def test_a_compressed_run_is_the_unrolled_run(config: dict[str, Any], recipe: Tr
     assert [facts(c) for c in whole.calls] == [facts(c) for c in long.calls]
 
 
-@pytest.mark.parametrize("implementation", ["foreach", "fused", "forloop"])
-@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
+WAYS = [(name, way, False) for name in ANY_TENSOR for way in implementations(name)]
+WAYS += [(name, way, True) for name, way, _ in WAYS]
+
+
+@pytest.mark.parametrize(("optimizer", "implementation", "in_backward"), WAYS)
 @pytest.mark.parametrize("checkpointing", [None, "full", "reentrant"])
-def test_no_setting_has_to_be_unrolled(implementation: str, optimizer: str, checkpointing: str | None) -> None:
+def test_no_setting_has_to_be_unrolled(
+    implementation: str, optimizer: str, in_backward: bool, checkpointing: str | None
+) -> None:
     config = {"model_type": "gpt2", "n_layer": 40, "n_embd": 32, "n_head": 2, "vocab_size": 90}
     recipe = Training(
-        sequence=16, implementation=implementation, optimizer=optimizer, checkpointing=checkpointing, clip=True
+        sequence=16,
+        implementation=implementation,
+        optimizer=optimizer,
+        optimizer_in_backward=in_backward,
+        checkpointing=checkpointing,
+        clip=not in_backward,
     )
     trace = run(config, recipe).trace
     assert [r.extra for r in trace.repeats] == [37]
-    assert trace.num_events > 5 * len(trace.events)
+    assert trace.num_events > 4 * len(trace.events)
 
 
 def test_a_trace_without_repeats_is_its_own_expansion() -> None:

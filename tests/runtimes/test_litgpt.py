@@ -37,7 +37,7 @@ def peaks(found: TrainingRun) -> list[int]:
     [
         ({}, {}),
         ({"litgpt_adapter": "llama_adapter"}, {"lora": None}),
-        ({"litgpt_adapter": "llama_adapter_v2"}, {"lora": None, "quantization": "nf4_double"}),
+        ({"litgpt_adapter": "llama_adapter_v2"}, {"lora": None, "quantization": "nf4", "double_quantization": True}),
         ({}, {"quantization": "nf4"}),
         ({}, {"shard": "fsdp1", "gpus_per_node": 2, "checkpointing": "full", "accumulation": 3}),
     ],

@@ -9,6 +9,7 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "optimizers"))
 settings.register_profile("witness", derandomize=True, deadline=None, database=None)
 settings.load_profile("witness")
 

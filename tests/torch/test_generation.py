@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from support.client import Witness
 
 from weigh import dtypes
 from weigh.recipes.generation import Generation, run
 from weigh.trace.peak import phase_peaks
-
-SCRIPT = Path(__file__).parent / "support" / "real_generation.py"
 
 LLAMA = {
     "model_type": "llama",
@@ -204,16 +200,16 @@ for _name, _config in ENCODER_DECODERS.items():
 
 
 @pytest.fixture(scope="module")
-def recorded() -> dict[str, int]:
-    """The real peaks, all jobs in one process of their own."""
-    jobs = json.dumps([real for real, _, _ in CASES.values()])
-    done = subprocess.run([sys.executable, str(SCRIPT), jobs], capture_output=True, text=True, check=True)
-    return dict(zip(CASES, json.loads(done.stdout), strict=True))
+def generating() -> Iterator[Witness]:
+    """Answers a job with its real peak."""
+    running = Witness("support.real_generation")
+    yield running
+    running.close()
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("name", CASES)
-def test_peak(name: str, recorded: dict[str, int]) -> None:
+def test_peak(name: str, generating: Witness) -> None:
     real, settings, small = CASES[name]
     recipe = Generation(
         batch=real["batch"],
@@ -226,4 +222,4 @@ def test_peak(name: str, recorded: dict[str, int]) -> None:
     )
     trace = run(real["config"], recipe, assistant=real.get("assistant")).trace
     predicted = max(p.peak for p in phase_peaks(trace))
-    assert abs(predicted - recorded[name]) <= small
+    assert abs(predicted - generating.ask(real)) <= small

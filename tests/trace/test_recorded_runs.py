@@ -93,7 +93,7 @@ def highest_levels_by_layer(trace: Trace, phase: str) -> dict[str, int]:
             if event > 0:
                 layer = re.sub(r"(\.\d+)\..*", r"\1", trace.allocations[event - 1].path)
                 result[layer] = max(result.get(layer, 0), levels[number])
-    del result[""]  # the recorder tells the root module from no module
+    result.pop("", None)  # the recorder tells the root module from no module
     return result
 
 

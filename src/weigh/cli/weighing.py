@@ -14,6 +14,7 @@ from weigh.errors import InputError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from weigh.jobs import Job
     from weigh.report.text import Style
 
 MODEL = (
@@ -26,7 +27,7 @@ MODEL = (
 def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
     """The answer of one command, and its exit code."""
     parser = Parser(command, sentence(command))
-    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("model", metavar="MODEL", help=MODEL, nargs="?" if command == "train" else None)
     parser.add_argument("--explain", action="store_true", help="the working: rules, sources, assumptions")
     if command == "params":
         return _params(parser, words)
@@ -86,7 +87,9 @@ def _run(command: str, parser: Parser, words: Sequence[str]) -> tuple[str, int]:
         what = (
             "the program that trains it: pytorch (a plain script), transformers, ... or with its release, NAME@VERSION"
         )
-        parser.add_argument("--runtime", metavar="NAME", default="pytorch", help=what)
+        parser.add_argument("--runtime", metavar="NAME", help=what)
+        add_job(parser)
+        parser.add_argument("--save-recipe", metavar="FILE", help="write the recipe that was run (.toml or .json)")
     listed = settings(Recipe)
     add_settings(parser, listed)
     found = parser.read(words)
@@ -96,7 +99,9 @@ def _run(command: str, parser: Parser, words: Sequence[str]) -> tuple[str, int]:
     _check_way(found.by, ways)
     words_given: dict[str, Any] = read_settings(found, listed)
     if command == "train":
-        report: Any = api.train(found.model, found.device, found.runtime, **words_given)
+        report: Any = api.train(found.model, found.device, found.runtime, job_of(found), **words_given)
+        if found.save_recipe is not None:
+            save(found.save_recipe, report.saved(found.save_recipe))
     else:
         report = api.generate(found.model, found.device, found.assistant, **words_given)
     report = _allocated(found, report)
@@ -106,6 +111,32 @@ def _run(command: str, parser: Parser, words: Sequence[str]) -> tuple[str, int]:
     if found.json:
         return _json(report.as_dict(found.by)), code
     return report.text(style(), found.by, found.explain), code
+
+
+def add_job(parser: Parser) -> None:
+    """Options for files that say how a model is trained; what the command line says comes before them."""
+    append: Any = {"action": "append", "default": [], "metavar": "FILE"}
+    parser.add_argument("--recipe", help="a recipe: settings, model, runtime, device as TOML or JSON", **append)
+    parser.add_argument(
+        "--from", dest="job_files", help="the configuration of another program (several: --from A --from B)", **append
+    )
+    parser.add_argument("--from-format", metavar="NAME", help="what program it is of, where its keys do not tell")
+    parser.add_argument("--ignore", metavar="KEY,...", default="", help="keys of such files to pass over")
+
+
+def job_of(found: Any) -> Job | None:
+    """The job that the files describe; None where none is named."""
+    ignored = tuple(filter(None, found.ignore.split(",")))
+    files = [api.job(path, form="weigh", ignore=ignored) for path in found.recipe]
+    files += [api.job(path, form=found.from_format, ignore=ignored) for path in found.job_files]
+    if not files:
+        for option in ("from_format", "ignore"):
+            if getattr(found, option):
+                raise UsageError("there is no file to read", where=f"--{option.replace('_', '-')}", hint="Add --from.")
+        return None
+    from weigh.jobs import together
+
+    return together(files)
 
 
 _ALLOCATOR = (

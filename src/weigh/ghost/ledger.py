@@ -95,7 +95,12 @@ class Ledger:
         self.events.append(-number)
 
     def cut(self) -> None:
-        """One pass over a list of tensors ends here: what follows is not part of it, even in the same block."""
+        """One pass over a list of tensors ends here: what follows is not part of it, even in the same block.
+
+        Inside a block there is no pass over all of them.
+        """
+        if self.unit is not None:
+            return
         self._run_unit = None
         self._runs.append((len(self.events), None))
 

@@ -95,6 +95,10 @@ class Module:
         for _, child in self.children():
             yield from child.modules()
 
+    def active_share_of(self, parameter: str) -> Fraction:
+        """The share of one of its own parameters that a token is computed with."""
+        return self.active_share
+
     def own_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The parameters and buffers that this module holds itself, by attribute name."""
         for name, value in self.__dict__.items():
@@ -157,6 +161,11 @@ class Parameter:
             if isinstance(part, range):
                 count *= len(part)
         return count
+
+    @property
+    def active_share(self) -> Fraction:
+        """The share of it that a token is computed with."""
+        return self.module.active_share_of(str(self.place[-1]))
 
     @property
     def numel(self) -> Size:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weigh.errors import UsageError
+from weigh.optimizers import implementation_of
 from weigh.recipes.training import Training
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ MODES = {None: "none", "full": "full"}
 WORDLESS = (
     "target", "attention_kernel", "momentum", "weight_decay", "set_to_none", "freeze", "nodes", "replicas",
     "reshard_after_forward", "param_dtype", "reduce_dtype", "rank",
+    "projection_rank", "optimizer_in_backward", "loss_scaling",
 )  # fmt: skip
 """Settings for which the format has no word: a case that needs one would be another case."""
 
@@ -66,7 +68,7 @@ def training_case(
         "gradient_accumulation": r.accumulation,
         "optimizer": {
             "name": r.optimizer,
-            "implementation": r.implementation or ("foreach" if r.device == "cuda" else "forloop"),
+            "implementation": r.implementation or (r.optimizer and implementation_of(r.optimizer, r.device)),
             "state_dtype": r.dtype.name,
             "clip": r.clip,
         },

@@ -18,9 +18,17 @@ if TYPE_CHECKING:
     from weigh.techniques.lora import Lora
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adadelta": torch.optim.Adadelta,
+    "adagrad": torch.optim.Adagrad,
     "adam": torch.optim.Adam,
+    "adamax": torch.optim.Adamax,
     "adamw": torch.optim.AdamW,
+    "muon": torch.optim.Muon,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
+    "torch_adafactor": torch.optim.Adafactor,
 }
 
 
@@ -119,17 +127,37 @@ def make_optimizer(parameters: list[torch.nn.Parameter], recipe: Training) -> to
     if recipe.implementation is not None:
         settings["foreach"] = recipe.implementation == "foreach"
         settings["fused"] = True if recipe.implementation == "fused" else None
-    if recipe.optimizer == "sgd":
+    if recipe.optimizer in ("sgd", "rmsprop"):
         settings["momentum"] = recipe.momentum
     if recipe.weight_decay is not None:
         settings["weight_decay"] = recipe.weight_decay
     return OPTIMIZERS[recipe.optimizer](parameters, **settings)
 
 
+def _step_in_backward(work: Workload, parameters: list[torch.nn.Parameter], recipe: Training, watcher: Watcher) -> None:
+    """An optimizer for each parameter, as PyTorch's tutorial on it has them."""
+    singles = {p: make_optimizer([p], recipe) for p in parameters}
+
+    def step(parameter: torch.nn.Parameter) -> None:
+        single = singles[parameter]
+        assert single is not None
+        single.step()
+        watcher.stepped(work.model, single)
+        single.zero_grad()
+
+    for parameter in parameters:
+        parameter.register_post_accumulate_grad_hook(step)
+
+
 def train(work: Workload, recipe: Training, device: str, watcher: Watcher) -> None:
     """`recipe.steps` steps."""
     parameters = [p for p in work.model.parameters() if p.requires_grad]
+    if recipe.loss_scaling:
+        raise NotModelledError("a real run with a GradScaler", where="loss_scaling")
     optimizer = work.optimizer(parameters) if work.optimizer else make_optimizer(parameters, recipe)
+    if recipe.optimizer_in_backward:
+        _step_in_backward(work, parameters, recipe, watcher)
+        optimizer = None
     for number in range(recipe.steps):
         for _ in range(recipe.accumulation):
             watcher.mark(FORWARD, number)

@@ -68,9 +68,11 @@ class BartConfig(FamilyConfig):
     embedding_norm: ClassVar[bool] = True
     """`layernorm_embedding`."""
     norm_before_positions: ClassVar[bool] = False
-    """In the decoder, `layernorm_embedding` comes before the positions are added."""
+    """In the decoder, `layernorm_embedding` comes before the positions are added, and nothing is scaled before it."""
     final_norm: ClassVar[bool] = False
     """`layer_norm`."""
+    embedding_scales: ClassVar[bool] = True
+    """The embedding scales what it finds, not the stack that asks it."""
     positions: ClassVar[str] = OFFSET
     logits_bias: ClassVar[bool] = True
     """`final_logits_bias`, a buffer."""
@@ -275,23 +277,31 @@ class Positions(nn.Module):
         return ops.index_select(self.weights, position_ids.view(-1)).view(batch, length, self.weights.shape[-1])
 
 
+class BartScaledWordEmbedding(SharedEmbedding):
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Token ids to scaled embeddings."""
+        return super().forward(input_ids) * 1.0
+
+
 class BartStack(nn.Module):
     """What encoder and decoder share: embeddings, positions and norms."""
 
     def __init__(self, config: BartConfig, path: str, shared: nn.Embedding | None, dtype: DType) -> None:
         super().__init__()
         self.config = config
-        embedding = (
-            nn.Embedding(config.vocab_size, config.d_model, dtype) if shared is None else SharedEmbedding(shared)
-        )
-        self.embed_tokens: nn.Embedding = embedding
+        own = shared or nn.Embedding(config.vocab_size, config.d_model, dtype)
+        self.embed_tokens = (BartScaledWordEmbedding if config.embedding_scales else SharedEmbedding)(own)
         self.embed_positions = Positions(config, dtype)
         self.layers = self.stack(path, dtype)
         if config.embedding_norm:
             self.layernorm_embedding = nn.LayerNorm(config.d_model, dtype)
         if config.final_norm:
             self.layer_norm = nn.LayerNorm(config.d_model, dtype)
-        self.dropout = nn.Dropout(config.dropout)
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Token ids to scaled embeddings."""
+        inputs_embeds: Tensor = self.embed_tokens(input_ids)
+        return inputs_embeds if self.config.embedding_scales else inputs_embeds * 1.0
 
     def stack(self, path: str, dtype: DType) -> nn.Stack:
         """The layers."""
@@ -312,12 +322,12 @@ class BartEncoder(BartStack):
         config = self.config
         self.check(config.encoder_layerdrop)
         check_positions(config.prefix, "max_position_embeddings", self.embed_positions.rows, input_ids.shape[1], None)
-        inputs_embeds = self.embed_tokens(input_ids) * 1.0
+        inputs_embeds = self.embed(input_ids)
         embed_pos = self.embed_positions(input_ids, 0, None)
         hidden_states = inputs_embeds + embed_pos
         if config.embedding_norm:
             hidden_states = self.layernorm_embedding(hidden_states)
-        hidden_states = self.dropout(hidden_states)
+        hidden_states = ops.dropout(hidden_states, config.dropout, self.training)
         mask = create_bidirectional_mask(attention_mask)
         for encoder_layer in self.layers:
             hidden_states = encoder_layer(hidden_states, mask)
@@ -335,7 +345,7 @@ class BartDecoder(BartStack):
         config = self.config
         self.check(config.decoder_layerdrop)
         check_positions(config.prefix, "max_position_embeddings", self.embed_positions.rows, input_ids.shape[1], cache)
-        inputs_embeds = self.embed_tokens(input_ids) * 1.0
+        inputs_embeds = self.embed_tokens(input_ids) if config.norm_before_positions else self.embed(input_ids)
         batch_size, seq_length = input_ids.shape
         past = cache.length if cache is not None else 0
         position_ids: Tensor | None = None
@@ -354,7 +364,7 @@ class BartDecoder(BartStack):
         hidden_states = inputs_embeds + positions
         if config.embedding_norm and not config.norm_before_positions:
             hidden_states = self.layernorm_embedding(hidden_states)
-        hidden_states = self.dropout(hidden_states)
+        hidden_states = ops.dropout(hidden_states, config.dropout, self.training)
         for decoder_layer in self.layers:
             hidden_states = decoder_layer(
                 hidden_states, causal_mask, encoder_hidden_states, encoder_attention_mask, cache

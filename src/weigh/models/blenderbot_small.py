@@ -23,6 +23,7 @@ class BlenderbotSmallConfig(BartConfig):
     max_position_embeddings: int = 512
 
     prefix = "BlenderbotSmall"
+    embedding_scales = False
     norm_before_positions = True
     positions = LEARNED
     keeps_mask = True

@@ -431,6 +431,9 @@ def flash_attention_forward(
     Raises:
         UsageError: the model runs in a dtype that the kernel does not have.
     """
+    if query.dtype is FLOAT32 and state.autocast is not None:  # `fa_peft_integration_check`
+        low = state.autocast.dtype
+        query, key, value = query.to(low), key.to(low), value.to(low)
     if query.dtype not in (FLOAT16, BFLOAT16):
         raise UsageError(
             f"flash_attention_2 does not run in {query.dtype.name}",

@@ -157,6 +157,13 @@ class DistilBertModel(nn.Module):
         return self.transformer(embeddings, mask)  # type: ignore[no-any-return]
 
 
+class MaskedLoss(nn.Module):
+    """`CrossEntropyLoss`, which is a module here."""
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return token_loss(logits, labels)
+
+
 class DistilBertForMaskedLM(CausalModel):
     cache_layers = 0
 
@@ -168,6 +175,7 @@ class DistilBertForMaskedLM(CausalModel):
         self.vocab_layer_norm = nn.LayerNorm(config.dim, dtype)
         tied_to = self.distilbert.embeddings.word_embeddings if config.tie_word_embeddings else None
         self.vocab_projector = nn.Head(tied_to, config.dim, config.vocab_size, dtype, bias=True)
+        self.mlm_loss_fct = MaskedLoss()
 
     def cache_layout(self) -> tuple[LayerCache, ...]:
         return ()
@@ -188,7 +196,7 @@ class DistilBertForMaskedLM(CausalModel):
         prediction_logits = self.activation(prediction_logits)
         prediction_logits = self.vocab_layer_norm(prediction_logits)
         prediction_logits = self.vocab_projector(prediction_logits)
-        mlm_loss = None if labels is None else token_loss(prediction_logits, labels)
+        mlm_loss = None if labels is None else self.mlm_loss_fct(prediction_logits, labels)
         return CausalOutput(prediction_logits, mlm_loss)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
-from weigh.ghost import nn, ops
+from weigh.ghost import nn
 from weigh.ghost.tensor import Tensor
 from weigh.models.bert import BertConfig, BertForMaskedLM, BertLMBase, BertLMHeadModel, BertModel, counted_model
 from weigh.models.common import CausalModel
@@ -37,12 +37,13 @@ class ElectraGeneratorPredictions(nn.Module):
 
     def __init__(self, config: ElectraConfig, dtype: DType) -> None:
         super().__init__()
+        self.activation = nn.Activation("gelu")
         self.LayerNorm = nn.LayerNorm(config.embedding_size, dtype)
         self.dense = nn.Linear(config.hidden_size, config.embedding_size, dtype, bias=True)
 
     def forward(self, generator_hidden_states: Tensor) -> Tensor:
         hidden_states = self.dense(generator_hidden_states)
-        hidden_states = ops.gelu(hidden_states)
+        hidden_states = self.activation(hidden_states)
         hidden_states = self.LayerNorm(hidden_states)
         return hidden_states  # type: ignore[no-any-return]
 

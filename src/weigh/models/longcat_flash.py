@@ -80,15 +80,23 @@ class LongcatFlashTopkRouter(nn.Module):
 
 
 class LongcatFlashExperts(nn.Module):
-    """The share that a token is computed with is an average, over choices that are even."""
+    """The share that a token is computed with is an average, over choices that are even.
+
+    Those that do nothing have gates all the same, which no token is computed with.
+    """
 
     def __init__(self, config: LongcatFlashConfig, dtype: DType) -> None:
         super().__init__()
         experts, width, inner = config.n_routed_experts, config.hidden_size, config.expert_ffn_hidden_size
         total = experts + config.zero_expert_num
         self.active_share = Fraction(config.moe_topk, total)
+        self.gated_share = Fraction(experts, total)
         self.gate_up_proj = nn.parameter((total, 2 * inner, width), dtype)
         self.down_proj = nn.parameter((experts, width, inner), dtype)
+
+    def active_share_of(self, parameter: str) -> Fraction:
+        """Of the gates, that of the experts that do something."""
+        return self.active_share * (self.gated_share if parameter == "gate_up_proj" else 1)
 
 
 class LongcatFlashMoE(nn.Module):

@@ -19,6 +19,7 @@ class MarianConfig(BartConfig):
     vocab_size: int = 58101
 
     prefix = "Marian"
+    embedding_scales = False
     embedding_norm = False
     positions = FROZEN
     keeps_mask = True

@@ -16,6 +16,7 @@ class PegasusConfig(BartConfig):
     """The settings of `PegasusConfig` that shape memory."""
 
     prefix = "Pegasus"
+    embedding_scales = False
     pre_norm = True
     embedding_norm = False
     final_norm = True

@@ -60,9 +60,9 @@ class RecurrentGemmaConfig(HybridConfig):
 
     @property
     def states(self) -> tuple[State, ...]:
-        """The last inputs of the convolution, and the state, which is kept in fp32."""
+        """The last inputs of the convolution, a view of one more, and the state, which is kept in fp32."""
         return (
-            State("convolution", (self.hidden_size, self.conv1d_width - 1)),
+            State("convolution", (self.hidden_size, self.conv1d_width)),
             State("recurrence", (self.lru_width,), FLOAT32),
         )
 

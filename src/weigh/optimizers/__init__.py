@@ -1,45 +1,101 @@
 """Optimizers: what they keep beside each parameter, and what they allocate while they step.
 
-One file per optimizer, with PyTorch's implementations of it: `foreach` (lists; CUDA's default), `fused` (one kernel)
-and `forloop` (one parameter at a time; the CPU's default).
+One file per optimizer, with its implementations: `foreach` (lists; CUDA's default where there is one), `fused` (one
+kernel) and `forloop` (one parameter at a time; the CPU's default). Names are those of PyTorch and of transformers'
+`--optim`; the file says whose code was read.
 """
 
 from __future__ import annotations
 
-from weigh.errors import UnknownNameError, UsageError
-from weigh.optimizers.base import IMPLEMENTATIONS, Optimizer
+from importlib import import_module
 
-__all__ = ["OPTIMIZERS", "Optimizer", "optimizer"]
+from weigh.errors import NotModelledError, UnknownNameError, UsageError
+from weigh.optimizers.base import IMPLEMENTATIONS, Choice, Optimizer
 
-OPTIMIZERS = ("adam", "adamw", "paged_adamw", "sgd")
+__all__ = ["IMPLEMENTATIONS", "OPTIMIZERS", "Choice", "Optimizer", "implementation_of", "kind_of", "optimizer"]
+
+_FILES = (
+    {
+        "adadelta": "adadelta",
+        "adafactor": "adafactor",
+        "adagrad": "adagrad",
+        "adam": "adam",
+        "adamax": "adamax",
+        "adamw": "adam",
+        "adamw_apex": "apex",
+        "galore": "galore",
+        "lamb": "lamb",
+        "lion": "lion",
+        "muon": "muon",
+        "nadam": "nadam",
+        "radam": "radam",
+        "rmsprop": "rmsprop",
+        "sgd": "sgd",
+        "sophia": "sophia",
+        "torch_adafactor": "torch_adafactor",
+    }
+    | dict.fromkeys(
+        [
+            f"{paged}{kind}_{bits}bit"
+            for paged in ("", "paged_")
+            for kind in ("adam", "adamw", "lion", "sgd")
+            for bits in (8, 32)
+        ],
+        "bitsandbytes",
+    )
+    | dict.fromkeys([f"torchao_adamw_{kind}" for kind in ("8bit", "4bit", "fp8")], "torchao")
+)
+"""Which file has it, as `OPTIMIZER`."""
+
+OPTIMIZERS = tuple(sorted(_FILES))
+
+_REFUSED = {
+    "apollo": "draws its projections anew with seeds of its own",
+    "lbfgs": "runs the model several times in a step, as often as its line search asks",
+    "shampoo": "keeps two matrices for each dimension, and their powers are made on the CPU",
+    "soap": "has eigendecompositions whose workspaces no source states",
+}
+"""Known, and not run: why."""
 
 
-def optimizer(
-    name: str, implementation: str = "foreach", momentum: float = 0.0, weight_decay: float | None = None
-) -> Optimizer:
-    """The optimizer of that name.
+def kind_of(name: str) -> type[Optimizer]:
+    """The class of an optimizer.
 
-    `weight_decay` defaults to PyTorch's: 0.01 for AdamW, else 0. `momentum` is SGD's.
+    Raises:
+        UnknownNameError: there is none of that name.
+        NotModelledError: it is known, and not run.
+    """
+    if name in _REFUSED:
+        raise NotModelledError(f"the optimizer {name}, which {_REFUSED[name]},", where="optimizer")
+    if name not in _FILES:
+        raise UnknownNameError("optimizer", name, OPTIMIZERS)
+    found: type[Optimizer] = import_module(f"weigh.optimizers.{_FILES[name]}").OPTIMIZER
+    return found
+
+
+def implementation_of(name: str, device: str) -> str:
+    """The implementation that runs where nobody asks for one."""
+    known = kind_of(name).implementations
+    return "forloop" if device == "cpu" and "forloop" in known else known[0]
+
+
+def optimizer(choice: Choice) -> Optimizer:
+    """The optimizer that was chosen.
 
     Raises:
         UnknownNameError: no such optimizer or implementation.
-        UsageError: a momentum for an optimizer that has none.
+        NotModelledError: it is known, and not run.
+        UsageError: a momentum, or an implementation, that this optimizer has not.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise UnknownNameError("optimizer implementation", implementation, IMPLEMENTATIONS)
-    if name == "sgd":
-        from weigh.optimizers.sgd import SGD
-
-        return SGD(implementation, momentum, weight_decay or 0.0)
-    if name not in OPTIMIZERS:
-        raise UnknownNameError("optimizer", name, OPTIMIZERS)
-    if momentum:
-        raise UsageError(f"{name} takes no momentum", where="momentum", hint="Use sgd, or leave it out.")
-    if name == "paged_adamw":
-        from weigh.optimizers.paged import PagedAdamW
-
-        return PagedAdamW("fused")
-    from weigh.optimizers.adam import Adam
-
-    decoupled = name == "adamw"
-    return Adam(implementation, decoupled, (0.01 if decoupled else 0.0) if weight_decay is None else weight_decay)
+    if choice.implementation not in IMPLEMENTATIONS:
+        raise UnknownNameError("optimizer implementation", choice.implementation, IMPLEMENTATIONS)
+    kind = kind_of(choice.name)
+    if choice.momentum and not kind.takes_momentum:
+        raise UsageError(f"{choice.name} takes no momentum", where="momentum", hint="Use sgd, or leave it out.")
+    if choice.implementation not in kind.implementations:
+        raise UsageError(
+            f"{choice.name} has no {choice.implementation} implementation",
+            where="implementation",
+            hint=f"It has {', '.join(kind.implementations)}.",
+        )
+    return kind(choice)

@@ -8,19 +8,20 @@ the fused kernel nothing. Adam with weight decay (not decoupled) also adds the d
 from __future__ import annotations
 
 from weigh.ghost import ops
-from weigh.ghost.state import by_owner, inside_unit, state
+from weigh.ghost.state import state
 from weigh.ghost.tensor import Tensor
-from weigh.optimizers.base import Optimizer
+from weigh.optimizers.base import Choice, Optimizer
 from weigh.trace.events import OPTIMIZER_STATE
 
 
 class Adam(Optimizer):
     """`torch.optim.Adam`, or AdamW where `decoupled`."""
 
-    def __init__(self, implementation: str, decoupled: bool, weight_decay: float) -> None:
-        super().__init__(implementation)
-        self.decoupled = decoupled
-        self.weight_decay = weight_decay
+    def __init__(self, choice: Choice) -> None:
+        self.decoupled = choice.name != "adam"
+        super().__init__(choice)
+        if self.decoupled and choice.weight_decay is None:
+            self.weight_decay = 0.01
 
     def new_state(self, param: Tensor) -> list[Tensor]:
         """`exp_avg` and `exp_avg_sq`; before them the step counter, where it stands on the device."""
@@ -29,30 +30,15 @@ class Adam(Optimizer):
         kept.append(ops.zeros_like(param, OPTIMIZER_STATE))
         return kept
 
-    def step(self) -> None:
-        """`_init_group`, then the implementation's update."""
-        for param in self.with_gradients():
-            if id(param) not in self.state:
-                self.state[id(param)] = self.new_state(param)
-        if self.implementation == "fused":
-            self._fused()
-        elif self.implementation == "foreach":
-            self._foreach()
-        else:
-            self._forloop()
-
-    def _squares(self, params: list[Tensor]) -> list[Tensor]:
-        return [self.state[id(p)][-1] for p in params]
-
     def _counts_on_device(self) -> bool:
         """Step counters stand on the CPU, unless a fused kernel reads them; a run on the CPU sees them there."""
         return self.implementation == "fused" or state.overrides.get("device") == "cpu"
 
-    def _fused(self) -> None:
+    def fused(self) -> None:
         for params in self.groups():
             ops.in_place("aten::_fused_adamw_", params, reads=4, flops=12)
 
-    def _foreach(self) -> None:
+    def foreach(self) -> None:
         exp_avg_sq_sqrt: list[Tensor] = []
         for params in self.groups():
             if self.weight_decay and self.decoupled:
@@ -60,7 +46,7 @@ class Adam(Optimizer):
             device_grads: list[Tensor] | None = None
             if self.weight_decay and not self.decoupled:
                 device_grads = ops.foreach("aten::_foreach_add", params)
-            squares = self._squares(params)
+            squares = self.states(params, -1)
             ops.in_place("aten::_foreach_lerp_", squares, reads=2, flops=3)
             ops.in_place("aten::_foreach_mul_", squares)
             ops.in_place("aten::_foreach_addcmul_", squares, reads=2, flops=3)
@@ -71,22 +57,17 @@ class Adam(Optimizer):
             ops.in_place("aten::_foreach_addcdiv_", params, reads=3, flops=3)
         del exp_avg_sq_sqrt
 
-    def _forloop(self) -> None:
-        denom: Tensor | None = None
-        with by_owner(False):  # a denominator lives into the turn of the next parameter, and dies in that one's block
-            for param in self.with_gradients():
-                exp_avg_sq = self.state[id(param)][-1]
-                with inside_unit(param.storage.unit):
-                    grad = param.grad
-                    if self.weight_decay and self.decoupled:
-                        ops.in_place("aten::mul_", [param])
-                    if self.weight_decay and not self.decoupled:
-                        grad = ops.like("aten::add", param)
-                    ops.in_place("aten::lerp_", [exp_avg_sq], reads=2, flops=3)
-                    ops.in_place("aten::addcmul_", [exp_avg_sq], reads=2, flops=4)
-                    quotient = ops.div(ops.sqrt(exp_avg_sq), 1.0)
-                    denom = quotient
-                    del quotient
-                    ops.in_place("aten::addcdiv_", [param], reads=3, flops=3)
-                    del grad
-            del denom
+    def forloop(self) -> None:
+        for param, grad, (*_, exp_avg_sq) in self.one_by_one():
+            if self.weight_decay and self.decoupled:
+                ops.in_place("aten::mul_", [param])
+            else:
+                grad = self.decayed_gradient(param, grad)
+            ops.in_place("aten::lerp_", [exp_avg_sq], reads=2, flops=3)
+            ops.in_place("aten::addcmul_", [exp_avg_sq], reads=2, flops=4)
+            denom = ops.div(ops.sqrt(exp_avg_sq), 1.0)  # lives into the turn of the next parameter
+            ops.in_place("aten::addcdiv_", [param], reads=3, flops=3)
+        del grad, denom
+
+
+OPTIMIZER = Adam

@@ -16,10 +16,8 @@ from weigh.trace.events import OPTIMIZER_STATE
 class SGD(Optimizer):
     """`torch.optim.SGD`."""
 
-    def __init__(self, implementation: str, momentum: float, weight_decay: float) -> None:
-        super().__init__(implementation)
-        self.momentum = momentum
-        self.weight_decay = weight_decay
+    takes_momentum = True
+    states_first = False
 
     def new_state(self, param: Tensor) -> list[Tensor]:
         """The momentum buffer: a copy of the first gradient, in its layout."""
@@ -30,21 +28,29 @@ class SGD(Optimizer):
         buffer.storage.relabel(OPTIMIZER_STATE, param.storage.path)
         return [buffer]
 
-    def step(self) -> None:
-        """The update of every parameter that has a gradient."""
+    def fused(self) -> None:
         for params in self.groups():
-            decayed: list[Tensor] = []
-            if self.weight_decay and self.implementation == "foreach":
-                decayed = ops.foreach("aten::_foreach_add", params)
             for param in params:
-                with inside_unit(param.storage.unit):
-                    single = (
-                        ops.like("aten::add", param) if self.weight_decay and self.implementation == "forloop" else None
-                    )
-                    if id(param) not in self.state:
-                        self.state[id(param)] = self.new_state(param)
-                    del single
+                self.state_of(param)
+            ops.in_place("aten::_fused_sgd_", params, reads=2, flops=4)
+
+    def foreach(self) -> None:
+        for params in self.groups():
+            grads: list[Tensor] = []
+            grads = self.decayed_gradients(params)
+            for param in params:
+                self.state_of(param)
             if self.momentum:
-                ops.in_place("aten::_foreach_add_", [self.state[id(p)][0] for p in params], reads=2, flops=2)
+                ops.in_place("aten::_foreach_add_", self.states(params, 0), reads=2, flops=2)
             ops.in_place("aten::_foreach_add_", params, reads=2, flops=2)
-            del decayed
+        del grads
+
+    def forloop(self) -> None:
+        for param, grad in self.gradients_one_by_one():
+            grad = self.decayed_gradient(param, grad)
+            buffer = self.state_of(param)
+            ops.in_place("aten::add_", [*buffer, param], reads=2, flops=2)
+        del grad
+
+
+OPTIMIZER = SGD

@@ -96,6 +96,21 @@ def make(recipe: Callable[..., R], words: Mapping[str, Any]) -> R:
     return recipe(**{known[name].field: value for name, value in read_words(known, words).items()})
 
 
+def words_of(recipe: Any) -> dict[str, Any]:
+    """The settings of a recipe as `make` reads them, in plain values: what a recipe file says."""
+    return {s.name: _plain(getattr(recipe, s.field)) for s in settings(type(recipe))}
+
+
+def _plain(value: Any) -> Any:
+    if value is None:
+        return NOTHING[0]
+    if isinstance(value, dtypes.DType):
+        return value.name
+    if hasattr(value, "__dataclass_fields__"):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    return list(value) if isinstance(value, tuple) else value
+
+
 def read_words(known: Mapping[str, Setting], words: Mapping[str, Any]) -> dict[str, Any]:
     """The values of settings by name, from what people write.
 
@@ -210,6 +225,8 @@ _CHOICES: dict[str, tuple[str, ...] | str] = {
     "latent": ("compressed", "expanded"),
     "loss": "weigh.kernels.losses:LOSSES",
     "optimizer": "weigh.optimizers:OPTIMIZERS",
+    "quantization": "weigh.techniques.quantization:METHODS",
+    "upcast": "weigh.techniques.quantization:UPCASTS",
     "shard": ("fsdp2", "fsdp1"),
     "windows": ("capped", "reserved"),
 }

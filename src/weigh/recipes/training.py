@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from weigh import models
 from weigh.dims import Size
-from weigh.dtypes import FLOAT32, INT64, DType
+from weigh.dtypes import FLOAT16, FLOAT32, INT64, UINT8, DType
 from weigh.errors import NotModelledError, UsageError
 from weigh.ghost import ops
 from weigh.ghost.autocast import autocast
@@ -22,8 +22,10 @@ from weigh.kernels import fused_kernels, kernels
 from weigh.kernels.losses import loss_kernel
 from weigh.kernels.workspaces import Workspaces
 from weigh.models.common import CausalModel
-from weigh.optimizers import Optimizer, optimizer
+from weigh.optimizers import Choice, Optimizer, implementation_of, optimizer
 from weigh.optimizers.base import clip_grad_norm
+from weigh.optimizers.in_backward import InBackward
+from weigh.optimizers.scaler import GradScaler
 from weigh.techniques.mesh import Mesh
 from weigh.trace.events import BACKWARD, CLIP, FORWARD, GRADIENT, STEP, Trace
 
@@ -62,13 +64,22 @@ class Training:
     checkpointing: str | None = None
     """None, "full" (every block, non-reentrant) or "reentrant"."""
     optimizer: str | None = "adamw"
-    """ "adamw", "adam", "sgd", "paged_adamw" (bitsandbytes, in fp32), or None for a step without one."""
+    """ "adamw", "adam", "sgd", "adagrad", "adadelta", "adamax", "nadam", "radam", "rmsprop", "adafactor", "muon",
+    "lion", "lamb", "sophia", "galore", "torch_adafactor", "adamw_apex", bitsandbytes' "adamw_8bit",
+    "paged_adamw_8bit" and the like (adam, lion, sgd; 32bit), "torchao_adamw_8bit", "_4bit", "_fp8"; or None for a step
+    without one."""
     implementation: str | None = None
-    """ "foreach", "fused" or "forloop"; None is the device's default."""
+    """ "foreach", "fused" or "forloop"; None is the optimizer's default on the device."""
     momentum: float = 0.0
-    """Of SGD."""
+    """Of SGD and RMSprop."""
     weight_decay: float | None = None
-    """None is PyTorch's default of the optimizer."""
+    """None is the optimizer's own default."""
+    projection_rank: int = 128
+    """Of the projected gradients, where the optimizer projects them (GaLore)."""
+    optimizer_in_backward: bool = False
+    """Each parameter has an optimizer of its own, which updates it as soon as its gradient has come and drops that."""
+    loss_scaling: bool = False
+    """The loss is scaled by a `torch.amp.GradScaler`, as fp16 needs it."""
     clip: bool = False
     """Clip the norm of the gradients."""
     accumulation: int = 1
@@ -77,10 +88,14 @@ class Training:
     """`zero_grad` drops the gradients; False keeps them."""
     freeze: str | None = None
     """A part to freeze (see `weigh.techniques.freezing`)."""
+    quantization: str | None = None
+    """Linear layers in four bits, as bitsandbytes stores them: "nf4" or "fp4"; everything else can be trained."""
+    double_quantization: bool = False
+    """Their scales are quantized too."""
+    upcast: str | None = None
+    """What is made fp32 before training: "all" (peft's `prepare_model_for_kbit_training`), "norms" (TRL)."""
     lora: Lora | None = None
     """Adapters beside frozen layers (see `weigh.techniques.lora`)."""
-    quantization: str | None = None
-    """How frozen linear layers are stored: "nf4", "nf4_double" (with double quantization); None: in `dtype`."""
     compute_capability: str = "8.0"
     """Of the CUDA device: it decides how large the matrix library's workspaces are."""
     nodes: int = 1
@@ -139,6 +154,8 @@ class TrainingRun:
     recipe: Training
     trace: Trace
     parameters: list[Parameter]
+    elsewhere: Mapping[str, Size] = field(default_factory=dict)
+    """Bytes outside of the device's allocator, by what and where."""
 
 
 class Loop:
@@ -152,8 +169,6 @@ class Loop:
 
     def build(self, config: Mapping[str, Any], recipe: Training, where: str) -> CausalModel:
         """The model, before any technique."""
-        if recipe.quantization is not None:
-            raise NotModelledError(f"{recipe.quantization} weights", where="quantization")
         return models.build(config, recipe.dtype, where, to_run=True)
 
     def techniques(self, recipe: Training) -> Iterator[Technique]:
@@ -162,12 +177,21 @@ class Loop:
         Raises:
             WeighError: one of them is not known here.
         """
+        if recipe.quantization is not None:
+            from weigh.techniques.quantization import Quantization
+
+            storage = recipe.dtype if recipe.shard is not None else UINT8
+            yield Quantization(recipe.quantization, recipe.double_quantization, storage, recipe.upcast)
         if recipe.freeze is not None:
             from weigh.techniques.freezing import Freezing
 
             yield Freezing(recipe.freeze)
         if recipe.lora is not None:
             yield recipe.lora
+        if fuses_adapters(recipe):
+            from weigh.techniques.fused_lora import FusedLora
+
+            yield FusedLora()
         yield from parallel(recipe)
         if recipe.checkpointing is not None:
             from weigh.techniques.checkpointing import Checkpointing
@@ -177,9 +201,22 @@ class Loop:
     def optimizer(self, recipe: Training) -> Optimizer:
         """The optimizer, before it owns parameters."""
         if recipe.optimizer is None:
-            return _NoOptimizer("foreach")
-        implementation = recipe.implementation or ("foreach" if recipe.device == "cuda" else "forloop")
-        return optimizer(recipe.optimizer, implementation, recipe.momentum, recipe.weight_decay)
+            return _NoOptimizer(Choice("none"))
+        implementation = recipe.implementation or implementation_of(recipe.optimizer, recipe.device)
+        choice = Choice(recipe.optimizer, implementation, recipe.momentum, recipe.weight_decay, recipe.projection_rank)
+        return InBackward(choice) if recipe.optimizer_in_backward else optimizer(choice)
+
+    def scaler(self, recipe: Training) -> GradScaler | None:
+        """What scales the loss, if anything does."""
+        if not recipe.loss_scaling:
+            return None
+        if recipe.dtype is FLOAT16:
+            raise UsageError(
+                "a GradScaler refuses gradients in fp16",
+                where="loss_scaling",
+                hint="Keep the parameters in fp32 under fp16 autocast.",
+            )
+        return GradScaler()
 
     def loss(self, model: CausalModel, recipe: Training, input_ids: Tensor, labels: Tensor) -> Tensor:
         """The loss of a micro-batch; the logits die with the output."""
@@ -189,7 +226,14 @@ class Loop:
         return loss
 
     def step(
-        self, model: CausalModel, recipe: Training, chosen: Optimizer, input_ids: Tensor, labels: Tensor, number: int
+        self,
+        model: CausalModel,
+        recipe: Training,
+        chosen: Optimizer,
+        input_ids: Tensor,
+        labels: Tensor,
+        number: int,
+        scaler: GradScaler | None = None,
     ) -> None:
         """One step: every micro-batch forward and back, then the update."""
         ledger = state.ledger
@@ -210,14 +254,23 @@ class Loop:
                     hint="A reentrant checkpoint needs inputs that do: use full checkpointing, or freeze less.",
                 )
             ledger.mark(BACKWARD, number)
-            loss.backward()
+            if scaler is not None:
+                scaler.scale(loss).backward()
+            else:
+                loss.backward()
             del loss
         with by_owner():
             if recipe.clip:
                 ledger.mark(CLIP, number)
+                if scaler is not None:
+                    scaler.unscale(chosen)
                 clip_grad_norm(chosen.parameters)
             ledger.mark(STEP, number)
+            if scaler is not None:
+                scaler.unscale(chosen)
             chosen.step()
+            if scaler is not None:
+                scaler.update()
             if not self.zero_grad_first:
                 chosen.zero_grad(recipe.set_to_none)
 
@@ -246,6 +299,11 @@ def run(
             return _run(config, recipe, where, loop)
 
 
+def fuses_adapters(recipe: Training) -> bool:
+    """Unsloth's kernels take the place of peft's adapters beside four-bit layers."""
+    return recipe.fused_kernels == "unsloth" and recipe.quantization is not None and recipe.lora is not None
+
+
 def parallel(recipe: Training) -> Iterator[Technique]:
     """What a mesh of devices makes of the model."""
     mesh = recipe.mesh
@@ -261,6 +319,7 @@ def parallel(recipe: Training) -> Iterator[Technique]:
 
         if mesh.replicas > 1:
             raise NotModelledError("hybrid sharding with FSDP1", where="replicas")
+        adapters = (".lora_A", ".lora_B") if recipe.lora is not None else ()
         yield FlatShard(
             mesh.shard,
             recipe.param_dtype,
@@ -268,8 +327,9 @@ def parallel(recipe: Training) -> Iterator[Technique]:
             recipe.use_orig_params,
             recipe.reshard_after_forward is not False,
             recipe.rank,
-            (".lora_A", ".lora_B") if recipe.lora is not None else (),
+            adapters if not fuses_adapters(recipe) else (),
             recipe.fp32_shards,
+            adapters if fuses_adapters(recipe) else (),
         )
     elif recipe.shard is not None:
         from weigh.techniques.fsdp2 import FullyShard
@@ -300,14 +360,23 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop) ->
             length = recipe.target if recipe.target is not None else recipe.sequence
             labels = ops.input_tensor((recipe.batch, length), INT64)
         chosen_optimizer = loop.optimizer(recipe)
+        if recipe.optimizer_in_backward and (
+            recipe.accumulation > 1 or recipe.clip or recipe.shard or recipe.loss_scaling
+        ):
+            raise UsageError(
+                "an optimizer in the backward pass sees each gradient once and alone",
+                where="optimizer_in_backward",
+                hint="Leave out accumulation, clip, shard and loss_scaling.",
+            )
         chosen_optimizer.own(trainable)
+        scaler = loop.scaler(recipe)
         if recipe.warm:
             _warm_up(chosen_optimizer, recipe)
         if recipe.device == "cuda" and not recipe.traced:
             ledger.on_phase = Workspaces(recipe.compute_capability).begin
         for number in range(recipe.steps):
-            loop.step(model, recipe, chosen_optimizer, input_ids, labels, number)
-        return TrainingRun(recipe, ledger.trace(), parameters)
+            loop.step(model, recipe, chosen_optimizer, input_ids, labels, number, scaler)
+        return TrainingRun(recipe, ledger.trace(), parameters, chosen_optimizer.elsewhere)
 
 
 def _build(
@@ -321,8 +390,9 @@ def _build(
     model = loop.build(config, recipe, where)
     if recipe.target is not None and not model.encoder_decoder:
         raise UsageError("the model has no decoder that reads a target", where="target", hint="Leave it out.")
+    last = max((t for t in techniques if t.materialises), key=techniques.index, default=None)
     for technique in techniques:
-        if technique.materialises and beside:
+        if technique is last and beside:
             ledger.repeats.extend(state.ledger.repeats)
             state.ledger = ledger
         technique.apply(model)

@@ -36,7 +36,7 @@ RULES = {
     ),
     OPTIMIZER_STATE: (
         "what the optimizer keeps beside every trained parameter, from its first step on",
-        "torch/optim/adam.py (two averages), torch/optim/sgd.py (one where there is momentum)",
+        "the optimizer's code: torch/optim/adam.py keeps two averages; weigh/optimizers says which file was read",
     ),
     ACTIVATION: (
         "what the forward pass makes and something still holds: the graph for its backward pass, or a local variable",

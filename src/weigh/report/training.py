@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from weigh.optimizers import implementation_of
 from weigh.report.assumption import EXACT
 from weigh.report.run import RunReport
-from weigh.report.text import exactly, table
+from weigh.report.text import exactly, table, wrap
 from weigh.report.work import flops_by_phase, format_flops
 from weigh.units import format_bytes
 
 if TYPE_CHECKING:
+    from weigh.dims import Size
+    from weigh.jobs import Job
     from weigh.recipes.training import Training, TrainingRun
 
 
@@ -24,6 +27,10 @@ class TrainingReport(RunReport):
     run: TrainingRun
     runtime: str = "pytorch"
     """The program that trains, with its release where one was named."""
+    named: str | None = None
+    """What the model was called by whoever asked; None where it is no word."""
+    job: Job | None = None
+    """The files that said how, where there are any."""
 
     @property
     def recipe(self) -> Training:
@@ -51,8 +58,10 @@ class TrainingReport(RunReport):
         flops = self.flops()
         return {
             "runtime": self.runtime,
+            "job": self.job and self.job.as_dict(),
             "first_step": {"peak_bytes": self.first_step},
             "steady_state": {"peak_bytes": self.steady_state},
+            "elsewhere": {what: evaluated(size) for what, size in self.run.elsewhere.items()},
             "flops_per_step": {"total": sum(flops.values()), **flops, "basis": EXACT},
         }
 
@@ -72,6 +81,8 @@ class TrainingReport(RunReport):
             said.append(f"{r.freeze.replace('_', ' ')} frozen")
         if r.lora:
             said.append(f"LoRA of rank {r.lora.rank}")
+        if r.loss_scaling:
+            said.append("loss scaled")
         if r.clip:
             said.append("gradients clipped")
         said += _parallel(r)
@@ -80,6 +91,32 @@ class TrainingReport(RunReport):
         if r.device != "cuda":
             said.append(f"on the {r.device.upper()}")
         return " · ".join(said)
+
+    def _files(self) -> list[str]:
+        """What became of the keys of the files that said how."""
+        if self.job is None:
+            return []
+        read = ", ".join(f"{path} ({form})" for path, form in self.job.read_as.items())
+        fates = {"used": self.job.used, "no matter to memory": self.job.harmless, "unknown": self.job.unknown}
+        said = "; ".join(f"{fate}: {_keys(names)}" for fate, names in fates.items())
+        return [*(f"  {line}" for line in wrap(f"Read {read}. {said}.", 86)), ""]
+
+    def saved(self, path: str) -> str:
+        """The recipe that was run, as the text of a file of that name: every setting, so that it can be run again.
+
+        Raises:
+            WeighError: the name ends neither in .toml nor in .json.
+        """
+        from weigh.jobs.recipe import saved
+        from weigh.recipes.settings import words_of
+
+        model = self.named
+        if model is None:
+            import json
+
+            model = json.dumps(dict(self.source.config))
+        device = None if self.device is None else self.device.name
+        return saved(path, model, self.runtime, device, words_of(self.recipe))
 
     def chart_title(self) -> str:
         number = self.shown_round()
@@ -96,12 +133,24 @@ class TrainingReport(RunReport):
         parts = ", ".join(f"{phase} {format_flops(count)}" for phase, count in flops.items())
         unrounded = "" if not self.memory.rounded else f"; {self.memory.unrounded_peak:,} bytes before rounding to 512"
         return [
+            *self._files(),
             *table(rows, "<<>>>"),
             "",
             f"  first step {exactly(self.first_step)}",
             f"  steady     {exactly(self.steady_state)}{unrounded}",
             f"  arithmetic {format_flops(sum(flops.values()))} a step: {parts}",
+            *(f"  elsewhere  {exactly(evaluated(size))} of {what}" for what, size in self.run.elsewhere.items()),
         ]
+
+
+def _keys(names: tuple[str, ...]) -> str:
+    return ", ".join(names) or "none"
+
+
+def evaluated(size: Size) -> int:
+    """A size of a report's run, which has no arrays."""
+    assert isinstance(size, int)
+    return size
 
 
 def _parallel(recipe: Training) -> list[str]:
@@ -122,6 +171,7 @@ def _parallel(recipe: Training) -> list[str]:
 def _optimizer(recipe: Training) -> str:
     if recipe.optimizer is None:
         return "no optimizer"
-    implementation = recipe.implementation or ("foreach" if recipe.device == "cuda" else "forloop")
+    implementation = recipe.implementation or implementation_of(recipe.optimizer, recipe.device)
     momentum = f", momentum {recipe.momentum}" if recipe.momentum else ""
-    return f"{recipe.optimizer} ({implementation}{momentum})"
+    where = ", in the backward pass" if recipe.optimizer_in_backward else ""
+    return f"{recipe.optimizer} ({implementation}{momentum}{where})"

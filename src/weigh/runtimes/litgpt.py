@@ -31,8 +31,8 @@ from weigh.recipes.training import Loop, Training, parallel
 from weigh.runtimes import Runtime
 from weigh.techniques import Technique
 from weigh.techniques.checkpointing import Checkpointing
-from weigh.techniques.four_bit import Linear4bit
 from weigh.techniques.lora import Lora
+from weigh.techniques.quantization import Quantization
 
 CHUNK = 128
 """Positions that the head and the loss see at once."""
@@ -70,7 +70,6 @@ class Config:
     lora: Lora | None
     adapter: str | None
     """One of `ADAPTERS`."""
-    quantization: str | None
 
     @classmethod
     def read(cls, config: Mapping[str, Any], recipe: Training, where: str) -> Config:
@@ -103,7 +102,6 @@ class Config:
             first=keys.flag("litgpt_2023", default=False),
             lora=recipe.lora,
             adapter=config.get("litgpt_adapter"),
-            quantization=recipe.quantization,
             **found,
         )
 
@@ -163,19 +161,12 @@ FAMILIES: dict[str, Callable[[Keys], dict[str, Any]]] = {
 
 
 # -- layers ----------------------------------------------------------------------------------------
-def base_linear(config: Config, width_in: int, width_out: int, bias: bool) -> nn.Linear:
-    """A linear layer as it is stored."""
-    if config.quantization is not None:
-        return Linear4bit(width_in, width_out, config.dtype, bias, config.quantization == "nf4_double")
-    return nn.Linear(width_in, width_out, config.dtype, bias)
-
-
 class LoRALinear(Module):
     """`LoRALinear`."""
 
     def __init__(self, config: Config, lora: Lora, width_in: int, width_out: int, bias: bool) -> None:
         super().__init__()
-        self.linear = base_linear(config, width_in, width_out, bias)
+        self.linear = nn.Linear(width_in, width_out, config.dtype, bias)
         self.lora_A = nn.parameter((lora.rank, width_in), config.dtype)
         self.lora_B = nn.parameter((width_out, lora.rank), config.dtype)
         self.lora_dropout = nn.Dropout(lora.dropout)
@@ -191,7 +182,7 @@ class LoRAQKVLinear(Module):
 
     def __init__(self, config: Config, lora: Lora, width_out: int, enabled: tuple[bool, bool, bool]) -> None:
         super().__init__()
-        self.linear = base_linear(config, config.n_embd, width_out, config.bias)
+        self.linear = nn.Linear(config.n_embd, width_out, config.dtype, config.bias)
         size, groups = config.head_size, config.n_query_groups
         widths = (size * config.n_head, size * groups, size * groups)
         self.qkv_shapes: list[Any] = [width for width, on in zip(widths, enabled, strict=True) if on]
@@ -239,7 +230,7 @@ class AdapterV2Linear(Module):
 
     def __init__(self, config: Config, width_in: int, width_out: int, bias: bool) -> None:
         super().__init__()
-        self.linear = base_linear(config, width_in, width_out, bias)
+        self.linear = nn.Linear(width_in, width_out, config.dtype, bias)
         self.adapter_bias = nn.parameter((width_out,), config.dtype)
         self.adapter_scale = nn.parameter((width_out,), config.dtype)
 
@@ -253,7 +244,7 @@ def linear(config: Config, name: str, width_in: int, width_out: int, bias: bool)
         return AdapterV2Linear(config, width_in, width_out, bias)
     if config.lora is not None and name in config.lora.targets:
         return LoRALinear(config, config.lora, width_in, width_out, bias)
-    return base_linear(config, width_in, width_out, bias)
+    return nn.Linear(width_in, width_out, config.dtype, bias)
 
 
 class RMSNorm(Module):
@@ -506,6 +497,8 @@ class Finetune(Loop):
 
     def techniques(self, recipe: Training) -> Iterator[Technique]:
         """Lightning puts checkpoints inside of FSDP's units."""
+        if recipe.quantization is not None:
+            yield Quantization(recipe.quantization, recipe.double_quantization, early=True)
         if recipe.checkpointing is not None:
             yield Checkpointing(recipe.checkpointing)
         yield from parallel(replace(recipe, lora=None))
@@ -533,6 +526,8 @@ class Litgpt(Runtime):
         found = dict(words)
         if config.get("model_type") == "gemma2":
             found["attention"] = "eager"  # whatever is asked for
+        if found.get("optimizer") == "paged_adamw":
+            found["optimizer"] = "paged_adamw_32bit"
         found.setdefault("steps", 1 if config.get("litgpt_2023") else 2)
         # the third is the first to find gradients of all others, and there are none to be summed without shards
         found["accumulation"] = 1 if found.get("shard") is None else min(found.get("accumulation", 1), 3)

@@ -55,6 +55,8 @@ class FlatShard(Technique):
     """Modules that are units of their own besides the blocks, by their names' ends (peft's policy wraps adapters)."""
     fp32_shards: bool = False
     """Shards that are trained are held in fp32, whatever they were loaded in (accelerate's `prepare_model`)."""
+    ignored: tuple[str, ...] = ()
+    """Modules that stay whole on every rank (`ignored_modules`), by their names' ends."""
 
     @property
     def materialises(self) -> bool:
@@ -80,7 +82,8 @@ class FlatShard(Technique):
             raise WeighError("FSDP found no blocks to wrap", hint="It looks for modules with the role 'block'.")
         context = _Context(self)
         held = places(model)
-        for module, whole in managed([*self._inner(model), *modules, model]):
+        left = [m for m in model.modules() if self.ignored and m.path.endswith(self.ignored)]
+        for module, whole in managed([*left, *self._inner(model), *modules, model])[len(left) :]:
             if not whole:
                 continue
             with inside_unit(whole[0].storage.unit):

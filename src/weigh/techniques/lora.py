@@ -14,9 +14,13 @@ from weigh.dtypes import BFLOAT16, FLOAT16, FLOAT32, DType
 from weigh.errors import InputError, NotModelledError, WeighError
 from weigh.ghost import nn, ops
 from weigh.ghost.nn import Module, name_modules
-from weigh.ghost.state import inside_unit
+from weigh.ghost.state import inside_unit, state
 from weigh.ghost.tensor import Tensor
 from weigh.techniques import Technique
+from weigh.techniques.quantization import Linear4bit
+
+ALL_LINEAR = "all-linear"
+"""peft's word for every linear layer but the head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,7 @@ class Lora(Technique):
     rank: int = 8
     """Width of the adapters."""
     targets: tuple[str, ...] = ("q_proj", "v_proj")
-    """Names of the linear layers to adapt ("q_proj", "c_attn", ...)."""
+    """Names of the linear layers to adapt ("q_proj", "c_attn", ...); "all-linear" is all of them but the head."""
     dropout: float = 0.0
     """On the adapters' input."""
     autocast_adapter: bool = True
@@ -45,9 +49,10 @@ class Lora(Technique):
         found = 0
         for parent in list(model.modules()):
             for name, child in list(parent.children()):
-                if name in self.targets and isinstance(child, nn.Linear | nn.Conv1D):
+                if isinstance(child, nn.Linear | nn.Conv1D) and self._adapts(name, child):
                     with inside_unit(child.weight.storage.unit):
-                        setattr(parent, name, LoraLinear(child, self))
+                        form = LoraLinear4bit if isinstance(child, Linear4bit) else LoraLinear
+                        setattr(parent, name, form(child, self))
                     found += 1
         if not found:
             names = sorted({m.path.split(".")[-1] for m in model.modules() if isinstance(m, nn.Linear | nn.Conv1D)})
@@ -60,6 +65,10 @@ class Lora(Technique):
             embedding = next(m for m in model.modules() if m.role == nn.EMBEDDING)
             embedding.wrap_in(_require_gradient)
         name_modules(model)
+
+    def _adapts(self, name: str, layer: Module) -> bool:
+        """Whether a layer is adapted ("all-linear": `_maybe_include_all_linear_layers` of `tuners/tuners_utils.py`)."""
+        return name in self.targets or (self.targets == (ALL_LINEAR,) and layer.role != nn.HEAD)
 
 
 def of_peft(config: Mapping[str, Any]) -> Lora:
@@ -96,9 +105,11 @@ class LoraLinear(Module):
 
     def __init__(self, base_layer: nn.Linear | nn.Conv1D, settings: Lora) -> None:
         super().__init__()
-        weight = base_layer.weight
-        width_in, width_out = weight.shape if isinstance(base_layer, nn.Conv1D) else (weight.shape[1], weight.shape[0])
-        dtype = _adapter_dtype(weight.dtype, settings.autocast_adapter)
+        shape, base = base_layer.weight.shape, base_layer.weight.dtype
+        if isinstance(base_layer, Linear4bit):
+            shape, base = base_layer.shape, base_layer.dtype
+        width_in, width_out = shape if isinstance(base_layer, nn.Conv1D) else (shape[1], shape[0])
+        dtype = _adapter_dtype(base, settings.autocast_adapter)
         self.base_layer = base_layer
         self.lora_A = nn.Linear(width_in, settings.rank, dtype)
         self.lora_B = nn.Linear(settings.rank, width_out, dtype)
@@ -110,6 +121,23 @@ class LoraLinear(Module):
         x = x.to(self.lora_A.weight.dtype)
         result = result + self.lora_B(self.lora_A(ops.dropout(x, self.p, self.training))) * 2.0
         result = result.to(result_dtype)
+        return result
+
+
+class LoraLinear4bit(LoraLinear):
+    """peft's `lora.Linear4bit` (`tuners/lora/bnb.py`): the result is cloned; where autocast is on it does the casts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.base_layer(x)
+        result = result.clone()
+        expected_dtype = None
+        if state.autocast is None:
+            expected_dtype = result.dtype
+            x = x.to(self.lora_A.weight.dtype)
+        output = self.lora_B(self.lora_A(ops.dropout(x, self.p, self.training))) * 2.0
+        if expected_dtype is not None:
+            output = output.to(expected_dtype)
+        result = result + output
         return result
 
 

@@ -133,6 +133,10 @@ FMS_KERNELS = "foak"
 """In the names of fms-acceleration's configurations that put Unsloth's kernels into a model."""
 
 
+FMS_QUANTIZED = "peft-bnb"
+"""In the names of those that quantize with bitsandbytes, always the scales too (framework_plugin_bnb.py)."""
+
+
 def _fused(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     loss, configuration = case.get("loss"), str((case.get("extra") or {}).get("framework_config"))
     if FMS_KERNELS in configuration:
@@ -145,18 +149,28 @@ def _fused(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _precision(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     weights, precision = case.get("weights") or {}, case.get("precision") or {}
-    quantization = weights.get("quantization")
-    if quantization:
-        if quantization.get("method") != "nf4":
-            raise NotModelledError(f"{quantization.get('method')} weights", where="weights.quantization")
-        double = quantization.get("double_quantization")
-        yield "quantization", "nf4_double" if double else "nf4"
+    if weights.get("quantization"):
+        yield from _quantization(case, weights["quantization"])
     dtype = weights.get("dtype") or "fp32"
     if precision.get("master_weights") not in (None, dtype):
         raise NotModelledError(f"{precision['master_weights']} master weights", where="precision.master_weights")
     yield "dtype", dtype
     if precision.get("autocast"):
         yield "autocast", precision.get("compute")
+
+
+def _quantization(case: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    if case.get("runtime") == "litgpt" and found.get("method") == "nf4":
+        yield "quantization", "nf4"
+        yield "double_quantization", bool(found.get("double_quantization"))
+        return
+    configuration = (case.get("extra") or {}).get("framework_config")
+    if found.get("method") != "nf4" or FMS_QUANTIZED not in str(configuration):
+        raise NotModelledError(f"{found.get('method')} weights", where="weights.quantization")
+    yield "quantization", "nf4"
+    yield "double_quantization", True
+    if configuration == "baseline-peft-bnb" and (case.get("parallel") or {}).get("world") == 1:
+        yield "upcast", "norms"
 
 
 def _optimizer(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""Asks the witness process (see `support.witness`)."""
+"""Asks a witness: real PyTorch in a process of its own (`support.witness`, `support.real_generation`)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ FOLDER = Path(__file__).parent.parent
 
 
 class Witness:
-    """A running witness, started at the first question."""
+    """A running module that answers a line of JSON with another, started at the first question."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = "support.witness") -> None:
+        self.module = module
         self.process: subprocess.Popen[str] | None = None
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, request: dict[str, Any]) -> Any:
         """What real PyTorch allocates for a request."""
         if self.process is None:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "support.witness"],
+                [sys.executable, "-W", "ignore", "-m", self.module],
                 cwd=FOLDER,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -36,8 +37,7 @@ class Witness:
             code = self.process.wait()
             self.process = None
             raise AssertionError(f"the witness ended with {code} over {request}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        return json.loads(line)
 
     def close(self) -> None:
         """End the process."""

@@ -119,6 +119,7 @@ def _between(draw: Draw) -> Drawn:
     return [x, *(draw_input(draw, (), x["dtype"], False) for _ in range(2))], {}
 
 
+program("Bloom's GELU", "GeLUFunction", unary(), lambda ops, x: ops.bloom_gelu(x))
 program("clamp_", "clamp_", unary(), lambda ops, x: ops.clamp_(ops.neg(x)))
 program("clamp between", "clamp.Tensor ge.Tensor", _between, lambda ops, *t: ops.clamp_between(*t))
 
@@ -128,6 +129,13 @@ class TorchFamilyOps:
 
     index_list = staticmethod(lambda x, dim: x[(*[slice(None)] * dim, [1])])
     index_rows = staticmethod(lambda x, rows: x[rows])
+
+    @staticmethod
+    def bloom_gelu(x: Any) -> Any:
+        from transformers.models.bloom.modeling_bloom import GeLUFunction
+
+        return GeLUFunction.apply(x)
+
     every_other = staticmethod(lambda x: x[..., ::2])
     one_minus = staticmethod(lambda x: 1 - x)
     less_than = staticmethod(lambda x: x < 1)

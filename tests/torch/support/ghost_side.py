@@ -16,11 +16,13 @@ from weigh.ghost.ledger import Ledger
 from weigh.ghost.state import no_grad, recording, saved_tensors_hooks
 from weigh.ghost.tensor import Storage, Tensor, normalise
 from weigh.kernels import kernels
+from weigh.models.bloom import BloomGelu
 from weigh.techniques.checkpointing import checkpoint, reentrant_checkpoint
 
 GHOST = SimpleNamespace(
     **{name: value for name, value in vars(ops).items() if not name.startswith("_")},
     autocast=autocast,
+    bloom_gelu=BloomGelu(),
     checkpoint=checkpoint,
     reentrant_checkpoint=reentrant_checkpoint,
     dtype=dtypes.get,

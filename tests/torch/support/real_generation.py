@@ -1,6 +1,6 @@
-"""`model.generate` for real on the CPU, every storage counted: prints the peaks of a JSON list of jobs as JSON.
+"""`model.generate` for real on the CPU, every storage counted: answers every job, a line, with its peak.
 
-Each job has config, batch, prompt, new_tokens and dtype.
+Each job is a JSON object with config, batch, prompt, new_tokens and dtype.
 """
 
 from __future__ import annotations
@@ -87,4 +87,6 @@ def peak(job: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps([peak(job) for job in json.loads(sys.argv[1])]))
+    torch.set_num_threads(1)  # matrices this small only wait for a second one
+    for line in sys.stdin:
+        print(json.dumps(peak(json.loads(line))), flush=True)

@@ -26,7 +26,16 @@ from weigh.ghost.ops.experts import (
     scatter_source_,
     sort,
 )
-from weigh.ghost.ops.foreach import foreach, foreach_norm, in_place, scalar_state, stack_scalars, zeros_like
+from weigh.ghost.ops.foreach import (
+    foreach,
+    foreach_norm,
+    in_place,
+    kept_beside,
+    norm_along,
+    scalar_state,
+    stack_scalars,
+    zeros_like,
+)
 from weigh.ghost.ops.heads import (
     baddbmm,
     div_,
@@ -256,6 +265,7 @@ __all__ = [
     "index_copy_",
     "index_select",
     "input_tensor",
+    "kept_beside",
     "layer_norm",
     "less_equal",
     "like",
@@ -272,6 +282,7 @@ __all__ = [
     "new_like",
     "new_with_length",
     "nll_loss",
+    "norm_along",
     "ones",
     "ones_like",
     "pad",

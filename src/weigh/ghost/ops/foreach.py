@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
-from weigh.dims import Size
+from weigh.dims import Shape, Size
 from weigh.dtypes import FLOAT32, DType, promote
 from weigh.ghost.ops.creation import new_like
 from weigh.ghost.ops.table import Op
@@ -66,11 +66,25 @@ def zeros_like(x: Tensor, purpose: str, dtype: DType | None = None) -> Tensor:
     return made
 
 
-def scalar_state(x: Tensor, purpose: str) -> Tensor:
-    """A single fp32 number beside `x`: the step counter of fused optimizers."""
-    made = empty((), FLOAT32, "aten::zeros", unit=x.storage.unit)
+def norm_along(x: Tensor, dim: int) -> Tensor:
+    """`torch.norm(x, dim=dim, keepdim=True)`."""
+    shape = list(x.shape)
+    shape[dim] = 1
+    made = empty(tuple(shape), x.dtype, "aten::norm")
+    state.ledger.call("aten::norm", 2 * x.numel, x.numel * x.dtype.itemsize, made.num_bytes)
+    return made
+
+
+def kept_beside(x: Tensor, shape: Shape, dtype: DType, purpose: str, op: str = "aten::zeros") -> Tensor:
+    """A tensor of another shape or dtype that an optimizer keeps beside `x`."""
+    made = empty(shape, dtype, op, unit=x.storage.unit)
     made.storage.relabel(purpose, x.storage.path)
     return made
+
+
+def scalar_state(x: Tensor, purpose: str) -> Tensor:
+    """A single fp32 number beside `x`: the step counter of fused optimizers."""
+    return kept_beside(x, (), FLOAT32, purpose)
 
 
 def stack_scalars(scalars: Sequence[Tensor], count: Size) -> Tensor:

@@ -1,0 +1,65 @@
+"""accelerate's YAML (`accelerate config`). Read: accelerate 1.15 (`commands/config`, `utils/dataclasses.py`).
+
+It says on how many devices and how they share; batch, length and model are the script's.
+"""
+
+from __future__ import annotations
+
+from weigh.jobs import hugging
+from weigh.jobs.documents import Document
+from weigh.jobs.job import Book, Job, flag
+
+HARMLESS = """
+    compute_environment debug downcast_bf16 enable_cpu_affinity machine_rank main_training_function main_process_*
+    rdzv_backend same_network tpu_* use_cpu gpu_ids dynamo_config.dynamo_backend
+    deepspeed_config.deepspeed_multinode_launcher deepspeed_config.zero3_init_flag
+    deepspeed_config.zero3_save_16bit_model ipex_config commands command_file deepspeed_config.deepspeed_hostfile
+    mpirun_config
+"""
+KINDS = ("NO", "MULTI_GPU", "FSDP", "DEEPSPEED")
+
+
+def recognises(document: Document) -> bool:
+    """Whether it says in what environment something is computed, and how it is distributed."""
+    return document.has("distributed_type") and any(
+        document.has(key) for key in ("compute_environment", "num_processes", "mixed_precision")
+    )
+
+
+def read(document: Document, ignored: frozenset[str]) -> Job:
+    """What the file says about devices and precision."""
+    book = Book(document, "accelerate", ignored, HARMLESS)
+    machines = book.whole("num_machines", default=1) or 1
+    processes = book.whole("num_processes", default=1) or 1
+    book.say("nodes", machines, "num_machines")
+    book.say("gpus_per_node", max(1, processes // machines), "num_processes")
+    key, precision = book.found("mixed_precision")
+    if precision == "fp8":
+        book.refusal(key, precision)
+    elif precision is not None:
+        book.say("autocast", "none" if str(precision) in ("no", "False") else precision, key)
+    key, kind = book.found("distributed_type")
+    settings = book.table("fsdp_config")
+    if str(kind) not in (*KINDS, "False"):
+        book.refusal(key, kind)
+    elif kind == "FSDP":
+        hugging.fsdp(book, settings, "fsdp_config", flag(settings.get("fsdp_use_orig_params", True)))
+    files = _deepspeed(book) if kind == "DEEPSPEED" else ()
+    if str(book.take("dynamo_config.dynamo_backend") or "NO").upper() != "NO":
+        book.refusal("dynamo_config.dynamo_backend", "compiled code")
+    book.refuse("parallelism_config", "megatron_lm_config", "fp8_config")
+    return book.job(runtime="transformers", files=files)
+
+
+def _deepspeed(book: Book) -> tuple[str, ...]:
+    """The settings of DeepSpeed that accelerate repeats, or the file that has them."""
+    file = book.take("deepspeed_config.deepspeed_config_file")
+    key, stage = book.found("deepspeed_config.zero_stage")
+    if stage:
+        book.say("shard", f"zero{stage}", key)
+    book.copy("accumulation", "deepspeed_config.gradient_accumulation_steps")
+    key, norm = book.found("deepspeed_config.gradient_clipping")
+    if norm is not None:
+        book.say("clip", float(norm) > 0, key)
+    book.refuse("deepspeed_config.offload_optimizer_device", "deepspeed_config.offload_param_device")
+    return (file,) if isinstance(file, str) else ()

@@ -1,0 +1,202 @@
+"""What the programs on top of transformers' Trainer share: its arguments, optimizers, adapters and ways to shard.
+
+Read: transformers 5.23 (`training_args.py`, `trainer_optimizer.py`), accelerate 1.15
+(`utils/dataclasses.py`), peft 0.21.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from weigh.errors import InputError
+from weigh.jobs.job import Book, flag
+
+OPTIMIZERS = {
+    "adamw_torch": ("adamw", "foreach"),
+    "adamw_torch_fused": ("adamw", "fused"),
+    "adamw_hf": ("adamw", "foreach"),
+    "adamw_apex_fused": ("adamw_apex", None),
+    "adamw_bnb_8bit": ("adamw_8bit", None),
+    "paged_adamw": ("paged_adamw_32bit", None),
+    "paged_adamw_32bit": ("paged_adamw_32bit", None),
+    "rmsprop_bnb_8bit": ("rmsprop_8bit", None),
+    "adamw_torch_4bit": ("torchao_adamw_4bit", None),
+    "adamw_torch_8bit": ("torchao_adamw_8bit", None),
+    "ao_adamw_4bit": ("torchao_adamw_4bit", None),
+    "ao_adamw_8bit": ("torchao_adamw_8bit", None),
+    "ao_adamw_fp8": ("torchao_adamw_fp8", None),
+    "sgd": ("sgd", "foreach"),
+    "galore_adamw": ("galore", None),
+    "apollo_adamw": ("apollo", None),
+}
+"""`optim`, and our words for it; what is not here has the same name."""
+
+DEFAULT_OPTIM = "adamw_torch_fused"
+"""Of transformers 5, and of transformers 4 since PyTorch 2.8."""
+
+HARMLESS = """
+    output_dir overwrite_output_dir do_train do_predict num_train_epochs max_steps learning_rate lr_*
+    lr_scheduler* warmup_* adam_* adam_beta* logging_* log_level* report_to run_name project trackio* save_*
+    load_best_model_at_end metric_for_best_model greater_is_better seed data_seed dataloader_*
+    remove_unused_columns label_names disable_tqdm push_to_hub* hub_* ddp_timeout resume_from_checkpoint
+    ignore_data_skip full_determinism include_* length_column_name group_by_length average_tokens_across_devices
+    restore_callback_states_from_checkpoint skip_memory_metrics log_on_each_node nan_inf_filter
+    logging_nan_inf_filter tf32 bf16_full_eval fp16_full_eval use_cpu no_cuda local_rank ddp_backend report_to
+    train_sampling_strategy label_smoothing_factor optim_args overwrite_cache preprocessing_num_workers dataset_*
+    max_grad_value save_safetensors hub_model_id
+"""
+"""Arguments that move no byte of a training step on the device. (`tf32` changes products, not tensors.)"""
+
+REFUSED = (
+    *("torch_compile", "auto_find_batch_size", "neftune_noise_alpha", "use_liger_kernel", "torch_empty_cache_steps"),
+    *("activation_offloading", "galore_rank", "lomo", "parallelism_config", "use_cce"),
+)
+"""Arguments that change what is allocated, and are not modelled."""
+
+FULL = (
+    "every sequence is full",
+    "a file names the longest that a sequence may become, not how long the data is",
+    "shorter sequences take less; packed ones are as long as this",
+)
+EVALUATION = (
+    "evaluation is not weighed",
+    "the file asks for it, and only steps are run here",
+    "where logits are gathered over many batches, an evaluation can take more than a step",
+)
+DATA_PARALLEL = "what several devices keep to reduce gradients"
+
+
+def training_arguments(book: Book, batch: tuple[str, ...] = ("per_device_train_batch_size",)) -> None:
+    """The words of a file's `TrainingArguments`."""
+    book.copy("batch", *batch, default=8 if batch == ("per_device_train_batch_size",) else None)
+    book.copy("accumulation", "gradient_accumulation_steps", default=1)
+    precision(book)
+    optimizer(book)
+    clip, norm = book.found("max_grad_norm")
+    book.say("clip", float(norm) > 0, clip) if norm is not None else book.default("clip", True)
+    book.copy("weight_decay", "weight_decay", default=0.0)
+    strategy = book.take("eval_strategy", "evaluation_strategy", "do_eval")
+    if strategy is not None and str(strategy).lower() not in ("no", "false"):
+        book.assume(*EVALUATION)
+    book.take("per_device_eval_batch_size", "eval_steps", "eval_accumulation_steps", "eval_on_start", "eval_delay")
+    deepspeed_and_fsdp(book)
+    book.refuse(*REFUSED)
+
+
+def precision(book: Book) -> None:
+    """`bf16` and `fp16` are autocast."""
+    for key in ("bf16", "fp16"):
+        if flag(book.take(key)):
+            book.say("autocast", key, key)
+    if "autocast" not in book.words:
+        book.default("autocast", "none")
+    key, dtype = book.found("dtype", "torch_dtype")
+    if dtype is not None and dtype != "auto":
+        book.say("dtype", str(dtype).removeprefix("torch."), key)
+
+
+def optimizer(book: Book, *keys: str) -> None:
+    """`optim` in our words."""
+    key, name = book.found(*(keys or ("optim",)))
+    chosen, implementation = OPTIMIZERS.get(str(name or DEFAULT_OPTIM), (str(name), None))
+    if name is None and "optimizer" in book.words:
+        return
+    if name is None:
+        book.default("optimizer", chosen)
+        book.default("implementation", implementation)
+        return
+    book.say("optimizer", chosen, key)
+    if implementation is not None:
+        book.say("implementation", implementation, key)
+
+
+def checkpointing(book: Book, default: bool, reentrant: bool, *keys: str) -> None:
+    """Activation checkpointing, and in which form."""
+    key, wanted = book.found(*(keys or ("gradient_checkpointing",)))
+    form_key, form = book.found("gradient_checkpointing_kwargs.use_reentrant", "use_reentrant_gc")
+    book.table("gradient_checkpointing_kwargs")
+    if isinstance(wanted, str) and wanted.lower() not in ("true", "false"):
+        book.refusal(key, wanted)
+    elif flag(default if wanted is None else wanted):
+        mode = "reentrant" if flag(reentrant if form is None else form) else "full"
+        if wanted is None:
+            book.default("checkpointing", mode)
+        else:
+            book.say("checkpointing", mode, key if form is None else form_key)
+    elif wanted is not None:
+        book.say("checkpointing", "none", key)
+
+
+def attention(book: Book, *keys: str) -> None:
+    """The implementation of attention."""
+    key, name = book.found(*(keys or ("attn_implementation",)))
+    if name is not None:
+        book.say("attention", name, key)
+
+
+def lora(book: Book, targets_key: str, default_rank: int, *ranks: str) -> None:
+    """Adapters, as peft places them."""
+    rank = book.whole(*(ranks or ("lora_r",)), default=default_rank)
+    dropout = book.take("lora_dropout")
+    targets = book.take(targets_key)
+    book.take("lora_alpha", "use_rslora", "lora_bias")
+    book.refuse("lora_modules_to_save", "additional_target", "use_dora", "peft_use_dora", "lora_target_parameters")
+    book.refuse("lora_rank_pattern", "peft_layers_to_transform", "peft_init_lora_weights", "relora", "lora_on_cpu")
+    words: dict[str, Any] = {"rank": rank, "targets": targets_of(targets), "dropout": float(dropout or 0)}
+    book.say("lora", {name: value for name, value in words.items() if value is not None}, targets_key)
+
+
+def targets_of(value: Any) -> list[str] | None:
+    """The layers that adapters go to; None is peft's choice for the family."""
+    if value is None:
+        return None
+    names = value.replace(",", " ").split() if isinstance(value, str) else list(value)
+    return ["all-linear"] if names in (["all"], ["all-linear"]) else names
+
+
+def deepspeed_and_fsdp(book: Book) -> None:
+    """A DeepSpeed file that is named, and the Trainer's own `fsdp` settings."""
+    key, wanted = book.found("fsdp")
+    options = wanted.replace(",", " ").split() if isinstance(wanted, str) else wanted
+    options = ["full_shard"] if options is True else [str(o) for o in options or ()]
+    settings = book.table("fsdp_config")
+    if any(o not in ("full_shard", "auto_wrap") for o in options):
+        book.refusal(key, wanted)
+    elif options or settings:
+        fsdp(book, settings, "fsdp_config", flag(settings.get("use_orig_params", True)))
+
+
+FSDP_HARMLESS = (
+    *("state_dict_type", "cpu_ram_efficient_loading", "sync_module_states", "transformer_layer_cls_to_wrap"),
+    *("transformer_cls_names_to_wrap", "backward_prefetch", "limit_all_gathers", "version", "xla", "use_orig_params"),
+    *("sharding_strategy", "reshard_after_forward", "activation_checkpointing", "min_num_params"),
+)
+"""Settings of FSDP that are read here, or that move nothing: its prefetch in the backward pass is always on."""
+
+
+def fsdp(book: Book, found: dict[str, Any], where: str, use_orig_params: bool) -> None:
+    """Sharding as accelerate sets it up. `found` are its settings, with or without the prefix `fsdp_`."""
+    settings = {name.removeprefix("fsdp_"): value for name, value in found.items()}
+    version = int(settings.get("version") or 1)
+    book.say("shard", f"fsdp{version}", f"{where}.fsdp_version")
+    strategy = str(settings.get("sharding_strategy") or "FULL_SHARD").upper()
+    reshard = settings.get("reshard_after_forward")
+    if version == 2 and reshard is not None:
+        book.say("reshard_after_forward", flag(reshard), f"{where}.fsdp_reshard_after_forward")
+    elif strategy in ("SHARD_GRAD_OP", "2") or str(reshard).upper() == "SHARD_GRAD_OP":
+        book.say("reshard_after_forward", False, f"{where}.fsdp_sharding_strategy")
+    elif strategy not in ("FULL_SHARD", "1"):
+        book.refusal(f"{where}.fsdp_sharding_strategy", strategy)
+    if version == 1:
+        book.say("use_orig_params", use_orig_params, f"{where}.fsdp_use_orig_params")
+    if flag(settings.get("activation_checkpointing")):
+        book.say("checkpointing", "full", f"{where}.fsdp_activation_checkpointing")
+    wrap = str(settings.get("auto_wrap_policy") or "TRANSFORMER_BASED_WRAP").upper()
+    for name, neutral in (("offload_params", False), ("forward_prefetch", False), ("cpu_offload_pin_memory", True)):
+        if flag(settings.pop(name, neutral)) and name != "cpu_offload_pin_memory":
+            book.refusal(f"{where}.fsdp_{name}", True)
+    if wrap != "TRANSFORMER_BASED_WRAP":
+        book.refusal(f"{where}.fsdp_auto_wrap_policy", wrap)
+    unknown = [name for name in settings if name not in (*FSDP_HARMLESS, "auto_wrap_policy")]
+    if unknown:
+        raise InputError(f"knows no {', '.join(unknown)}", where=f"{book.document.where}: {where}")

@@ -1,0 +1,74 @@
+"""LLaMA-Factory's YAML. Read: 0.9.5 (`hparams/*.py`, `model/adapter.py`, `model/model_utils/checkpointing.py`).
+
+Checkpointing is on, and reentrant, unless it is switched off. Full fine-tuning upcasts what it trains to fp32, unless
+`pure_bf16` is asked for.
+"""
+
+from __future__ import annotations
+
+from weigh.jobs import hugging
+from weigh.jobs.documents import Document
+from weigh.jobs.job import Book, Job, flag
+
+HARMLESS = f"""
+    {hugging.HARMLESS} trust_remote_code stage template dataset dataset_dir eval_dataset max_samples val_size
+    plot_loss overwrite_cache preprocessing_* dataloader_* cache_dir use_fast_tokenizer model_revision
+    split_special_tokens lora_alpha loraplus_* use_rslora create_new_adapter mix_strategy interleave_probs
+    tokenized_path streaming buffer_size mask_history train_on_prompt enable_thinking swanlab_* use_swanlab ray_*
+    image_* video_* eval_steps export_* infer_backend infer_dtype media_dir tool_format default_system
+    name_module_trainable lr_scheduler_kwargs packing neat_packing compute_accuracy
+"""
+REFUSED = (
+    *("quantization_bit", "quantization_method", "use_unsloth", "use_unsloth_gc", "shift_attn", "rope_scaling"),
+    *(
+        "enable_liger_kernel",
+        "upcast_layernorm",
+        "upcast_lmhead_output",
+        "mixture_of_depths",
+        "use_galore",
+        "use_badam",
+    ),
+    *("use_apollo", "use_muon", "use_adam_mini", "ref_model", "reward_model", "adapter_name_or_path", "use_kt"),
+    *("freeze_vision_tower", "resize_vocab", "use_llama_pro", "moe_aux_loss_coef", "pissa_init", "additional_target"),
+)
+ATTENTION = {"auto": "sdpa", "disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2"}
+
+
+def recognises(document: Document) -> bool:
+    """Whether it names a model and a stage, or the words that only this program has."""
+    return document.has("model_name_or_path") and any(
+        document.has(key) for key in ("stage", "finetuning_type", "cutoff_len")
+    )
+
+
+def read(document: Document, ignored: frozenset[str]) -> Job:
+    """The training that the file asks for."""
+    book = Book(document, "llama-factory", ignored, HARMLESS)
+    key, stage = book.found("stage")
+    if stage not in (None, "sft", "pt"):
+        book.refusal(key, stage)
+    book.copy("sequence", "cutoff_len", default=2048)
+    pure = flag(book.take("pure_bf16"))
+    hugging.training_arguments(book)
+    lower = "bf16" if pure else book.words["autocast"]
+    if pure:
+        book.say("autocast", "none", "pure_bf16")
+    key, method = book.found("finetuning_type")
+    if method in (None, "lora"):
+        hugging.lora(book, "lora_target", 8, "lora_rank")
+        book.words["lora"].setdefault("targets", ["all-linear"])
+    elif method != "full":
+        book.refusal(key, method)
+    whole = method == "full" and not pure
+    book.say("dtype", "fp32" if whole or lower == "none" else lower, key if method else "pure_bf16" if pure else "bf16")
+    disabled = book.take("disable_gradient_checkpointing")
+    book.left["gradient_checkpointing"] = not flag(disabled) if disabled is not None else None
+    hugging.checkpointing(book, True, True)
+    key, attention = book.found("flash_attn")
+    if attention is not None:
+        book.say("attention", ATTENTION.get(str(attention), attention), key)
+    book.refuse(*REFUSED)
+    book.assume(*hugging.FULL)
+    deepspeed = book.take("deepspeed")
+    files = (deepspeed,) if isinstance(deepspeed, str) else ()
+    return book.job(model=book.take("model_name_or_path"), runtime="transformers", files=files)

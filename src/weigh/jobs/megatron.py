@@ -1,0 +1,138 @@
+"""Megatron-LM's arguments: a script that starts `pretrain_*.py`, or its list of arguments.
+
+Read: Megatron-LM core 0.16 (`megatron/training/arguments.py`). The arguments make the model too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from weigh.errors import InputError
+from weigh.jobs.documents import Document
+from weigh.jobs.job import Book, Job, flag
+
+HARMLESS = """
+    nproc_per_node nnodes node_rank master_* rdzv_* train_* lr lr_* min_lr decoupled_* weight_decay* adam_*
+    init_method_* log_* tensorboard_* wandb_* save* load* eval_* exit_* ckpt_* dist_ckpt* data_* tokenizer_*
+    vocab_file merge_file split seed num_workers mock_data no_load_* no_save_* finetune
+    distributed_timeout_minutes distributed_backend attention_dropout hidden_dropout use_mcore_models timing_*
+    profile* manual_gc* no_mmap_bin_files tiktoken_pattern no_create_attention_mask_in_dataloader
+    empty_unused_memory_level calculate_per_token_loss override_opt_param_scheduler global_batch_size bias_*
+    no_bias_* no_masked_softmax_fusion rotary_* norm_epsilon use_flash_attn train_iters position_embedding_type
+    normalization apply_layernorm_1p clip_grad rampup_batch_size no_rope_fusion overlap_grad_reduce
+    overlap_param_gather tp_comm_overlap* no_gradient_accumulation_fusion initial_loss_scale
+    check_for_nan_in_loss_and_grad attention_softmax_in_fp32 transformer_impl moe_aux_loss_coeff
+    moe_router_load_balancing_type enable_experimental no_check_for_nan_in_loss_and_grad
+    use_rotary_position_embeddings moe_router_dtype recompute_num_layers recompute_method fp8_amax_*
+    make_vocab_size_divisible_by
+"""
+MODEL = """
+    num_layers hidden_size ffn_hidden_size num_attention_heads group_query_attention num_query_groups kv_channels
+    max_position_embeddings vocab_size padded_vocab_size untie_embeddings_and_output_weights swiglu
+    disable_bias_linear add_qkv_bias qk_layernorm num_experts moe_router_topk multi_latent_attention
+    mtp_num_layers moe_shared_expert_intermediate_size moe_ffn_hidden_size moe_layer_freq
+""".split()
+ALSO_MODEL = (
+    *("position_embedding_type", "normalization", "make_vocab_size_divisible_by", "use_rotary_position_embeddings"),
+    "tensor_model_parallel_size",
+)
+"""Arguments that make the model, and something else beside it."""
+AXES = {"tensor": "tensor_model_parallel_size", "pipeline": "pipeline_model_parallel_size"} | {
+    "context": "context_parallel_size",
+    "expert": "expert_model_parallel_size",
+}
+SWITCHES = {
+    "sequence_parallel": "sequence_parallel",
+    "use_distributed_optimizer": "distributed_optimizer",
+    "grad_reduce_in_bf16": "grad_reduce_in_bf16",
+    "cross_entropy_loss_fusion": "cross_entropy_fusion",
+}
+"""Arguments without a value that are settings; unknown ones are refused where the words are taken."""
+REFUSED = (
+    *("fp8_format", "fp8_param_gather", "fp8_recipe", "use_torch_fsdp2", "use_megatron_fsdp", "optimizer_cpu_offload"),
+    *("cpu_offloading_num_layers", "use_precision_aware_optimizer", "main_grads_dtype", "main_params_dtype"),
+    *("exp_avg_dtype", "exp_avg_sq_dtype", "num_layers_per_virtual_pipeline_stage", "expert_tensor_parallel_size"),
+    *("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers", "moe_expert_capacity_factor"),
+    *("moe_grouped_gemm", "moe_token_dispatcher_type", "recompute_modules", "distribute_saved_activations"),
+    *("virtual_pipeline_model_parallel_size", "accumulate_allreduce_grads_in_fp32", "enable_cuda_graph"),
+    *("external_cuda_graph", "use_te_rng_tracker", "ddp_bucket_size", "ddp_num_buckets", "attention_backend"),
+)
+
+
+def recognises(document: Document) -> bool:
+    """Whether the arguments say how many layers, and how large a micro-batch is, in Megatron's words."""
+    return document.has("num_layers", "hidden_size", "micro_batch_size")
+
+
+def read(document: Document, ignored: frozenset[str]) -> Job:
+    """The training that the arguments ask for.
+
+    Raises:
+        InputError: an argument that is needed has no value that can be read.
+    """
+    for name in (*MODEL, *AXES.values(), "micro_batch_size", "seq_length", "nproc_per_node", "nnodes"):
+        if "$" in str(document.keys.get(name, "")):
+            hint = "Write the number in its place."
+            raise InputError(
+                f"is {document.keys[name]}", where=f"{document.where}: --{name.replace('_', '-')}", hint=hint
+            )
+    book = Book(document, "megatron", ignored, HARMLESS)
+    if document.conditional:
+        what = "every argument that the script sets under a condition is set"
+        book.assume(what, "the script was read, not run", "another branch can set others")
+    book.copy("batch", "micro_batch_size")
+    book.copy("sequence", "seq_length", "encoder_seq_length")
+    for word, name in AXES.items():
+        book.copy(word, name)
+    book.copy("nodes", "nnodes")
+    book.copy("gpus_per_node", "nproc_per_node")
+    _accumulation(book)
+    for key, dtype in (("bf16", "bf16"), ("fp16", "fp16")):
+        if flag(book.take(key)):
+            book.say("dtype", dtype, key)
+    key, norm = book.found("clip_grad")
+    book.say("clip", float(norm) > 0, key) if norm is not None else book.default("clip", True)
+    key, optimizer = book.found("optimizer")
+    book.say("optimizer", "adamw" if optimizer == "adam" else optimizer, key) if optimizer else book.default(
+        "optimizer", "adamw"
+    )
+    _recomputing(book)
+    for key, word in SWITCHES.items():
+        if flag(book.take(key)):
+            book.say(word, True, key)
+    book.refuse(*REFUSED)
+    return book.job(model=_model(book), runtime="megatron", own_loop=True)
+
+
+def _model(book: Book) -> dict[str, Any]:
+    """The model in Megatron's words, which `weigh` takes as a config."""
+    document = book.document
+    found = {name: document.keys[name] for name in (*MODEL, *ALSO_MODEL) if name in document.keys}
+    for name in MODEL:
+        book.take(name)
+    return found
+
+
+def _accumulation(book: Book) -> None:
+    """Micro-batches in a step: the global batch over those of all groups that have data of their own."""
+    total = book.document.keys.get("global_batch_size")
+    sizes = {
+        name: book.words.get(name, 1) for name in ("batch", "nodes", "gpus_per_node", "tensor", "pipeline", "context")
+    }
+    if not isinstance(total, int) or not all(isinstance(n, int) for n in sizes.values()):
+        return
+    shares = sizes["nodes"] * sizes["gpus_per_node"] // (sizes["tensor"] * sizes["pipeline"] * sizes["context"])
+    if shares and total % (sizes["batch"] * shares) == 0:
+        book.say("accumulation", total // (sizes["batch"] * shares), "global_batch_size")
+
+
+def _recomputing(book: Book) -> None:
+    key, granularity = book.found("recompute_granularity")
+    if flag(book.take("recompute_activations")):
+        key, granularity = "recompute_activations", "selective"
+    if granularity is None:
+        return
+    layers, method = book.take("recompute_num_layers"), book.take("recompute_method")
+    if granularity == "full" and (method, layers) not in ((None, None), ("uniform", None), ("uniform", 1)):
+        book.refusal("recompute_method", f"{method} {layers}")
+    book.say("checkpointing", granularity, key)

@@ -1,0 +1,198 @@
+"""What other programs are configured with, as settings: real files, key by key."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from weigh import api
+from weigh.errors import InputError, NotModelledError, UsageError
+from weigh.jobs import FORMATS, Job, read
+from weigh.jobs.arguments import options
+
+FILES = Path(__file__).parents[1] / "data" / "jobs"
+
+
+def job(name: str, **more: Any) -> Job:
+    return api.job(FILES / name, **more)
+
+
+FORMS = {
+    "axolotl-fft-8b.yaml": "axolotl",
+    "llama-factory-qwen3-lora.yaml": "llama-factory",
+    "accelerate-fsdp2.yaml": "accelerate",
+    "accelerate-zero3.yaml": "accelerate",
+    "trl-zephyr-sft.yaml": "trainer",
+    "trainer.args": "trainer",
+    "deepspeed-z3.json": "deepspeed",
+    "torchtune-lora.yaml": "torchtune",
+    "torchtitan-8b.toml": "torchtitan",
+    "megatron-8b.sh": "megatron",
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_files_are_recognised_and_every_key_has_a_fate(name: str) -> None:
+    found = job(name)
+    assert list(found.read_as.values()) == [FORMS[name]]
+    assert found.unknown == ()
+    assert not set(found.used) & set(found.harmless)
+
+
+def test_every_format_has_an_example() -> None:
+    assert {*FORMS.values(), "weigh"} == set(FORMATS)
+
+
+def test_axolotl() -> None:
+    words = job("axolotl-fft-8b.yaml").words
+    assert words == {
+        "sequence": 8192,
+        "batch": 1,
+        "accumulation": 8,
+        "dtype": "bf16",
+        "autocast": "bf16",
+        "optimizer": "paged_adamw_8bit",
+        "checkpointing": "full",
+        "attention": "flash_attention_2",
+        "clip": True,
+        "weight_decay": 0.0,
+    }
+
+
+def test_axolotl_names_what_it_cannot_say() -> None:
+    with pytest.raises(NotModelledError, match=r"fsdp_offload_params: True; .*liger_rope: True"):
+        job("axolotl-fft-8b-liger-fsdp.yaml")
+    passed = ("fsdp_config.fsdp_offload_params", "liger_rope", "liger_rms_norm", "liger_glu_activation")
+    found = job("axolotl-fft-8b-liger-fsdp.yaml", ignore=passed)
+    assert found.words["shard"] == "fsdp1"
+    assert found.words["use_orig_params"] is False
+    assert found.words["loss"] == "liger_fused_linear"
+    assert any("liger_rope" in what for what, _, _ in found.assumed)
+    with pytest.raises(NotModelledError, match=r"lora_modules_to_save.*load_in_8bit: True"):
+        job("axolotl-lora-8b.yml")
+
+
+def test_axolotl_adapters() -> None:
+    lora = job("axolotl-lora-8b.yml", ignore=("load_in_8bit", "lora_modules_to_save")).words["lora"]
+    assert lora == {"rank": 32, "targets": ["all-linear"], "dropout": 0.05}
+
+
+def test_llama_factory_checkpoints_reentrantly_and_keeps_what_it_trains_in_fp32(tmp_path: Path) -> None:
+    words = job("llama-factory-qwen3-lora.yaml").words
+    assert (words["checkpointing"], words["dtype"], words["lora"]["rank"]) == ("reentrant", "bf16", 8)
+    text = (FILES / "llama-factory-qwen3-lora.yaml").read_text().replace("type: lora", "type: full")
+    (tmp_path / "full.yaml").write_text(text)
+    words = api.job(tmp_path / "full.yaml").words
+    assert (words["dtype"], words["autocast"], "lora" in words) == ("fp32", "bf16", False)
+
+
+def test_a_launcher_and_a_script_make_one_training() -> None:
+    found = api.job(FILES / "accelerate-fsdp2.yaml", FILES / "trl-zephyr-sft.yaml")
+    assert found.model == "mistralai/Mistral-7B-v0.1"
+    assert (found.words["gpus_per_node"], found.words["shard"], found.words["batch"]) == (8, "fsdp2", 16)
+    report = api.train(job=found, device="h100", batch=1)
+    assert report.recipe.batch == 1
+    assert report.recipe.mesh.shard == 8
+    assert report.runtime == "transformers"
+
+
+def test_files_that_contradict_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"accelerate-zero3.yaml: mixed_precision says 'fp16'.*bf16 says 'bf16'"):
+        api.job(FILES / "accelerate-zero3.yaml", FILES / "trl-zephyr-sft.yaml")
+
+
+def test_what_no_setting_knows_is_named_with_its_key() -> None:
+    found = api.job(FILES / "accelerate-zero3.yaml")
+    with pytest.raises((NotModelledError, UsageError), match=r"zero_stage|deepspeed"):
+        api.train("gpt2", job=Job(words={**found.words, "shard": "zero9"}, said_by=found.said_by))
+
+
+def test_torchtitan() -> None:
+    found = job("torchtitan-8b.toml")
+    assert found.model == "llama-3.1-8b"
+    want = {"replicas": 2, "shard": "fsdp2", "nodes": 2, "gpus_per_node": 8, "param_dtype": "bf16", "dtype": "fp32"}
+    assert want.items() <= found.words.items()
+    assert found.defaults >= {"param_dtype", "reduce_dtype", "implementation"}
+
+
+def test_torchtune() -> None:
+    found = job("torchtune-lora.yaml")
+    assert found.model == "llama-2-7b"
+    assert found.words["lora"]["targets"] == ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj"]
+    recipe = api.train(job=found, gpus_per_node=2, runtime="pytorch").recipe
+    assert (recipe.shard, recipe.sequence, recipe.implementation) == ("fsdp2", 512, "fused")
+
+
+def test_megatron_says_model_mesh_and_micro_batches() -> None:
+    found = job("megatron-8b.sh")
+    assert api.params(found.model).total == 8_030_261_248
+    want = {"tensor": 2, "nodes": 4, "gpus_per_node": 8, "sequence": 8192, "accumulation": 8, "dtype": "bf16"}
+    assert want.items() <= found.words.items()
+    assert found.own_loop
+
+
+def test_trainer_arguments() -> None:
+    found = job("trainer.args")
+    assert found.model == "gpt2"
+    want = {"gpus_per_node": 2, "batch": 4, "sequence": 512, "optimizer": "adafactor", "checkpointing": "full"}
+    assert want.items() <= found.words.items()
+
+
+def test_deepspeed_leaves_to_others_what_is_auto() -> None:
+    found = job("deepspeed-z3.json")
+    assert found.words["shard"] == "zero3"
+    assert not {"batch", "dtype", "clip"} & found.words.keys()
+
+
+def test_a_file_that_is_named_is_read_too(tmp_path: Path) -> None:
+    text = (FILES / "axolotl-fft-8b.yaml").read_text().replace("deepspeed:", "deepspeed: ds.json")
+    (tmp_path / "a.yaml").write_text(text)
+    (tmp_path / "ds.json").write_text((FILES / "deepspeed-z3.json").read_text())
+    both = read(str(tmp_path / "a.yaml"))
+    assert [next(iter(j.read_as.values())) for j in both] == ["axolotl", "deepspeed"]
+    assert api.job(tmp_path / "a.yaml").words["shard"] == "zero3"
+
+
+def test_unknown_keys_are_said(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("base_model: gpt2\nmicro_batch_size: 1\nsequence_len: 64\nbf17: true\n")
+    found = api.job(tmp_path / "a.yaml")
+    assert found.unknown == ("bf17",)
+    assert any("bf17 changes no byte" in a.what for a in api.train(job=found).all_assumptions())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: [", "is no YAML"),
+        ("base_model: x\nbase_model: y\n", "twice"),
+        ("a: &x [1]\nb: *x\n", "aliases"),
+        ("- 1\n", "no keys"),
+        ("base_model: gpt2\n", "describes a training"),
+        ("!!python/object/apply:os.system ['true']\n", "is no YAML"),
+    ],
+)
+def test_broken_files(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(InputError, match=says):
+        api.job(tmp_path / "a.yaml")
+
+
+def test_a_missing_value_in_a_script_is_an_error(tmp_path: Path) -> None:
+    text = (FILES / "megatron-8b.sh").read_text().replace("TP=2", "TP=$1")
+    (tmp_path / "a.sh").write_text(text)
+    with pytest.raises(InputError, match=r"tensor-model-parallel-size: is \$1"):
+        api.job(tmp_path / "a.sh")
+
+
+def test_an_option_with_two_values_is_an_error() -> None:
+    with pytest.raises(InputError, match="given twice"):
+        options("a.py --seq-length 1\nb.py --seq-length 2", "here")
+
+
+def test_trl_arguments_as_json(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(
+        json.dumps({"model_name_or_path": "gpt2", "output_dir": "x", "use_peft": True, "lora_r": 4, "max_length": 128})
+    )
+    words = api.job(tmp_path / "a.json").words
+    assert (words["checkpointing"], words["batch"], words["lora"]["rank"]) == ("full", 8, 4)
