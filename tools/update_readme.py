@@ -1,6 +1,6 @@
-"""Run every command that README.md shows and put what it prints, and draws, where it is shown.
+"""Run every command that README.md and docs/scaling.md show and put what it prints, and draws, where it is shown.
 
-    python tools/update_readme.py            rewrite README.md and docs/pictures
+    python tools/update_readme.py            rewrite them and docs/pictures
     python tools/update_readme.py --check    exit 1 if that would change anything
 
 A command is a line `$ weigh ...` in a console block; what stands below it, up to the next command, is its output. A
@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "scaling.md")
 
 
 def run(command: str, folder: str) -> str:
@@ -52,8 +52,10 @@ def pictures(text: str, folder: str) -> dict[Path, str]:
 def main() -> int:
     """Rewrite, or check."""
     with tempfile.TemporaryDirectory() as folder:
-        text = README.read_text(encoding="utf-8")
-        wanted = {README: with_outputs(text, folder), **pictures(text, folder)}
+        wanted = {}
+        for page in PAGES:
+            text = page.read_text(encoding="utf-8")
+            wanted |= {page: with_outputs(text, folder), **pictures(text, folder)}
     stale = [
         path for path, content in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != content
     ]

@@ -30,6 +30,7 @@ COMMANDS = {
     "models": ("lists", "the models that are known by name"),
     "devices": ("lists", "the devices that are known by name"),
     "rules": ("ruling", "rules of thumb beside the exact answers"),
+    "scaling": ("scaling", "sizes, tokens and budgets by the scaling laws"),
     "validate": ("validating", "predictions beside recorded runs or measurements"),
 }
 """Every command: the module that answers it, and what it says."""
