@@ -20,7 +20,7 @@ from weigh.trace.allocator_settings import MIB, AllocatorSettings
 from weigh.trace.events import BUFFER, FORWARD, LOAD, TEMPORARY, WEIGHT, Allocation, Mark, Trace
 from weigh.trace.expand import expand
 from weigh.trace.peak import phase_peaks
-from weigh.trace.replay import Replay, replay
+from weigh.trace.replay import Replay, Streams, replay
 from weigh.trace.witness import read_witness
 
 DATA = Path(__file__).parents[1] / "data" / "witness"
@@ -149,7 +149,17 @@ def test_nothing_is_reserved_for_nothing() -> None:
 def test_streams_do_not_share() -> None:
     steps = trace(("a", 30), "a", ("b", 30), "b")
     assert replay(steps).reserved == 30 * MIB
-    assert replay(steps, stream=lambda a: int(a.path == "b")).reserved == 60 * MIB
+    assert replay(steps, streams=Streams(lambda a: int(a.path == "b"))).reserved == 60 * MIB
+
+
+def test_blocks_that_another_stream_reads_wait() -> None:
+    steps = trace(*[step for name in "abcd" for step in ((name, 30), name)])
+    streams = Streams(lambda a: 1, {1: 2})
+    result = replay(steps, streams=streams)
+    assert (result.allocated, result.reserved, result.retries) == (30 * MIB, 60 * MIB, 0)
+    short = replay(steps, capacity=40 * MIB, streams=streams)
+    assert short.out_of_memory is None
+    assert (short.reserved, short.retries > 0) == (30 * MIB, True)
 
 
 def test_a_compressed_trace_is_written_out() -> None:

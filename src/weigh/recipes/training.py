@@ -32,6 +32,7 @@ from weigh.trace.events import BACKWARD, CLIP, FORWARD, GRADIENT, STEP, Trace
 if TYPE_CHECKING:
     from weigh.techniques import Technique
     from weigh.techniques.lora import Lora
+    from weigh.trace.replay import Streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,15 @@ class TrainingRun:
     parameters: list[Parameter]
     elsewhere: Mapping[str, Size] = field(default_factory=dict)
     """Bytes outside of the device's allocator, by what and where."""
+
+    @property
+    def streams(self) -> Streams | None:
+        """The CUDA streams of what is not computed on the usual one, for a replay of the trace."""
+        if self.recipe.shard != "fsdp1":
+            return None
+        from weigh.techniques.fsdp1 import STREAMS
+
+        return STREAMS
 
 
 class Loop:

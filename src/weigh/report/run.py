@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from weigh.sources.source import Source
     from weigh.trace.allocator_settings import AllocatorSettings
     from weigh.trace.events import Allocation
-    from weigh.trace.replay import Replay
+    from weigh.trace.replay import Replay, Streams
 
 WAYS = ("purpose", "component", "layer", "owner")
 """How the peak can be divided."""
@@ -77,7 +77,13 @@ class RunReport:
         """The run through the CUDA caching allocator, on a device without limit."""
         from weigh.trace.replay import replay
 
-        return replay(self.run.trace, self.allocator)
+        return replay(self.run.trace, self.allocator, streams=self._streams)
+
+    @property
+    def _streams(self) -> Streams | None:
+        from weigh.recipes.training import TrainingRun
+
+        return self.run.streams if isinstance(self.run, TrainingRun) else None
 
     @cached_property
     def fit(self) -> Fit | None:
@@ -90,7 +96,8 @@ class RunReport:
         if fit.verdict == "close" and self.run.recipe.device == "cuda":
             from weigh.trace.replay import replay
 
-            least, most = (replay(self.run.trace, self.allocator, fit.capacity - room) for room in fit.beside)
+            rooms = (fit.capacity - room for room in fit.beside)
+            least, most = (replay(self.run.trace, self.allocator, room, self._streams) for room in rooms)
             fit = Fit(self.device, self.peak, (least, most))
         return fit
 

@@ -29,10 +29,30 @@ from weigh.ghost.tensor import Storage, Tensor, empty
 from weigh.techniques import Technique
 from weigh.techniques.hooks import map_tensors, when_gradients_come
 from weigh.techniques.placing import Place, managed, places
-from weigh.trace.events import COMMUNICATION, GRADIENT, TEMPORARY, UNSHARDED, WEIGHT
+from weigh.trace.events import COMMUNICATION, GRADIENT, TEMPORARY, UNSHARDED, WEIGHT, Allocation
+from weigh.trace.replay import Streams
 
 ALIGNMENT = 16
 """Bytes to which parameters are aligned in the flat one, with `use_orig_params` (`_get_aligned_numel`)."""
+
+
+IN_FLIGHT = 2
+"""How many gathered parameters the host lets the device fall behind with (`_limiter_utils.py`, `_FreeEventQueue`)."""
+
+UNSHARD_STREAM, POST_BACKWARD_STREAM = 1, 2
+
+
+def stream_of(allocation: Allocation) -> int:
+    """The stream on which a storage is made (`_runtime_utils.py`, `_init_streams`)."""
+    if allocation.op == "c10d::all_gather":
+        return UNSHARD_STREAM
+    if allocation.op in ("c10d::reduce_scatter", "aten::constant_pad_nd"):
+        return POST_BACKWARD_STREAM
+    return 0
+
+
+STREAMS = Streams(stream_of, {UNSHARD_STREAM: IN_FLIGHT})
+"""A gathered parameter is read by the stream that computes: it is there until the host has waited for that."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ reserved memory is the sum of its segments. Each rule below names its function i
 (PyTorch 2.13; the same in all versions since 2.1 unless it says otherwise), and each has its test.
 
 Addresses are made up: a new segment lies above all earlier ones. The driver's own choice is not known; it decides only
-between free blocks of one size. Left out: memory pools of CUDA graphs, blocks that wait for another stream's event,
+between free blocks of one size. Left out: memory pools of CUDA graphs, when other streams have read a block,
 what the driver keeps for itself, and threads.
 """
 
@@ -150,8 +150,16 @@ class CachingAllocator:
         return block
 
     def free(self, block: Block) -> None:
-        """The block may be used again; free neighbours become one. Source: free_block."""
+        """The block may be used again. Source: free."""
+        self.release(block)
+        self.reuse(block)
+
+    def release(self, block: Block) -> None:
+        """Its tensor is gone, but another stream may still read it (`record_stream`)."""
         self.allocated -= block.size
+
+    def reuse(self, block: Block) -> None:
+        """No stream needs it any more; free neighbours become one. Source: free_block."""
         block.allocated = False
         self._merge(block, block.before)
         self._merge(block, block.after)

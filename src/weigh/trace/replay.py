@@ -6,13 +6,24 @@ ask for inside themselves (cuBLAS workspaces are a few MiB for each handle and s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from weigh.trace.allocator import Block, CachingAllocator, DeviceFull
 from weigh.trace.allocator_settings import AllocatorSettings
 from weigh.trace.events import Allocation, Mark, Trace
 from weigh.trace.expand import expand
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """On which CUDA streams storages are made, and how long their blocks wait for others."""
+
+    of: Callable[[Allocation], int]
+    """The number of a storage's stream; 0 is the one that computes."""
+    waiting: Mapping[int, int] = field(default_factory=dict)
+    """How many of a stream's blocks may have died and still be read by another stream when it asks for the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +118,14 @@ def replay(
     trace: Trace,
     settings: AllocatorSettings | None = None,
     capacity: int | None = None,
-    stream: Callable[[Allocation], int] | None = None,
+    streams: Streams | None = None,
 ) -> Replay:
     """Serve every allocation of a trace as the CUDA caching allocator would. Plain sizes only.
 
     `capacity` is what the driver has for the allocator: the device without context, libraries and other processes.
-    `stream` tells on which CUDA stream a storage is made; without it all are on one. A storage is taken to be free for
-    its own stream as soon as it dies, that is, nothing waits for another stream's `record_stream`.
+    Without `streams` all is made on one.
     """
-    return _Run(expand(trace), settings or AllocatorSettings(), capacity, stream).result()
+    return _Run(expand(trace), settings or AllocatorSettings(), capacity, streams).result()
 
 
 def placed(trace: Trace, settings: AllocatorSettings) -> Iterator[tuple[int | None, int, int]]:
@@ -150,13 +160,16 @@ class _Run:
         trace: Trace,
         settings: AllocatorSettings,
         capacity: int | None,
-        stream: Callable[[Allocation], int] | None,
+        streams: Streams | None,
     ) -> None:
         self.trace = trace
         self.settings = settings
         self.allocator = CachingAllocator(settings, capacity)
         self.sizes = [_plain(a.num_bytes) for a in trace.allocations]
-        self.streams = [0 if stream is None else stream(a) for a in trace.allocations]
+        self.streams = [0 if streams is None else streams.of(a) for a in trace.allocations]
+        self.waiting = {} if streams is None else streams.waiting
+        self.dead: dict[int, deque[Block]] = {stream: deque() for stream in self.waiting}
+        """By stream, the blocks that are still waited for, the first to die first."""
         self.blocks: list[Block | None] = [None] * len(self.sizes)
         self.places: list[tuple[int, int]] = [(0, 0)] * len(self.sizes)
         """Address and size of the block that each allocation got."""
@@ -197,14 +210,14 @@ class _Run:
             if event < 0:
                 block = blocks[-event - 1]
                 if block is not None:
-                    allocator.free(block)
+                    self._free(block, self.streams[-event - 1])
                     blocks[-event - 1] = None
                 continue
             index = event - 1
             if not sizes[index]:
                 continue  # Source: NativeCachingAllocator::allocate asks for nothing then
             try:
-                blocks[index] = block = allocator.malloc(sizes[index], self.streams[index])
+                blocks[index] = block = self._malloc(sizes[index], self.streams[index])
             except DeviceFull:
                 self.out_of_memory = OutOfMemory(
                     number, mark, self.trace.allocations[index], allocator.allocated, allocator.reserved
@@ -218,6 +231,28 @@ class _Run:
                 if reserved > self.reserved:
                     self.reserved, self.event, self.grown = reserved, number, len(allocator.growth)
         return PhaseReserve(mark, allocated, reserved)
+
+    def _free(self, block: Block, stream: int) -> None:
+        if stream in self.dead:
+            self.allocator.release(block)
+            self.dead[stream].append(block)
+        else:
+            self.allocator.free(block)
+
+    def _malloc(self, size: int, stream: int) -> Block:
+        """Wait until no more than so many of the stream's blocks are read by others; for all, where memory is short."""
+        if not self.dead:
+            return self.allocator.malloc(size, stream)
+        dead = self.dead.get(stream)
+        while dead and len(dead) >= self.waiting[stream]:
+            self.allocator.reuse(dead.popleft())
+        try:
+            return self.allocator.malloc(size, stream)
+        except DeviceFull:  # Source: release_cached_blocks, synchronize_and_free_events
+            for blocks in self.dead.values():
+                while blocks:
+                    self.allocator.reuse(blocks.popleft())
+            return self.allocator.malloc(size, stream)
 
     def _segments(self) -> Iterator[Segment]:
         """What was reserved after event `self.event`, with the blocks in use then."""

@@ -52,7 +52,7 @@ def _training_case(row: Mapping[str, Any], config: Mapping[str, Any], where: str
     recipe: Training = make(Training, words)
     run = training.run(config, recipe, where, loop=runtime.loop)
     outside = sum(overhead.num_bytes for overhead in runtime.outside)
-    return training_metrics(run, tuple(row["measured"]), outside)
+    return training_metrics(run, tuple(row["measured"]), outside, (row.get("device") or {}).get("memory_bytes"))
 
 
 def _of_the_book(row: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

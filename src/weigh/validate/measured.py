@@ -14,15 +14,18 @@ from weigh.trace.replay import Replay, replay
 class Measured:
     """The figures of one run as `torch.cuda` and the driver would report them, in bytes, each worked out once."""
 
-    def __init__(self, run: TrainingRun, outside: int) -> None:
+    def __init__(self, run: TrainingRun, outside: int, device_bytes: int | None) -> None:
         self.trace = run.trace
+        self.streams = run.streams
+        self.capacity = None if device_bytes is None else device_bytes - outside
         self.outside = outside
         self.on_cpu = run.recipe.device == "cpu"
 
     @cached_property
     def replayed(self) -> Replay:
-        """The whole run through the allocator."""
-        return replay(self.trace)
+        """The whole run through the allocator; without a limit where it does not fit, for the real one did."""
+        found = replay(self.trace, capacity=self.capacity, streams=self.streams)
+        return found if found.out_of_memory is None else replay(self.trace, streams=self.streams)
 
     @property
     def max_allocated(self) -> int:
@@ -72,9 +75,14 @@ class Measured:
 METRICS = tuple(name for name in vars(Measured) if not name.startswith("_") and name != "replayed")
 
 
-def training_metrics(run: TrainingRun, wanted: Iterable[str], outside: int) -> dict[str, int]:
-    """The metrics of `wanted` that a run of one rank has; `NAME_rankN` is rank N's."""
-    measured = Measured(run, outside)
+def training_metrics(
+    run: TrainingRun, wanted: Iterable[str], outside: int, device_bytes: int | None = None
+) -> dict[str, int]:
+    """The metrics of `wanted` that a run of one rank has; `NAME_rankN` is rank N's.
+
+    `outside` is what the device holds beside the allocator's memory, `device_bytes` all that it has, if that is known.
+    """
+    measured = Measured(run, outside, device_bytes)
     found = {}
     for name in wanted:
         metric, _, rank = name.partition("_rank")
