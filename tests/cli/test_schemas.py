@@ -40,6 +40,7 @@ ANSWERS = {
     "scaling --flops 5.76e23 --law chinchilla-1": "scaling",
     "scaling gpt2 --tokens 2T --loss-change=-10 --inference-tokens 1T --device h100 --mfu 0.4": "scaling",
     "dtypes": "dtypes",
+    "dtypes bf16 q4_k --model llama-2-7b": "dtypes",
     "models": "models",
     "devices": "devices",
 }

@@ -30,7 +30,7 @@ WRONG = {
     "generate gpt2 --cache statik": "--cache: there is no cache 'statik'. Did you mean static?",
     "params gpt2 --dtype bf61": "dtype: unknown dtype 'bf61'. Did you mean bf16?",
     "params gpt2 --by layers": "Did you mean layer?",
-    "dtypes fp8": "does not know what 'fp8' is for",
+    "dtypes fp8": "dtypes: unknown dtype 'fp8'. Did you mean fp8_",
     "rules gpt2 --rule 12Ld3": "--rule: unknown rule '12Ld3'. Did you mean 12Ld2?",
     "rules --batch 2": "settings need a model",
     "rules gpt2 --batch 0": "--batch: is 0. It must be at least 1",

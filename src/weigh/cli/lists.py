@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from weigh.cli import COMMANDS
 from weigh.cli.options import Parser
+from weigh.errors import UnknownNameError, UsageError
 from weigh.report.header import header
 from weigh.report.text import table
 from weigh.units import format_bytes
@@ -20,43 +21,36 @@ def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
     parser = Parser(command, f"Lists {COMMANDS[command][1]}.")
     if command == "models":
         parser.add_argument("--search", default="", metavar="TEXT", help="those with all these words in their names")
+    if command == "dtypes":
+        parser.add_argument("names", metavar="NAME", nargs="*", help="these in full: bits, limits, who multiplies them")
+        parser.add_argument("--model", metavar="MODEL", help="what the weights of a model take in each")
+        parser.add_argument("--svg", metavar="FILE", help="draw the bits into a file")
     found = parser.read(words)
     if found is None:
         return parser.format_help(), 0
-    rows, lines = _models(found.search) if command == "models" else {"dtypes": _dtypes, "devices": _devices}[command]()
+    if command == "dtypes":
+        return _dtypes(found)
+    rows, lines = _models(found.search) if command == "models" else _devices()
     if found.json:
         return json.dumps({**header(command), command: rows}, indent=2, ensure_ascii=False), 0
     return "\n".join(lines), 0
 
 
-def _dtypes() -> tuple[list[dict[str, Any]], list[str]]:
-    from weigh.dtypes import TABLE
+def _dtypes(found: Any) -> tuple[str, int]:
+    from weigh import api, dtypes
+    from weigh.cli.weighing import save, style
+    from weigh.report.formats import FormatsReport
 
-    rows = [
-        {
-            "name": d.name,
-            "kind": d.kind,
-            "bits_per_element": d.bits_per_element,
-            "elements_per_block": d.elements_per_block,
-            "bytes_per_block": d.bytes_per_block,
-            "exponent_bits": d.exponent_bits,
-            "mantissa_bits": d.mantissa_bits,
-            "max": d.max,
-            "min_normal": d.min_normal,
-            "min_subnormal": d.min_subnormal,
-            "epsilon": d.epsilon,
-            "source": d.source,
-            "notes": d.notes,
-        }
-        for d in TABLE.values()
-    ]
-    shown: list[tuple[str, ...]] = [("name", "kind", "bits", "block", "layout", "largest", "epsilon")]
-    for d in TABLE.values():
-        block = "" if d.elements_per_block == 1 else f"{d.elements_per_block} in {d.bytes_per_block} B"
-        layout = "" if d.exponent_bits is None else f"1+{d.exponent_bits}+{d.mantissa_bits}"
-        limits = ("" if x is None else f"{x:.6g}" for x in (d.max, d.epsilon))
-        shown.append((d.name, d.kind, f"{d.bits_per_element:.6g}", block, layout, *limits))
-    return rows, table(shown, "<<>><>>", indent=0)
+    try:
+        chosen = [dtypes.get(name) for name in found.names]
+    except UnknownNameError as error:
+        raise UsageError(error.what, where="dtypes", hint=error.hint) from None
+    report = FormatsReport.of(chosen, None if found.model is None else api.params(found.model))
+    if found.svg is not None:
+        save(found.svg, report.svg())
+    if found.json:
+        return json.dumps(report.as_dict(), indent=2, ensure_ascii=False), 0
+    return report.text(style()), 0
 
 
 def _models(search: str) -> tuple[list[dict[str, Any]], list[str]]:
