@@ -15,16 +15,16 @@ HARMLESS = """
     nproc_per_node nnodes node_rank master_* rdzv_* train_* lr lr_* min_lr decoupled_* weight_decay* adam_*
     init_method_* log_* tensorboard_* wandb_* save* load* eval_* exit_* ckpt_* dist_ckpt* data_* tokenizer_*
     vocab_file merge_file split seed num_workers mock_data no_load_* no_save_* finetune
-    distributed_timeout_minutes distributed_backend attention_dropout hidden_dropout use_mcore_models timing_*
-    profile* manual_gc* no_mmap_bin_files tiktoken_pattern no_create_attention_mask_in_dataloader
+    distributed_timeout_minutes distributed_backend use_mcore_models timing_*
+    profile* manual_gc* no_mmap_bin_files tiktoken_pattern
     empty_unused_memory_level calculate_per_token_loss override_opt_param_scheduler global_batch_size bias_*
     no_bias_* no_masked_softmax_fusion rotary_* norm_epsilon use_flash_attn train_iters position_embedding_type
-    normalization apply_layernorm_1p clip_grad rampup_batch_size no_rope_fusion overlap_grad_reduce
-    overlap_param_gather tp_comm_overlap* no_gradient_accumulation_fusion initial_loss_scale
-    check_for_nan_in_loss_and_grad attention_softmax_in_fp32 transformer_impl moe_aux_loss_coeff
+    normalization apply_layernorm_1p clip_grad rampup_batch_size no_rope_fusion
+    overlap_param_gather tp_comm_overlap* initial_loss_scale
+    check_for_nan_in_loss_and_grad attention_softmax_in_fp32 moe_aux_loss_coeff
     moe_router_load_balancing_type enable_experimental no_check_for_nan_in_loss_and_grad
     use_rotary_position_embeddings moe_router_dtype recompute_num_layers recompute_method fp8_amax_*
-    make_vocab_size_divisible_by
+    make_vocab_size_divisible_by accumulate_allreduce_grads_in_fp32 moe_grouped_gemm moe_permute_fusion
 """
 MODEL = """
     num_layers hidden_size ffn_hidden_size num_attention_heads group_query_attention num_query_groups kv_channels
@@ -42,19 +42,33 @@ AXES = {"tensor": "tensor_model_parallel_size", "pipeline": "pipeline_model_para
     "expert": "expert_model_parallel_size",
 }
 SWITCHES = {
-    "sequence_parallel": "sequence_parallel",
-    "use_distributed_optimizer": "distributed_optimizer",
-    "grad_reduce_in_bf16": "grad_reduce_in_bf16",
-    "cross_entropy_loss_fusion": "cross_entropy_fusion",
+    "sequence_parallel": ("sequence_parallel", True),
+    "use_distributed_optimizer": ("shard", "distributed_optimizer"),
+    "grad_reduce_in_bf16": ("grad_reduce_in_bf16", True),
+    "overlap_grad_reduce": ("overlap_grad_reduce", True),
+    "deterministic_mode": ("deterministic", True),
+    "no_gradient_accumulation_fusion": ("gradient_accumulation_fusion", False),
+    "no_create_attention_mask_in_dataloader": ("mask_in_batch", False),
 }
 """Arguments without a value that are settings; unknown ones are refused where the words are taken."""
+VALUES = {
+    "attention_dropout": "attention_dropout",
+    "hidden_dropout": "hidden_dropout",
+    "expert_tensor": "expert_tensor_parallel_size",
+    "context_exchange": "cp_comm_type",
+    "capacity_factor": "moe_expert_capacity_factor",
+    "virtual_pipeline": "num_virtual_stages_per_pipeline_rank",
+}
+"""Settings, and the arguments whose value is theirs."""
+FUSED_LOSSES = {"native": "fused", "te": "te_fused"}
+"""`--cross-entropy-fusion-impl`."""
 REFUSED = (
     *("fp8_format", "fp8_param_gather", "fp8_recipe", "use_torch_fsdp2", "use_megatron_fsdp", "optimizer_cpu_offload"),
     *("cpu_offloading_num_layers", "use_precision_aware_optimizer", "main_grads_dtype", "main_params_dtype"),
-    *("exp_avg_dtype", "exp_avg_sq_dtype", "num_layers_per_virtual_pipeline_stage", "expert_tensor_parallel_size"),
-    *("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers", "moe_expert_capacity_factor"),
-    *("moe_grouped_gemm", "moe_token_dispatcher_type", "recompute_modules", "distribute_saved_activations"),
-    *("virtual_pipeline_model_parallel_size", "accumulate_allreduce_grads_in_fp32", "enable_cuda_graph"),
+    *("exp_avg_dtype", "exp_avg_sq_dtype", "defer_embedding_wgrad_compute"),
+    *("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers"),
+    *("recompute_modules", "distribute_saved_activations", "overlap_moe_expert_parallel_comm"),
+    *("virtual_pipeline_model_parallel_size", "enable_cuda_graph", "use_transformer_engine_op_fuser"),
     *("external_cuda_graph", "use_te_rng_tracker", "ddp_bucket_size", "ddp_num_buckets", "attention_backend"),
 )
 
@@ -97,11 +111,32 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
         "optimizer", "adamw"
     )
     _recomputing(book)
-    for key, word in SWITCHES.items():
+    for key, (word, value) in SWITCHES.items():
         if flag(book.take(key)):
-            book.say(word, True, key)
+            book.say(word, value, key)
+    for word, key in VALUES.items():
+        book.copy(word, key)
+    _layers(book)
     book.refuse(*REFUSED)
     return book.job(model=_model(book), runtime="megatron", own_loop=True)
+
+
+def _layers(book: Book) -> None:
+    """Which layers there are, how they are dealt to virtual stages, and how the loss is computed."""
+    if book.take("transformer_impl") == "local":
+        book.say("local_layers", True, "transformer_impl")
+    key, each = book.found("num_layers_per_virtual_pipeline_stage")
+    if each is not None:
+        of_a_stage = book.document.keys["num_layers"] // (book.words.get("pipeline", 1))
+        if of_a_stage % each:
+            book.refusal(key, each)
+        book.say("virtual_pipeline", of_a_stage // each, key)
+    implementation = book.take("cross_entropy_fusion_impl") or "native"
+    if flag(book.take("cross_entropy_loss_fusion")):
+        book.say("loss", FUSED_LOSSES.get(implementation, implementation), "cross_entropy_loss_fusion")
+    dispatcher = book.take("moe_token_dispatcher_type") or "allgather"
+    if book.document.keys.get("num_experts") and dispatcher != "alltoall":
+        book.refusal("moe_token_dispatcher_type", dispatcher)
 
 
 def _model(book: Book) -> dict[str, Any]:

@@ -26,6 +26,9 @@ RENAMED = {"device": "kernels"}
 
 AT_LEAST_ZERO = ("logits_to_keep", "rank")
 
+FACTORS = ("capacity_factor",)
+"""Numbers that may be 1 and more."""
+
 NOTHING = ("none", "off")
 
 
@@ -145,13 +148,15 @@ def _whole(value: Any, where: str, setting: Setting) -> Any:
     return number
 
 
-def _real(value: Any, where: str, _: Setting) -> float:
+def _real(value: Any, where: str, setting: Setting) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
         raise UsageError(f"{value!r} is no number", where=where, hint="Give a number such as 0.01.") from None
-    if not 0 <= number < 1:
+    if not 0 <= number < 1 and setting.field not in FACTORS:
         raise UsageError(f"is {value}", where=where, hint="It must be at least 0 and below 1.")
+    if not 0 <= number < 1000:
+        raise UsageError(f"is {value}", where=where, hint="It must be at least 0 and below 1000.")
     return number
 
 
@@ -217,17 +222,18 @@ _CHOICES: dict[str, tuple[str, ...] | str] = {
     "attention": "weigh.ghost.state:ATTENTION",
     "attention_kernel": "weigh.kernels.cuda:ATTENTION_KERNELS",
     "cache": "weigh.recipes.generation:CACHES",
-    "checkpointing": "weigh.techniques.checkpointing:MODES",
+    "checkpointing": ("full", "reentrant", "selective"),
+    "context_exchange": ("p2p", "a2a"),
     "device": ("cuda", "cpu"),
     "fused_kernels": "weigh.kernels:FUSED",
     "freeze": "weigh.techniques.freezing:PARTS",
     "implementation": "weigh.optimizers:IMPLEMENTATIONS",
     "latent": ("compressed", "expanded"),
-    "loss": "weigh.kernels.losses:LOSSES",
+    "loss": "weigh.recipes.training:LOSSES",
     "optimizer": "weigh.optimizers:OPTIMIZERS",
     "quantization": "weigh.techniques.quantization:METHODS",
     "upcast": "weigh.techniques.quantization:UPCASTS",
-    "shard": ("fsdp2", "fsdp1"),
+    "shard": ("fsdp2", "fsdp1", "distributed_optimizer"),
     "windows": ("capped", "reserved"),
 }
 """The words that a field takes, or where they are listed; loaded when one is checked."""

@@ -19,6 +19,7 @@ from weigh.ghost.repeat import unrolled
 from weigh.ghost.state import by_owner, recording, state
 from weigh.ghost.tensor import Tensor
 from weigh.kernels import fused_kernels, kernels
+from weigh.kernels.losses import LOSSES as PLAIN_LOSSES
 from weigh.kernels.losses import loss_kernel
 from weigh.kernels.workspaces import Workspaces
 from weigh.models.common import CausalModel
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from weigh.techniques import Technique
     from weigh.techniques.lora import Lora
     from weigh.trace.replay import Streams
+
+VOCAB_PARALLEL_LOSSES = ("vocab_parallel", "vocab_parallel_copied", "fused", "te_fused")
+"""Of Megatron-LM: over a cut vocabulary, plain (before Core 0.8 of a copy), compiled, or Transformer Engine's."""
+LOSSES = (*PLAIN_LOSSES, *VOCAB_PARALLEL_LOSSES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +64,13 @@ class Training:
     loss: str = "upcast"
     """How the loss is made of the logits: "upcast" (in fp32), "shifted" (in fp32, of a shifted copy: transformers
     before 4.50), "rebound" (likewise, and the model drops the logits of its own dtype: before 4.46), "native" (of a
-    shifted copy in the logits' own dtype), "liger_fused_linear" (with the head, chunk by chunk: Liger's kernel)."""
+    shifted copy in the logits' own dtype), "liger_fused_linear" (with the head, chunk by chunk: Liger's kernel); of
+    Megatron-LM over a cut vocabulary: "vocab_parallel", "fused" (compiled), "te_fused", and before Core 0.8
+    "vocab_parallel_copied"."""
     fused_kernels: str | None = None
     """Triton kernels in place of the cross entropy, the RMS norms and the rotary embedding: "unsloth"."""
     checkpointing: str | None = None
-    """None, "full" (every block, non-reentrant) or "reentrant"."""
+    """None, "full" (every block, non-reentrant), "reentrant", or "selective" (Megatron-LM: the core of attention)."""
     optimizer: str | None = "adamw"
     """ "adamw", "adam", "sgd", "adagrad", "adadelta", "adamax", "nadam", "radam", "rmsprop", "adafactor", "muon",
     "lion", "lamb", "sophia", "galore", "torch_adafactor", "adamw_apex", bitsandbytes' "adamw_8bit",
@@ -104,7 +111,8 @@ class Training:
     gpus_per_node: int = 1
     """Devices in each machine."""
     shard: str | None = None
-    """What the devices that share the data also share: "fsdp2", "fsdp1" (parameters, gradients and states)."""
+    """What the devices that share the data also share: "fsdp2", "fsdp1" (parameters, gradients and states);
+    "distributed_optimizer" (Megatron-LM: main parameters and states)."""
     replicas: int = 1
     """Groups of devices that each hold everything once (hybrid sharding)."""
     reshard_after_forward: bool | None = None
@@ -125,6 +133,30 @@ class Training:
     """Devices that share each sequence."""
     expert: int = 1
     """Devices that share the experts."""
+    sequence_parallel: bool = False
+    """Megatron-LM: what tensor ranks do alike outside of the linear layers is shared along the sequence."""
+    virtual_pipeline: int = 1
+    """Megatron-LM: chunks of layers on each stage, run in turn (the interleaved schedule)."""
+    context_exchange: str = "p2p"
+    """Megatron-LM: how attention sees a shared sequence: "p2p" (a ring) or "a2a" (heads are shared instead)."""
+    expert_tensor: int | None = None
+    """Megatron-LM: devices that share each expert; None is as many as share other layers."""
+    capacity_factor: float | None = None
+    """Megatron-LM: every expert takes so many times its even share of the tokens; None: what comes, taken as even."""
+    hidden_dropout: float = 0.1
+    """Megatron-LM: after the embedding, attention and the MLP."""
+    attention_dropout: float = 0.1
+    """Megatron-LM: of the attention's probabilities."""
+    deterministic: bool = False
+    """Megatron-LM: `--deterministic-mode`."""
+    gradient_accumulation_fusion: bool = True
+    """Megatron-LM: products for the gradients of weights are added to the gradient buffer as they are made."""
+    overlap_grad_reduce: bool = False
+    """Megatron-LM: gradients are reduced bucket by bucket while the backward pass runs."""
+    mask_in_batch: bool = True
+    """Megatron-LM: batches have an attention mask; False is `--no-create-attention-mask-in-dataloader`."""
+    local_layers: bool = False
+    """Megatron-LM: its own layers and unfused attention instead of Transformer Engine's."""
     rank: int = 0
     """Which device is weighed."""
     meta_init: bool = True
@@ -228,6 +260,15 @@ class Loop:
             )
         return GradScaler()
 
+    def kernels(self, recipe: Training, family: str) -> dict[str, Any]:
+        """The kernels that differ from the device's usual ones."""
+        fused = fused_kernels(recipe.fused_kernels, family)
+        return loss_kernel(recipe.loss) | fused | {"repeat_kv": recipe.repeat_kv}
+
+    def workspaces(self, recipe: Training, model: CausalModel) -> Workspaces:
+        """What libraries take of the allocator's memory as phases begin."""
+        return Workspaces(recipe.compute_capability)
+
     def loss(self, model: CausalModel, recipe: Training, input_ids: Tensor, labels: Tensor) -> Tensor:
         """The loss of a micro-batch; the logits die with the output."""
         with autocast(recipe.autocast) if recipe.autocast is not None else nullcontext():
@@ -309,6 +350,14 @@ def run(
             return _run(config, recipe, where, loop)
 
 
+MEGATRON = (
+    *("sequence_parallel", "virtual_pipeline", "context_exchange", "expert_tensor", "capacity_factor"),
+    *("hidden_dropout", "attention_dropout", "deterministic", "gradient_accumulation_fusion", "overlap_grad_reduce"),
+    *("mask_in_batch", "local_layers"),
+)
+"""Settings that only Megatron-LM's loop reads."""
+
+
 def fuses_adapters(recipe: Training) -> bool:
     """Unsloth's kernels take the place of peft's adapters beside four-bit layers."""
     return recipe.fused_kernels == "unsloth" and recipe.quantization is not None and recipe.lora is not None
@@ -316,7 +365,10 @@ def fuses_adapters(recipe: Training) -> bool:
 
 def parallel(recipe: Training) -> Iterator[Technique]:
     """What a mesh of devices makes of the model."""
-    mesh = recipe.mesh
+    mesh, default = recipe.mesh, Training()
+    for name in MEGATRON:
+        if getattr(recipe, name) != getattr(default, name):
+            raise NotModelledError(f"{name.replace('_', ' ')} outside of Megatron-LM", where=name)
     for axis in ("pipeline", "context", "expert"):
         if getattr(mesh, axis) > 1:
             raise NotModelledError(f"{axis} parallelism", where=axis)
@@ -341,6 +393,8 @@ def parallel(recipe: Training) -> Iterator[Technique]:
             recipe.fp32_shards,
             adapters if fuses_adapters(recipe) else (),
         )
+    elif recipe.shard == "distributed_optimizer":
+        raise NotModelledError("the distributed optimizer outside of Megatron-LM", where="shard")
     elif recipe.shard is not None:
         from weigh.techniques.fsdp2 import FullyShard
 
@@ -356,8 +410,8 @@ def parallel(recipe: Training) -> Iterator[Technique]:
 
 def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop) -> TrainingRun:
     models.check_attention(config, recipe.attention)
-    chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced) | loss_kernel(recipe.loss)
-    chosen |= fused_kernels(recipe.fused_kernels, str(config.get("model_type"))) | {"repeat_kv": recipe.repeat_kv}
+    chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced)
+    chosen |= loop.kernels(recipe, str(config.get("model_type")))
     with recording(chosen, traced=recipe.traced, attention=recipe.attention) as ledger:
         techniques = tuple(loop.techniques(recipe))
         state.trailing = max((t.trailing for t in techniques), default=0)
@@ -383,7 +437,7 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop) ->
         if recipe.warm:
             _warm_up(chosen_optimizer, recipe)
         if recipe.device == "cuda" and not recipe.traced:
-            ledger.on_phase = Workspaces(recipe.compute_capability).begin
+            ledger.on_phase = loop.workspaces(recipe, model).begin
         for number in range(recipe.steps):
             loop.step(model, recipe, chosen_optimizer, input_ids, labels, number, scaler)
         return TrainingRun(recipe, ledger.trace(), parameters, chosen_optimizer.elsewhere)

@@ -18,6 +18,7 @@ from weigh.recipes.training import PLAIN, Loop
 RUNTIMES = {
     "litgpt": "weigh.runtimes.litgpt",
     "llms_from_scratch": "weigh.runtimes.llms_from_scratch",
+    "megatron": "weigh.runtimes.megatron",
     "pytorch": "weigh.runtimes.pytorch",
     "transformers": "weigh.runtimes.transformers",
 }

@@ -20,6 +20,7 @@ from weigh.runtimes.litgpt import ADAPTERS, DROPOUT
 from weigh.techniques.lora import Lora
 from weigh.validate.counts import counting_case
 from weigh.validate.measured import training_metrics
+from weigh.validate.megatron import megatron_version, megatron_words
 from weigh.validate.serving import serving_case
 
 AXES = {"tensor": "tensor", "pipeline": "pipeline", "context": "context", "expert": "expert"}
@@ -48,11 +49,29 @@ def _training_case(row: Mapping[str, Any], config: Mapping[str, Any], where: str
     if row.get("runtime") == "litgpt":
         row, config = _of_litgpt(row, config)
     runtime = runtimes.get(str(row.get("runtime")))
-    words = runtime.settings({**training_words(row), **_device(row)}, config, _version(row))
-    recipe: Training = make(Training, words)
-    run = training.run(config, recipe, where, loop=runtime.loop)
+    said = megatron_words(row) if runtime.name == "megatron" else training_words(row)
+    words = runtime.settings({**said, **_device(row)}, config, _version(row))
     outside = sum(overhead.num_bytes for overhead in runtime.outside)
-    return training_metrics(run, tuple(row["measured"]), outside, (row.get("device") or {}).get("memory_bytes"))
+    device_bytes = (row.get("device") or {}).get("memory_bytes")
+    found: dict[str, int] = {}
+    for rank, wanted in _ranks(row).items():
+        recipe: Training = make(Training, {**words, "rank": rank})
+        run = training.run(config, recipe, where, loop=runtime.loop)
+        for name, value in training_metrics(run, wanted, outside, device_bytes).items():
+            found[name] = max(value, found.get(name, 0))
+    return found
+
+
+def _ranks(row: Mapping[str, Any]) -> dict[int, tuple[str, ...]]:
+    """The ranks whose figures a case has, each with its metrics; a plain name is the highest over pipeline stages."""
+    found: dict[int, list[str]] = {}
+    parallel = row.get("parallel") or {}
+    stages, world = parallel.get("pipeline") or 1, parallel.get("world") or 1
+    for name in row["measured"]:
+        plain = range(0, world, max(1, world // stages)) if "_rank" not in name else [int(name.rpartition("_rank")[2])]
+        for rank in plain:
+            found.setdefault(rank, []).append(name)
+    return {rank: tuple(names) for rank, names in found.items()}
 
 
 def _of_the_book(row: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -78,6 +97,8 @@ def _of_litgpt(row: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Mappi
 
 def _version(row: Mapping[str, Any]) -> tuple[int, ...] | None:
     """The release of the case's runtime, where it is printed ("torch 2.4.1, transformers 4.48.1")."""
+    if row.get("runtime") == "megatron":
+        return megatron_version(str(row.get("runtime_version")))
     name = re.escape(str(row.get("runtime")))
     printed = re.search(name + r"\s+v?(\d+(?:\.\d+)*)", str(row.get("runtime_version")))
     return tuple(map(int, printed[1].split("."))) if printed else None
@@ -90,7 +111,8 @@ def _device(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     if (row.get("device") or {}).get("name") == "cpu":
         return {"kernels": "cpu"}
-    words = str((row.get("device") or {}).get("name")).lower().replace("-", " ").split()
+    name = str((row.get("device") or {}).get("name")).lower().replace("-", " ")
+    words = re.sub(r"\bgb200\b", "b200", name).replace("a800", "a100").split()  # the same chip beside a CPU; exported
     for device in all_devices():
         if device.name.removeprefix("rtx-").split("-")[0] in words and device.compute_capability is not None:
             return {"compute_capability": ".".join(map(str, device.compute_capability))}

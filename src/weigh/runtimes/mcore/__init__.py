@@ -1,0 +1,1 @@
+"""Megatron Core: its GPT model, gradient buffers, optimizers and pipeline schedules on ghost tensors."""

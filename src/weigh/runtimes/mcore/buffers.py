@@ -1,0 +1,195 @@
+"""Where Megatron-LM keeps parameters, gradients and optimizer states: contiguous buffers, and shares of them.
+
+Mirrors `distributed/param_and_grad_buffer.py`, `optimizer/distrib_optimizer.py` and `optimizer/optimizer.py` (0.17).
+Per parameter: 2 bytes and a gradient of 4 (bf16; of 2 in fp16) on every rank; 4 for the main copy and 8 for Adam's
+moments, of which the distributed optimizer keeps a share of the ranks that hold the same parameters: those of data and
+context, or for experts their own. In its buffers parameters start at multiples of 64 elements, and buckets end at
+multiples of 128 and of the ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from math import lcm
+from weakref import ref
+
+from weigh.dtypes import BFLOAT16, FLOAT32, DType
+from weigh.ghost.nn import Parameter
+from weigh.ghost.tensor import Tensor, empty
+from weigh.optimizers.base import Choice, Optimizer
+from weigh.trace.events import GRADIENT, OPTIMIZER_STATE, WEIGHT
+
+ALIGNMENT = 64
+"""Elements, of where a parameter starts."""
+DIVISOR = 128
+"""Elements, of where a bucket ends."""
+BUCKET, BUCKET_PER_RANK = 40_000_000, 1_000_000
+"""Elements of a bucket, at least, where gradients are reduced while the backward pass runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """How the ranks that hold the same parameters share what stands beside them."""
+
+    ranks: int = 1
+    rank: int = 0
+    distributed: bool = False
+    """The distributed optimizer."""
+    bucket_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A buffer: its elements with padding, and the elements of each parameter whose states this rank has."""
+
+    numel: int
+    shares: tuple[int, ...]
+
+
+def layout(sizes: list[int], alone: list[bool], sharing: Sharing) -> Layout:
+    """The buffer of parameters of these sizes, given in the model's order; `alone` ones have buckets of their own.
+
+    >>> layout([100, 60], [False, False], Sharing(2, 0, True))
+    Layout(numel=256, shares=(60, 64))
+    """
+    if not sharing.distributed:
+        return Layout(sum(sizes), tuple(sizes))
+    divisor = lcm(sharing.ranks, DIVISOR)
+    buckets: list[tuple[int, int, list[tuple[int, int]]]] = []
+    start, position, held = 0, 0, list[tuple[int, int]]()
+    for size, single in zip(reversed(sizes), reversed(alone), strict=True):
+        position = _round_up(position, ALIGNMENT)
+        if single and held:
+            end = _round_up(position, divisor)
+            buckets.append((start, end, held))
+            start, position, held = end, end, []
+        held.append((position, position + size))
+        position += size
+        if single or (sharing.bucket_size is not None and position - start >= sharing.bucket_size):
+            end = _round_up(position, divisor)
+            buckets.append((start, end, held))
+            start, position, held = end, end, []
+    if held:
+        buckets.append((start, _round_up(position, divisor), held))
+    shares = []
+    for start, end, held in buckets:
+        width = (end - start) // sharing.ranks
+        low = start + sharing.rank * width
+        for begin, stop in held:
+            part = min(stop, low + width) - max(begin, low)
+            if part > 0:
+                shares.append(part)
+    return Layout(buckets[-1][1] if buckets else 0, tuple(shares))
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def expanded(parameters: list[Parameter]) -> Iterator[Parameter]:
+    """Every parameter of the model in its order: those of a block that stands for many come once for each."""
+    for blocks, same in groupby(
+        parameters, lambda p: next((part for part in p.place if isinstance(part, range)), None)
+    ):
+        group = list(same)
+        for _ in range(len(blocks) if blocks is not None else 1):
+            yield from group
+
+
+class GradBuffer:
+    """The gradients of one chunk's parameters (experts and others have one each), and the parameters' own buffer."""
+
+    def __init__(self, parameters: list[Parameter], alone: set[int], dtype: DType, sharing: Sharing) -> None:
+        every = list(expanded(parameters))
+        sizes = [_whole(p) for p in every]
+        self.layout = layout(sizes, [id(p.tensor) in alone for p in every], sharing)
+        self.grad_data = empty((self.layout.numel,), dtype, "aten::zeros", purpose=GRADIENT)
+        self.grad_data.storage.relabel(GRADIENT, "grad_data")
+        if sharing.distributed:
+            first = parameters[0].tensor
+            data = empty((self.layout.numel,), first.dtype, "aten::zeros", purpose=WEIGHT)
+            data.storage.relabel(WEIGHT, "param_data")
+            for parameter in parameters:
+                parameter.tensor.storage = data.storage
+        for parameter in parameters:
+            parameter.tensor.on_accumulated = _Drop(parameter.tensor, self)
+
+
+def _whole(parameter: Parameter) -> int:
+    numel = parameter.numel
+    assert isinstance(numel, int)
+    return numel
+
+
+class _Drop:
+    """The hook of `DistributedDataParallel`: add the gradient to the main one, and let go of it."""
+
+    def __init__(self, tensor: Tensor, buffer: GradBuffer) -> None:
+        self.tensor = ref(tensor)
+        self.buffer = buffer
+
+    def __call__(self) -> None:
+        tensor = self.tensor()
+        assert tensor is not None
+        tensor.grad = None
+
+
+def _hook(parameter: Parameter) -> _Drop:
+    hook = parameter.tensor.on_accumulated
+    assert isinstance(hook, _Drop)
+    return hook
+
+
+class MixedPrecisionOptimizer(Optimizer):
+    """fp32 copies of this rank's share of the parameters, and Adam's two moments from the first step on."""
+
+    def __init__(self, copies_gradients: bool, moments: int) -> None:
+        super().__init__(Choice("adamw", "fused"))
+        self.buffers: list[GradBuffer] = []
+        self.copies_gradients = copies_gradients
+        self.scale_is_initial = copies_gradients
+        self.moments = moments
+        self.main_params: list[Tensor] = []
+        self.main_grads: list[Tensor] = []
+        self.adam_states: list[Tensor] = []
+
+    def own(self, parameters: list[Parameter]) -> None:
+        """Make the main parameters, as the constructor does."""
+        self.parameters = parameters
+        self.buffers = list({id(hook.buffer): hook.buffer for hook in map(_hook, parameters)}.values())
+        self.main_params = [t for b in self.buffers for t in self._beside(b, "main_params")]
+
+    def prepare(self) -> None:
+        """Adam's moments."""
+        names = ("exp_avg", "exp_avg_sq")[: self.moments]
+        self.adam_states = [t for b in self.buffers for name in names for t in self._beside(b, name)]
+
+    def step(self) -> None:
+        """Gradients of 16 bits are copied to fp32; the update itself makes nothing.
+
+        With fp16 the first step is skipped: at the initial loss scale of 2^32 its gradients overflow.
+        """
+        if self.copies_gradients:
+            self.main_grads = [t for b in self.buffers for t in self._beside(b, "main_grads", GRADIENT)]
+        overflows, self.scale_is_initial = self.scale_is_initial, False
+        if not self.adam_states and not overflows:
+            self.prepare()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Fill the buffers with zeros; drop the fp32 copies."""
+        self.main_grads = []
+
+    @staticmethod
+    def _beside(buffer: GradBuffer, name: str, purpose: str = OPTIMIZER_STATE) -> list[Tensor]:
+        """An fp32 tensor beside the share of each parameter that this rank has."""
+        made = [empty((share,), FLOAT32, "aten::empty_like", purpose=purpose) for share in buffer.layout.shares]
+        for each in made:
+            each.storage.relabel(purpose, name)
+        return made
+
+
+def main_grad_dtype(dtype: DType) -> DType:
+    """`accumulate_allreduce_grads_in_fp32`: always with bf16."""
+    return FLOAT32 if dtype is BFLOAT16 else dtype

@@ -1,0 +1,60 @@
+"""Pipeline schedules: in which order a rank runs its micro-batches forward and back.
+
+Mirrors `megatron/core/pipeline_parallel/schedules.py` (0.17): 1F1B, and interleaved 1F1B over virtual stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Action(NamedTuple):
+    """One pass of one micro-batch through one of the rank's chunks."""
+
+    forward: bool
+    chunk: int
+    micro_batch: int
+
+
+def schedule(stages: int, rank: int, micro_batches: int, chunks: int = 1) -> Iterator[Action]:
+    """What stage `rank` of `stages` does in a step, in order.
+
+    >>> ["FB"[not a.forward] for a in schedule(4, 1, 4)]
+    ['F', 'F', 'F', 'B', 'F', 'B', 'B', 'B']
+    """
+    table = _table(stages, micro_batches, chunks)
+    ahead = stages - rank - 1
+    warmup = ahead if chunks == 1 else 2 * ahead + (chunks - 1) * stages
+    warmup = min(warmup, len(table))
+    back = [(micro_batch, chunks - 1 - chunk) for micro_batch, chunk in table]
+    for number in range(len(table) + warmup):
+        if number < len(table):
+            yield Action(True, table[number][1], table[number][0])
+        if number >= warmup:
+            micro_batch, chunk = back[number - warmup]
+            yield Action(False, chunk, micro_batch)
+
+
+def _table(stages: int, micro_batches: int, chunks: int) -> list[tuple[int, int]]:
+    """`get_schedule_table`: groups of as many micro-batches as stages go through one chunk after the other."""
+    if chunks == 1:
+        return [(number, 0) for number in range(micro_batches)]
+    found = []
+    for start in range(0, micro_batches, stages):
+        group = range(start, min(start + stages, micro_batches))
+        found += [(number, chunk) for chunk in range(chunks) for number in group]
+    return found
+
+
+def in_flight(stages: int, rank: int, micro_batches: int, chunks: int = 1) -> int:
+    """How many passes forward wait for theirs back at most.
+
+    >>> [in_flight(4, rank, 8) for rank in range(4)]
+    [4, 3, 2, 1]
+    """
+    most = now = 0
+    for action in schedule(stages, rank, micro_batches, chunks):
+        now += 1 if action.forward else -1
+        most = max(most, now)
+    return most

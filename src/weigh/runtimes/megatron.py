@@ -1,0 +1,321 @@
+"""Megatron-LM: pretraining with Megatron Core's GPT model, gradient buffers, optimizers and pipeline schedules.
+
+Read: Megatron Core 0.17 (`megatron/core`, `megatron/training/training.py`, `arguments.py`, `pretrain_gpt.py`) and
+Transformer Engine 2.11. What its layers keep is in `weigh.runtimes.mcore`.
+
+- One step: gradients of all micro-batches go into a buffer that stays; the optimizer's moments are made by the first.
+- Attention: Transformer Engine takes cuDNN's kernel from compute capability 9 on and FlashAttention before, and
+  (`--deterministic-mode`) FlashAttention from 10 on (`dot_product_attention/utils.py`, `get_attention_backend`).
+- Transformer Engine's workspace: 32 MiB + 1 KiB from compute capability 9 on, else 4 MiB (`cpp_extensions/gemm.py`).
+- Experts: tokens go by all-to-all (`--moe-token-dispatcher-type alltoall`) through grouped products, in equal shares.
+- Not described: other dispatchers, uneven stages, Megatron-FSDP, FP8, multi-token prediction, packed sequences, CUDA
+  graphs, user buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from weigh.dims import Size
+from weigh.dtypes import BFLOAT16, BOOL, FLOAT16, FLOAT32, INT64, UINT8
+from weigh.errors import NotModelledError, UsageError
+from weigh.ghost import nn, ops
+from weigh.ghost.autograd import backward
+from weigh.ghost.nn import Parameter
+from weigh.ghost.state import state
+from weigh.ghost.tensor import Tensor, empty
+from weigh.kernels.workspaces import LARGE, Workspaces, workspace_bytes
+from weigh.models.common import CausalModel
+from weigh.optimizers import Optimizer
+from weigh.optimizers.scaler import GradScaler
+from weigh.recipes.training import VOCAB_PARALLEL_LOSSES, Loop, Training
+from weigh.runtimes import Runtime
+from weigh.runtimes.mcore.buffers import (
+    BUCKET,
+    BUCKET_PER_RANK,
+    GradBuffer,
+    MixedPrecisionOptimizer,
+    Sharing,
+    main_grad_dtype,
+)
+from weigh.runtimes.mcore.config import MegatronConfig
+from weigh.runtimes.mcore.model import FLASH, FUSED, UNFUSED, GPTModel, GPTStage, Setup, TEGroupedMLP
+from weigh.runtimes.mcore.schedules import schedule
+from weigh.techniques import Technique
+from weigh.techniques.checkpointing import Checkpointing
+from weigh.trace.events import BACKWARD, FORWARD, STEP, WORKSPACE
+
+SOFTMAX_IN_PLACE = (0, 8)
+"""From this release of Megatron Core on the loss subtracts the highest logit in place."""
+ELSEWHERE = (
+    *("freeze", "lora", "autocast", "param_dtype", "reduce_dtype", "target", "fused_kernels", "quantization"),
+    *("optimizer_in_backward", "loss_scaling"),
+)
+"""Settings of other loops."""
+SHARDS = ("distributed_optimizer",)
+MOMENTS = {"adam": 2, "adamw": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a rank stands: tensor ranks are next to each other, then context, data and pipeline (`parallel_state`)."""
+
+    tensor: int
+    context: int
+    data: int
+    pipeline: int
+
+    @classmethod
+    def of(cls, recipe: Training) -> Place:
+        """The place of `recipe.rank`. Raises `UsageError` where there is no such rank."""
+        mesh, rank = recipe.mesh, recipe.rank
+        if rank >= mesh.world:
+            raise UsageError(f"there is no rank {rank} of {mesh.world}", where="rank", hint="Ranks start at 0.")
+        rest, tensor = divmod(rank, mesh.tensor)
+        rest, context = divmod(rest, mesh.context)
+        pipeline, data = divmod(rest, mesh.data)
+        return cls(tensor, context, data, pipeline)
+
+
+class Megatron(Loop):
+    """`pretrain` of `megatron/training/training.py`."""
+
+    def kernels(self, recipe: Training, family: str) -> dict[str, Any]:
+        """The loss is the model's own."""
+        if recipe.loss not in VOCAB_PARALLEL_LOSSES:
+            raise NotModelledError(f"the loss {recipe.loss!r} in Megatron-LM", where="loss")
+        return {}
+
+    def techniques(self, recipe: Training) -> Iterator[Technique]:
+        """Full recomputation of every layer; the rest is the model's own."""
+        for name in ELSEWHERE:
+            if getattr(recipe, name):
+                raise NotModelledError(f"{name} in Megatron-LM", where=name)
+        if recipe.shard not in (None, *SHARDS):
+            raise NotModelledError(f"{recipe.shard} in Megatron-LM", where="shard")
+        if recipe.checkpointing in ("full", "reentrant"):
+            yield Checkpointing("reentrant")
+
+    def build(self, config: Mapping[str, Any], recipe: Training, where: str) -> CausalModel:
+        """The rank's stages and their gradient buffers."""
+        if recipe.dtype not in (BFLOAT16, FLOAT16):
+            raise NotModelledError(f"Megatron-LM in {recipe.dtype.name}", where="dtype", hint="Use bf16 or fp16.")
+        shape = MegatronConfig.read(config, where)
+        setup = _setup(shape, recipe)
+        model = GPTModel(shape, setup, recipe.dtype, _stages(shape, recipe))
+        nn.name_modules(model)
+        for _ in _buffers(model, recipe):  # the parameters' hooks keep them
+            pass
+        return model
+
+    def optimizer(self, recipe: Training) -> Optimizer:
+        """Adam over this rank's share, once `build` has made the buffers."""
+        if recipe.optimizer not in MOMENTS:
+            raise NotModelledError(f"the optimizer {recipe.optimizer!r} in Megatron-LM", where="optimizer")
+        return MixedPrecisionOptimizer(main_grad_dtype(recipe.dtype) is not FLOAT32, MOMENTS[recipe.optimizer])
+
+    def workspaces(self, recipe: Training, model: CausalModel) -> Any:
+        """PyTorch's where PyTorch multiplies (the output layer, the router, Megatron's own layers), and TE's."""
+        assert isinstance(model, GPTModel)
+        setup, chunks = model.setup, model.chunks
+        torchs = setup.local or any(c.last for c in chunks) or bool(model.config.num_moe_experts)
+        grouped = any(isinstance(m, TEGroupedMLP) for m in model.modules())
+        return _Workspaces(recipe, torchs, 0 if setup.local else 1 + GROUPED_STREAMS * grouped)
+
+    def step(
+        self,
+        model: CausalModel,
+        recipe: Training,
+        chosen: Optimizer,
+        input_ids: Tensor,
+        labels: Tensor,
+        number: int,
+        scaler: GradScaler | None = None,
+    ) -> None:
+        """`train_step`: zero the buffers, run the schedule, update."""
+        assert isinstance(model, GPTModel)
+        ledger, place = state.ledger, Place.of(recipe)
+        waiting: dict[tuple[int, int], tuple[Tensor | None, Tensor]] = {}
+        for action in schedule(recipe.pipeline, place.pipeline, recipe.accumulation, recipe.virtual_pipeline):
+            chunk, key = model.chunks[action.chunk], (action.chunk, action.micro_batch)
+            if action.forward:
+                ledger.mark(FORWARD, number)
+                if action.micro_batch == 0:
+                    chosen.zero_grad()
+                waiting[key] = _forward(chunk, recipe)
+            else:
+                ledger.mark(BACKWARD, number)
+                _backward(chunk, *waiting.pop(key))
+        ledger.mark(STEP, number)
+        chosen.step()
+
+
+def _forward(chunk: GPTStage, recipe: Training) -> tuple[Tensor | None, Tensor]:
+    """`forward_step`: what came from the stage before and what goes to the next, which is let go of once sent."""
+    setup = chunk.setup
+    length = recipe.sequence // setup.context
+    received = None
+    if not chunk.first:
+        received = empty(
+            (length // setup.sequence_ranks, recipe.batch, chunk.config.hidden_size), recipe.dtype, "nccl::recv"
+        )
+        received.requires_grad = True
+    batch = _batch(chunk, recipe, length)
+    out = chunk(received, batch[0], batch[0])
+    if not chunk.last:
+        out.storage.release()
+        return received, out
+    loss = out.view(-1).mean(0)
+    return received, loss / recipe.accumulation if recipe.accumulation > 1 else loss
+
+
+def _batch(chunk: GPTStage, recipe: Training, length: Size) -> list[Tensor]:
+    """`get_batch`: tokens and positions on the first stage, labels and their weights on the last, the mask on both."""
+    made = [ops.input_tensor((recipe.batch, length), INT64)]
+    if chunk.first or chunk.last:
+        made += [ops.input_tensor((recipe.batch, length), dtype) for dtype in (INT64, INT64, FLOAT32)]
+        if recipe.mask_in_batch:
+            made.append(ops.input_tensor((recipe.batch, 1, length, recipe.sequence), BOOL))
+    return made
+
+
+def _backward(chunk: GPTStage, received: Tensor | None, out: Tensor) -> None:
+    """`backward_step`: with the gradient that the next stage sent, where there is one."""
+    gradient = None if chunk.last else empty(out.shape, out.dtype, "nccl::recv")
+    backward([out], [gradient])
+    if received is not None:
+        received.grad = None  # sent to the stage before
+
+
+def _setup(shape: MegatronConfig, recipe: Training) -> Setup:
+    expert_tensor = recipe.expert_tensor or recipe.tensor
+    for name, divisor, size in (
+        ("tensor", recipe.tensor, shape.num_attention_heads),
+        ("tensor", recipe.tensor, shape.ffn_hidden_size),
+        ("expert", recipe.expert, shape.num_moe_experts or recipe.expert),
+        ("expert_tensor", expert_tensor, shape.moe_ffn_hidden_size),
+    ):
+        if size % divisor:
+            raise UsageError(f"{divisor} ranks do not divide {size}", where=name, hint="Give a divisor.")
+    if recipe.expert > 1 and not shape.num_moe_experts:
+        raise UsageError("the model has no experts", where="expert", hint="Leave it out.")
+    selective = recipe.checkpointing == "selective"
+    return Setup(
+        tensor=recipe.tensor,
+        sequence_parallel=recipe.sequence_parallel and recipe.tensor > 1,
+        context=recipe.context,
+        expert=recipe.expert,
+        expert_tensor=expert_tensor if shape.num_moe_experts else 1,
+        context_exchange=recipe.context_exchange,
+        local=recipe.local_layers,
+        fused_wgrad=recipe.gradient_accumulation_fusion,
+        attention=_attention(recipe),
+        recompute_attention=selective,
+        loss=recipe.loss,
+        hidden_dropout=recipe.hidden_dropout,
+        attention_dropout=recipe.attention_dropout,
+        capacity_factor=recipe.capacity_factor,
+    )
+
+
+def _attention(recipe: Training) -> str:
+    if recipe.local_layers or recipe.attention == "eager":
+        return UNFUSED
+    if recipe.attention_kernel is not None:
+        if recipe.attention_kernel not in (FLASH, FUSED, UNFUSED):
+            raise NotModelledError(f"the kernel {recipe.attention_kernel!r} in Megatron-LM", where="attention_kernel")
+        return recipe.attention_kernel
+    major = int(recipe.compute_capability.partition(".")[0])
+    return FUSED if major == 9 or (major > 9 and not recipe.deterministic) else FLASH
+
+
+def _stages(shape: MegatronConfig, recipe: Training) -> list[tuple[range, bool, bool]]:
+    """The layers of each of the rank's chunks, and whether it is the first and the last of all stages."""
+    stages, chunks, rank = recipe.pipeline, recipe.virtual_pipeline, Place.of(recipe).pipeline
+    if chunks > 1 and stages == 1:
+        raise UsageError("there is one pipeline stage", where="virtual_pipeline", hint="Give pipeline too.")
+    if shape.num_layers % (stages * chunks):
+        raise UsageError(
+            f"{shape.num_layers} layers do not divide into {stages * chunks} stages",
+            where="pipeline",
+            hint="Layouts with uneven stages are not described.",
+        )
+    each = shape.num_layers // (stages * chunks)
+    found = []
+    for chunk in range(chunks):
+        number = chunk * stages + rank
+        found.append((range(number * each, (number + 1) * each), number == 0, number == stages * chunks - 1))
+    return found
+
+
+def _buffers(model: GPTModel, recipe: Training) -> Iterator[GradBuffer]:
+    """One for the experts of each chunk, and one for the rest (`group_params_for_buffers`)."""
+    mesh, place, setup = recipe.mesh, Place.of(recipe), model.setup
+    distributed = recipe.shard == "distributed_optimizer"
+    tied = model.config.share_embeddings and recipe.pipeline > 1
+    for number, chunk in enumerate(model.chunks):
+        alone = {id(p.tensor) for p in chunk.parameters() if tied and p.place[-1] == "weight" and _is_vocabulary(p)}
+        for experts in (False, True):
+            group = [p for p in chunk.parameters() if (setup.expert > 1 and _is_expert(p)) == experts]
+            if not group:
+                continue
+            ranks, rank = mesh.shard, place.data * mesh.context + place.context
+            if experts:
+                model_ranks = setup.expert_tensor * setup.expert
+                ranks = mesh.world // mesh.pipeline // model_ranks
+                rank = recipe.rank % (mesh.world // mesh.pipeline) // model_ranks
+            size = max(BUCKET, BUCKET_PER_RANK * ranks) if recipe.overlap_grad_reduce and number == 0 else None
+            sharing = Sharing(ranks, rank, distributed, size)
+            yield GradBuffer(group, alone, main_grad_dtype(recipe.dtype), sharing)
+
+
+def _is_vocabulary(parameter: Parameter) -> bool:
+    return "word_embeddings" in parameter.place or "output_layer" in parameter.place
+
+
+def _is_expert(parameter: Parameter) -> bool:
+    return isinstance(parameter.module, TEGroupedMLP)
+
+
+GROUPED_STREAMS = 4
+"""Streams of a grouped product, each with a workspace (`tex.get_num_cublas_streams`)."""
+
+
+class _Workspaces(Workspaces):
+    """PyTorch's workspaces and Transformer Engine's."""
+
+    def __init__(self, recipe: Training, torchs: bool, te: int) -> None:
+        super().__init__(recipe.compute_capability)
+        if recipe.deterministic:  # CUBLAS_WORKSPACE_CONFIG=:4096:8
+            self.num_bytes = LARGE
+        self.torchs, self.te = torchs, te
+        self.te_bytes = LARGE + 1024 if workspace_bytes(recipe.compute_capability) == LARGE else 4 * 1024 * 1024
+
+    def begin(self, phase: str) -> None:
+        """A phase begins."""
+        for number in range(self.te if phase == FORWARD else 0):
+            if f"te{number}" not in self.by_thread:
+                made = empty((self.te_bytes,), UINT8, "get_cublas_workspace", purpose=WORKSPACE)
+                self.by_thread[f"te{number}"] = made
+        if self.torchs:
+            super().begin(phase)
+
+
+@dataclass(frozen=True, slots=True)
+class MegatronLM(Runtime):
+    """`pretrain_gpt.py`."""
+
+    def settings(
+        self, words: Mapping[str, Any], config: Mapping[str, Any], version: tuple[int, ...] | None
+    ) -> dict[str, Any]:
+        """Its defaults: bf16, vocabulary-parallel loss."""
+        old = version is not None and version < SOFTMAX_IN_PLACE
+        found = {"dtype": "bf16", "loss": "vocab_parallel_copied" if old else "vocab_parallel", **words}
+        if getattr(found["dtype"], "name", found["dtype"]) == "fp16":
+            found.setdefault("steps", 3)  # the first is skipped
+        return found
+
+
+RUNTIME = MegatronLM("megatron", "Megatron Core 0.17, Transformer Engine 2.11", loop=Megatron())

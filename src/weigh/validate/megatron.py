@@ -1,0 +1,120 @@
+"""The words of measured cases of Megatron-LM: what its arguments and notes say beyond the keys that all cases have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from weigh.errors import NotModelledError, WeighError
+from weigh.recipes.training import VOCAB_PARALLEL_LOSSES
+
+LOCAL = "local"
+"""`--transformer-impl`: Megatron's own layers."""
+
+REFUSED = ("defer-embedding-wgrad-compute", "overlap-moe-expert-parallel-comm", "use-transformer-engine-op-fuser")
+"""Arguments that change what is kept, and that are not described."""
+SIMUMAX = "simumax"
+"""A publisher whose scripts (`simu_tools/megatron_scripts`) run without dropout and without masks in batches."""
+
+
+def megatron_version(printed: str) -> tuple[int, ...] | None:
+    """The release of Megatron Core: printed, or the one of the year in which the program is said to be from.
+
+    >>> megatron_version("Megatron-LM mid-2023 (transformer_impl local)"), megatron_version("Megatron Core 0.14.1")
+    ((0, 3), (0, 14, 1))
+    """
+    found = re.search(r"(?:Core|mcore) v?(\d+(?:\.\d+)+)", printed)
+    if found:
+        return tuple(map(int, found[1].split(".")))
+    year = re.search(r"Megatron-LM \S*?(20\d\d)\b", printed)
+    return (0, 3) if year and int(year[1]) <= 2023 else None
+
+
+def megatron_words(case: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a `Training` that a case states.
+
+    Raises:
+        NotModelledError: it states something that no setting can say.
+    """
+    for key in ("adapter", "offload", "compile"):
+        if case.get(key):
+            raise NotModelledError(f"{key} in Megatron-LM", where=key)
+    extra = case.get("extra") or {}
+    if extra.get("megatron_fsdp"):
+        raise NotModelledError("Megatron-FSDP", where="extra.megatron_fsdp")
+    for key in ("num_distributed_optimizer_instances", "pipeline_layout"):
+        if extra.get(key) not in (None, 1):
+            raise NotModelledError(f"{key} in Megatron-LM", where=f"extra.{key}")
+    if extra.get("optimizer_states_allocated") is False:
+        raise NotModelledError("a run that makes no optimizer states", where="extra.optimizer_states_allocated")
+    for key in ("batch", "sequence"):
+        if case.get(key) is None:
+            raise WeighError(f"the case does not say its {key}", where=key)
+    words: dict[str, Any] = {"batch": case["batch"], "sequence": case["sequence"]}
+    words["accumulation"] = case.get("gradient_accumulation") or 1
+    words |= dict(_precision(case))
+    words |= dict(_parallel(case.get("parallel") or {}))
+    mode = (case.get("checkpointing") or {}).get("mode")
+    words["checkpointing"] = None if mode == "none" else mode
+    words |= dict(_kernels(case, extra, extra.get("megatron_args") or {}))
+    name = (case.get("optimizer") or {}).get("name")
+    if name is not None:
+        words["optimizer"] = name
+    return words
+
+
+def _precision(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    dtype = (case.get("weights") or {}).get("dtype")
+    if (case.get("weights") or {}).get("quantization") or dtype == "fp8":
+        raise NotModelledError("quantized weights in Megatron-LM", where="weights")
+    if (case.get("precision") or {}).get("compute") not in (None, dtype):
+        raise NotModelledError("computing in another precision in Megatron-LM", where="precision")
+    if dtype is not None:
+        yield "dtype", dtype
+
+
+def _parallel(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    yield "gpus_per_node", found.get("world") or 1
+    for name in ("tensor", "pipeline", "context", "expert", "virtual_pipeline", "expert_tensor"):
+        if found.get(name):
+            yield name, found[name]
+    yield "sequence_parallel", bool(found.get("sequence_parallel"))
+    if found.get("shard") not in (None, "none"):
+        yield "shard", found["shard"]
+
+
+def _kernels(case: Mapping[str, Any], extra: Mapping[str, Any], args: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    local = extra.get("transformer_impl", args.get("transformer-impl")) == LOCAL or "local" in str(
+        extra.get("attention_detail")
+    )
+    yield "local_layers", local
+    if not local and (args.get("attention-backend") == "unfused" or case.get("attention") == "eager"):
+        yield "attention_kernel", "math"
+    loss = case.get("loss") or "vocab_parallel"
+    if loss not in VOCAB_PARALLEL_LOSSES:
+        raise NotModelledError(f"the loss {loss!r} in Megatron-LM", where="loss")
+    if loss != "vocab_parallel":
+        yield "loss", loss
+    simumax = extra.get("family") == SIMUMAX
+    scripted = 0.0 if simumax else None
+    yield "mask_in_batch", not (simumax or args.get("no-create-attention-mask-in-dataloader"))
+    for name in ("hidden_dropout", "attention_dropout"):
+        given = extra.get(name, scripted)
+        if given is not None:
+            yield name, given
+    yield "deterministic", bool(args.get("deterministic-mode"))
+    yield "gradient_accumulation_fusion", not args.get("no-gradient-accumulation-fusion")
+    yield "overlap_grad_reduce", bool(args.get("overlap-grad-reduce"))
+    if extra.get("cp_comm_type"):
+        yield "context_exchange", extra["cp_comm_type"]
+    experts = extra.get("moe") or {}
+    if experts.get("capacity_factor") and experts.get("pad_to_capacity"):
+        yield "capacity_factor", experts["capacity_factor"]
+    if "num-experts" in args or experts:
+        dispatcher = args.get("moe-token-dispatcher-type", experts.get("dispatcher", "allgather"))
+        if dispatcher != "alltoall":
+            raise NotModelledError(f"the token dispatcher {dispatcher!r} in Megatron-LM", where="extra.moe")
+    for name in REFUSED:
+        if args.get(name):
+            raise NotModelledError(f"--{name} of Megatron-LM", where="extra.megatron_args")
