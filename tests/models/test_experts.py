@@ -83,11 +83,15 @@ LINES = (Path(__file__).parents[1] / "data/published.jsonl").read_text(encoding=
 PUBLISHED: dict[str, Any] = {row["name"]: row["config"] for row in map(json.loads, LINES)}
 PUBLISHED["deepseek-v3"] = {"model_type": "deepseek_v3"}
 PUBLISHED["longcat-flash"] = {"model_type": "longcat_flash", "vocab_size": 131072, "hidden_size": 6144}
+PUBLISHED["dbrx"] = {"model_type": "dbrx", "d_model": 6144, "n_heads": 48, "n_layers": 40, "vocab_size": 100352}
+PUBLISHED["dbrx"]["attn_config"] = {"kv_n_heads": 8}
+PUBLISHED["dbrx"]["ffn_config"] = {"ffn_hidden_size": 10752, "moe_num_experts": 16, "moe_top_k": 4}
 
 
 @pytest.mark.parametrize(
     ("name", "billions", "embedding"),
     [
+        ("dbrx", 36, True),
         ("deepseek-v3", 37, False),
         ("gpt-oss-120b", 5.13, False),
         ("gpt-oss-20b", 3.61, False),

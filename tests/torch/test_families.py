@@ -381,6 +381,26 @@ def _gpt_neox_japanese(draw: st.DrawFn) -> dict[str, Any]:
     return config | {"rotary_pct": draw(st.sampled_from((0.5, 1.0)))}
 
 
+def _nemotron(draw: st.DrawFn) -> dict[str, Any]:
+    config = _plain(draw, head_dim=4) | _flags(draw, "attention_bias", "mlp_bias")
+    kv_heads = draw(st.sampled_from([n for n in range(1, 9) if config["num_attention_heads"] % n == 0]))
+    head_dim = draw(st.sampled_from((None, 8, 12)))
+    return config | {"num_key_value_heads": kv_heads, "head_dim": head_dim, "partial_rotary_factor": 0.5}
+
+
+def _dbrx(draw: st.DrawFn) -> dict[str, Any]:
+    kv_heads = draw(st.integers(1, 3))
+    heads = kv_heads * draw(st.integers(1, 3))
+    experts = {"ffn_hidden_size": draw(st.integers(1, 50)), "moe_num_experts": draw(st.integers(1, 5))}
+    return {
+        "d_model": heads * 2 * draw(st.integers(1, 9)),
+        "n_heads": heads,
+        "n_layers": draw(st.integers(1, 9)),
+        "attn_config": {"kv_n_heads": kv_heads, "rope_theta": 1e4},
+        "ffn_config": experts,
+    }
+
+
 def _latent(draw: st.DrawFn) -> dict[str, Any]:
     sizes = {"kv_lora_rank": st.integers(1, 40), "q_lora_rank": st.none() | st.integers(1, 40)}
     sizes |= {"qk_nope_head_dim": st.integers(1, 16), "v_head_dim": st.integers(1, 16)}
@@ -498,6 +518,7 @@ OTHERS: dict[str, Callable[[st.DrawFn], dict[str, Any]]] = {
     "mistral4": _deepseek,
     "afmoe": _counted(num_dense_layers=st.integers(0, 4), num_experts=SOME, num_shared_experts=SOME),
     "axk1": lambda draw: _deepseek(draw) | {"q_lora_rank": draw(st.integers(1, 40)), "moe_layer_freq": 2},
+    "dbrx": _dbrx,
     "deepseek_v2": _deepseek_v2,
     "glm4_moe_lite": _deepseek,
     "gpt2": _gpt2,
@@ -514,6 +535,7 @@ OTHERS: dict[str, Callable[[st.DrawFn], dict[str, Any]]] = {
     "mamba2": _mamba2,
     "minicpm3": _latent,
     "mpt": _mpt,
+    "nemotron": _nemotron,
     "openai-gpt": _old_gpt,
     "opt": _opt,
     "persimmon": _persimmon,

@@ -52,6 +52,12 @@ SIZES: dict[str, tuple[tuple[str, ...], ...]] = {
         ("padded_vocab_size",),
         ("ffn_hidden_size",),
     ),
+    "dbrx": (
+        ("d_model", "hidden_size"),
+        ("n_layers", "num_hidden_layers"),
+        ("n_heads", "num_attention_heads"),
+        ("vocab_size",),
+    ),
     "falcon": (("hidden_size", "n_embed"), ("num_hidden_layers",), ("num_attention_heads",), ("vocab_size",)),
     "gpt2": (
         ("n_embd", "hidden_size"),
