@@ -110,3 +110,10 @@ def test_every_purpose_is_explained() -> None:
 def test_every_division_prints(by: str) -> None:
     for report in REPORTS.values():
         assert max(map(len, report.text(by=by).splitlines())) < 160
+
+
+def test_what_keeps_nothing_says_so() -> None:
+    kept, again = (weigh.generate(LLAMA | {"use_cache": use}, prompt=9, new_tokens=3) for use in (True, False))
+    said = "no keys and values are kept"
+    assert [any(a.what == said for a in found.all_assumptions()) for found in (kept, again)] == [False, True]
+    assert kept.kv_cache > again.kv_cache == 0

@@ -46,7 +46,7 @@ MPT = {
     "d_model": 128,
     "n_heads": 4,
     "n_layers": 5,
-    "use_cache": True,  # which its config has not, so that `generate` would keep nothing
+    "use_cache": True,
 }
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "bloom": ("eager", {"model_type": "bloom", "vocab_size": 3000, "hidden_size": 128, "n_layer": 5, "n_head": 4}),
@@ -148,6 +148,17 @@ CASES = {
         {"attention": "eager", "beams": 4},
         BEAM_TENSORS,
     ),
+    "no-cache": (job(LLAMA | {"use_cache": False}, 2, 300, 9, "bf16"), {}, PAD_TOKEN),
+    "no-cache-eager": (
+        job(GPT2 | {"use_cache": False}, 2, 60, 12, "fp32", attention="eager"),
+        {"attention": "eager"},
+        PAD_TOKEN,
+    ),
+    "no-cache-beams": (
+        job(LLAMA | {"use_cache": False}, 2, 60, 6, "bf16", options={"num_beams": 4}),
+        {"beams": 4},
+        3 * BEAM_TENSORS,
+    ),
     "assisted": (
         job(LLAMA, 1, 300, 12, "bf16", assistant=DRAFT, draft_tokens=5),
         {"draft_tokens": 5},
@@ -167,6 +178,8 @@ CASES |= {
     for name, (attention, config) in OTHERS.items()
     if name != "falcon-alibi"  # with which upstream fails
 }
+_MPT = {key: value for key, value in MPT.items() if key != "use_cache"}  # which is false unless it says otherwise
+CASES["no-cache-mpt"] = (job(_MPT, 2, 300, 9, "bf16", attention="eager"), {"attention": "eager"}, PAD_TOKEN)
 CASES |= {
     f"greedy-{name}": (job({"model_type": name} | config, 2, 300, 6, "bf16"), {}, THREE_TOKENS)
     for name, config in SEEING.items()

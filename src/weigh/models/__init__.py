@@ -254,6 +254,9 @@ EAGER_ONLY = frozenset(
 )
 """Families whose upstream class leaves `_supports_sdpa` false: they run eagerly, and refuse to be asked for more."""
 
+WITHOUT_CACHE = frozenset({"mpt"})
+"""Families whose `use_cache` is false where the config says nothing."""
+
 
 def build(config: Mapping[str, Any], dtype: DType, where: str = "config", to_run: bool = False) -> CausalModel:
     """The ghost model of a config, every parameter in `dtype`, with its parts named.
@@ -293,6 +296,15 @@ def language_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The config of the language model: the `text_config` of a model that sees or hears, else all of it."""
     text = config.get("text_config")
     return text if isinstance(text, Mapping) else config
+
+
+def uses_cache(config: Mapping[str, Any]) -> bool:
+    """Whether `generate` keeps keys and values where nobody chooses: the config's `use_cache`, or its `text_config`'s.
+
+    A `generation_config.json` beside a checkpoint goes before it.
+    """
+    default = config.get("model_type") not in WITHOUT_CACHE
+    return all(part.get("use_cache", default) is not False for part in (config, language_config(config)))
 
 
 def default_attention(config: Mapping[str, Any]) -> str:

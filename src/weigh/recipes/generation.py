@@ -135,14 +135,19 @@ def _run(
         if draft is not None:
             draft.train(False)
         input_ids = ops.input_tensor((recipe.batch, recipe.prompt), INT64)
+        caches = models.uses_cache(config)
+        if not caches and model.encoder_decoder:
+            raise NotModelledError("an encoder-decoder that keeps nothing", where=f"{where}: use_cache")
+        if not caches and draft is not None:
+            raise UsageError("an assistant needs a cache", where=f"{where}: use_cache", hint="Set it to true.")
         if recipe.bare:
             held = _bare(model, recipe, ledger, input_ids)
         elif draft is not None:
             held = _assisted(model, draft, recipe, ledger, input_ids)
         elif recipe.beams > 1:
-            held = _beam_search(model, recipe, ledger, input_ids)
+            held = _beam_search(model, recipe, ledger, input_ids, caches)
         else:
-            held = _greedy(model, recipe, ledger, input_ids)
+            held = _greedy(model, recipe, ledger, input_ids, caches)
         trace = ledger.trace()
         del held
         return GenerationRun(recipe, trace, model.parameters())
@@ -161,11 +166,11 @@ def _new_cache(recipe: Generation, model: CausalModel) -> Cache:
     return Cache()
 
 
-def _steps(cache: Cache, prompt: Size, count: int) -> Iterator[int]:
+def _steps(past: Cache | _Inputs, prompt: Size, count: int) -> Iterator[int]:
     """The numbers of the decoding steps that are run: all of a few, else the first two and the last two."""
     for number in range(count):
         if count > 6 and number == 2:
-            cache.fill(prompt + (count - 2))
+            past.fill(prompt + (count - 2))
         if count <= 6 or number < 2 or number >= count - 2:
             yield number
 
@@ -197,7 +202,10 @@ class _Inputs:
     The caller's mask of ones makes the positions; then `generate` drops it, so that the model sees none.
     """
 
-    def __init__(self, model: CausalModel, cache: Cache, input_ids: Tensor, copies: int) -> None:
+    def __init__(self, model: CausalModel, cache: Cache, input_ids: Tensor, copies: int, caches: bool) -> None:
+        self.cache = cache
+        self.caches = caches
+        """Whether the model is given the cache; without it, the model sees every token again in every step."""
         self.attention_mask = ops.ones(input_ids.shape, INT64)
         self.positions: Tensor | None = None
         if model.takes_positions:
@@ -212,6 +220,8 @@ class _Inputs:
             self.input_ids = ops.repeat_interleave(self.input_ids, copies)
         if copies > 1 and self.positions is not None:
             self.positions = ops.repeat_interleave(self.positions, copies, self.positions.ndim - 2)
+        self.first_positions = self.positions
+        """Which `generate` has in its own `model_kwargs`, whatever becomes of those of the loop."""
 
     def _encode(self, model: EncoderDecoderModel, cache: Cache, copies: int) -> None:
         """The encoder's output and its mask for every beam; the decoder begins with one token."""
@@ -222,14 +232,22 @@ class _Inputs:
             output = ops.repeat_interleave(output, copies)
         cache.encoder_output, cache.encoder_mask = output, mask
 
-    def call(self, model: CausalModel, cache: Cache, keep: int, new: Size | None = None) -> CausalOutput:
+    def fill(self, length: Size) -> None:
+        """Pretend that `length` tokens were seen one by one, and the next one was found."""
+        self.cache.fill(length)
+        if not self.caches:
+            self.input_ids = ops.full((self.input_ids.shape[0], length + 1), INT64)
+        if not self.caches and self.positions is not None:
+            self.positions = ops.full((*self.positions.shape[:-1], length + 1), INT64)
+
+    def call(self, model: CausalModel, keep: int, new: Size | None = None) -> CausalOutput:
         """Run the model on the last `new` tokens, or on all of them (`prepare_inputs_for_generation`)."""
         ids, positions = self.input_ids, self.positions
-        if new is not None:
+        if new is not None and self.caches:
             ids = ids.narrow(1, new)
             positions = ops.clone_contiguous(positions.narrow(-1, new)) if positions is not None else None
         ids = ops.clone_contiguous(ids)
-        out: CausalOutput = model(ids, None, cache, keep, None, positions)
+        out: CausalOutput = model(ids, None, self.cache if self.caches else None, keep, None, positions)
         return out
 
     def extend(self) -> None:
@@ -241,19 +259,19 @@ class _Inputs:
         self.positions = ops.cat([self.positions, following], -1)
 
 
-def _greedy(model: CausalModel, recipe: Generation, ledger: Ledger, input_ids: Tensor) -> Any:
+def _greedy(model: CausalModel, recipe: Generation, ledger: Ledger, input_ids: Tensor, caches: bool) -> Any:
     """`_sample` without sampling: the last logits are copied to fp32, the best token is appended."""
     ledger.mark(PREFILL, 0)
     cache = _new_cache(recipe, model)
-    inputs = _Inputs(model, cache, input_ids, recipe.returned)
+    inputs = _Inputs(model, cache, input_ids, recipe.returned, caches)
     unfinished = ops.ones((inputs.input_ids.shape[0],), INT64)
-    outputs = inputs.call(model, cache, recipe.logits_to_keep)
+    outputs = inputs.call(model, recipe.logits_to_keep)
     if recipe.device != "cpu":
         state.overrides["experts"] = BATCHED  # `_optimize_model_for_decode`
-    for number in chain([-1], _steps(cache, _prompt(recipe, model), recipe.new_tokens - 1)):
+    for number in chain([-1], _steps(inputs, _prompt(recipe, model), recipe.new_tokens - 1)):
         if number >= 0:
             ledger.mark(DECODE, number)
-            outputs = inputs.call(model, cache, recipe.logits_to_keep, 1)
+            outputs = inputs.call(model, recipe.logits_to_keep, 1)
         inputs.extend()
         next_token_logits = ops.copy_to(ops.select(outputs.logits, 1), FLOAT32)
         next_tokens = ops.argmax(next_token_logits)
@@ -262,23 +280,27 @@ def _greedy(model: CausalModel, recipe: Generation, ledger: Ledger, input_ids: T
     return cache, inputs, unfinished
 
 
-def _beam_search(model: CausalModel, recipe: Generation, ledger: Ledger, input_ids: Tensor) -> Any:
+def _beam_search(model: CausalModel, recipe: Generation, ledger: Ledger, input_ids: Tensor, caches: bool) -> Any:
     """`_beam_search`: scores of every beam and word in fp32, and a cache that is picked anew for every token."""
     ledger.mark(PREFILL, 0)
     batch, beams = recipe.batch, recipe.beams
     kept = 2 * beams
     cache = _new_cache(recipe, model)
-    inputs = _Inputs(model, cache, input_ids, beams)
+    inputs = _Inputs(model, cache, input_ids, beams, caches)
     length = _prompt(recipe, model) + recipe.new_tokens
     running_sequences = ops.full((batch, beams, length), INT64)
     sequences = ops.clone(running_sequences)
     running_scores = ops.zeros((batch, beams), FLOAT32)
     running_indices = ops.full((batch, beams, recipe.new_tokens), INT32)
-    outputs = inputs.call(model, cache, recipe.logits_to_keep)
-    for number in _steps(cache, _prompt(recipe, model) - 1, recipe.new_tokens):  # the first of them fills the cache
+    prompts = inputs.input_ids
+    outputs = inputs.call(model, recipe.logits_to_keep)
+    for number in _steps(inputs, _prompt(recipe, model) - 1, recipe.new_tokens):  # the first of them fills the cache
         if number:
             ledger.mark(DECODE, number - 1)
-            outputs = inputs.call(model, cache, recipe.logits_to_keep, 1)
+            if not caches:
+                seen = running_sequences.narrow(-1, _prompt(recipe, model) + number)
+                inputs.input_ids = seen.reshape(batch * beams, seen.shape[-1])
+            outputs = inputs.call(model, recipe.logits_to_keep, 1)
         inputs.extend()
         logits = ops.copy_to(ops.select(outputs.logits, 1), FLOAT32)
         log_probs = ops.log_softmax(logits)
@@ -296,7 +318,7 @@ def _beam_search(model: CausalModel, recipe: Generation, ledger: Ledger, input_i
         del merged
         beam_idx = ops.select(running_indices, -1).reshape(-1)
         cache.rewrite(lambda x, index=beam_idx: ops.index_select(x, index))  # type: ignore[misc]
-    return cache, inputs, running_sequences, sequences
+    return cache, inputs, prompts, running_sequences, sequences
 
 
 def _assisted(model: CausalModel, draft: CausalModel, recipe: Generation, ledger: Ledger, input_ids: Tensor) -> Any:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from weigh import dtypes
 from weigh.errors import InputError, UnknownNameError
-from weigh.models import default_attention, language_config
+from weigh.models import default_attention, language_config, uses_cache
 from weigh.recipes.generation import Generation
 from weigh.report.assumption import Assumption
 
@@ -45,6 +45,11 @@ CPU = (
     ),
 )
 
+NOTHING_KEPT = Assumption(
+    "no keys and values are kept",
+    "the config's use_cache is false, or it is its class's default",
+    "a generation_config.json beside the weights may say otherwise; set use_cache to true to see what would be kept",
+)
 TEXT_ALONE = Assumption(
     "text alone, without pictures or sounds",
     "what stands in for them in the text, and how large they are, is not said",
@@ -157,6 +162,8 @@ def surroundings(source: Source, recipe: Any) -> tuple[Assumption, ...]:
     taken = CPU if recipe.device == "cpu" else CUDA
     if "text_config" in source.config:
         taken = (TEXT_ALONE, *taken)
+    if hasattr(recipe, "new_tokens") and not uses_cache(source.config):
+        taken = (NOTHING_KEPT, *taken)
     if _reduces_unsaid(recipe):
         taken = (NO_BUCKETS, *taken)
     if context is None or tokens <= context:
