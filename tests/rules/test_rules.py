@@ -139,6 +139,7 @@ def test_a_model_without_heads_leaves_its_rules_unanswered() -> None:
     assert lines["korthikanti"].answer is None
     assert "number of heads" in str(lines["korthikanti"].refused)
     assert lines["embedding"].error == 0
+    assert lines["embedding"].because == ("it has no heads of attention",)
 
 
 def test_unknown_names_are_refused() -> None:

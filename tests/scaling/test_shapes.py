@@ -15,6 +15,14 @@ def test_a_shape_has_its_size(size: float) -> None:
     assert api.params(shape(size)).total == pytest.approx(size, rel=0.05)
 
 
+@pytest.mark.parametrize("size", [1, 1e5, 1e17])
+def test_no_shape_of_sizes_that_no_model_has(size: float) -> None:
+    assert shape(size) is None
+    report = ask(Question(parameters=size, device=get_device("h100"), mfu=0.4))
+    assert report.machines() is None
+    assert "No Llama of whole heads and layers has that size" in report.text()
+
+
 def test_nearest_models_are_the_catalogues() -> None:
     assert "gpt2" in {entry.name for entry in nearest(124_439_808)}
 
@@ -23,6 +31,7 @@ def test_as_few_devices_as_hold_it() -> None:
     config, h100 = shape(3e9), get_device("h100")
     found = machines(config, 1e21, h100, 0.4, None)
     assert found is not None
+    assert found.sequence == 4096
     assert found.days == pytest.approx(1e21 / (0.4 * 989e12 * found.count * 86_400))
     many = machines(config, 1e21, h100, 0.4, 8)
     assert many is not None

@@ -234,7 +234,20 @@ def _foreach(job: Job) -> str | None:
     return "the optimizer's step makes temporaries as large as the weights (foreach)"
 
 
+def _encoder(job: Job) -> str | None:
+    names = (name for row in job.counted.rows for name in row.names)
+    count = len({layer(name) for name in names if "encoder." in name} - {None})
+    decoder = any("decoder." in name for row in job.counted.rows for name in row.names)
+    return f"an encoder of {count} layers beside the decoder" if count and decoder else None
+
+
+def _no_attention(job: Job) -> str | None:
+    return "it has no heads of attention" if all(job.config.get(name) is None for name in _HEADS) else None
+
+
 TRAITS = {
+    "encoder": _encoder,
+    "no attention": _no_attention,
     "grouped": _grouped,
     "latent": _latent,
     "gated": _gated,
@@ -251,3 +264,5 @@ TRAITS = {
     "foreach": _foreach,
 }
 """What models and jobs have that formulas do not know: a sentence about a job, or None."""
+EVERYWHERE = ("encoder", "no attention")
+"""What no formula here knows."""

@@ -10,7 +10,7 @@ from weigh.report.header import header
 from weigh.report.text import PLAIN, Style, table, wrap
 from weigh.report.work import format_flops
 from weigh.rules.exact import Exact, unit
-from weigh.rules.job import Job
+from weigh.rules.job import EVERYWHERE, Job
 from weigh.rules.rule import BYTES, FLOP, PARAMETERS, REST
 from weigh.rules.table import RULES, rule
 from weigh.units import format_bytes, format_count
@@ -112,7 +112,7 @@ def compare(model: Any, names: Sequence[str] = (), **settings: Any) -> RulesRepo
 
 def _line(rule: Rule, job: Job, answers: dict[tuple[str, ...], Exact]) -> Line:
     """One comparison; runs are shared by the rules that presuppose the same settings."""
-    because = tuple(job.traits[key] for key in rule.blind if key in job.traits)
+    because = tuple(job.traits[key] for key in (*EVERYWHERE, *rule.blind) if key in job.traits)
     try:
         ours = rule.terms_of(job)
     except InputError as error:

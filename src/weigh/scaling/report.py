@@ -223,16 +223,17 @@ class ScalingReport:
                 found.append((a.law, best))
         return found
 
-    def shape(self) -> dict[str, Any]:
-        """A Llama of the chosen size."""
+    def shape(self) -> dict[str, Any] | None:
+        """A Llama of the chosen size; None where there is none of that size."""
         return shapes.shape(self.chosen.parameters)
 
     def machines(self) -> Machines | None:
         """Devices and days for the chosen point; None where no device is named, or none is large enough."""
         q = self.question
-        if q.device is None or q.mfu is None:
+        model = q.source or self.shape()
+        if q.device is None or q.mfu is None or model is None:
             return None
-        return shapes.machines(q.source or self.shape(), self.chosen.flops, q.device, q.mfu, q.gpus)
+        return shapes.machines(model, self.chosen.flops, q.device, q.mfu, q.gpus)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, by `docs/schema/scaling.json`."""
@@ -364,7 +365,9 @@ class ScalingReport:
             style.bold(f"To train: {_said(self.chosen)}"),
             *wrap(f"Models of that size: {near}.", style.width, "  "),
         ]
-        if q.source is None:
+        if q.source is None and config is None:
+            lines.append("  No Llama of whole heads and layers has that size.")
+        elif q.source is None and config is not None:
             lines += wrap(
                 f"A Llama of that size: {config['num_hidden_layers']} layers of width {config['hidden_size']:,}, "
                 f"feed-forward {config['intermediate_size']:,}, {config['num_attention_heads']} heads, "
@@ -382,7 +385,7 @@ class ScalingReport:
                 f"{100 * (q.mfu or 0):g} % of the bf16 peak."
             )
             lines += wrap(said, style.width, "  ")
-        elif q.device is not None:
+        elif q.device is not None and (q.source is not None or config is not None):
             lines.append(f"  Not even 65,536 x {q.device.marketing_name} hold it like this.")
         return lines
 

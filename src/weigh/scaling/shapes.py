@@ -28,11 +28,12 @@ def nearest(parameters: float, limit: int = 3) -> list[Entry]:
     return sorted(entries(), key=lambda e: abs(log(e.parameters / parameters)))[:limit]
 
 
-def shape(parameters: float) -> dict[str, Any]:
+def shape(parameters: float) -> dict[str, Any] | None:
     """A Llama of about so many parameters: heads of 128, a gated layer of 8/3 the width.
 
     Among widths that are multiples of 128 and depths of a 64th to a 160th of the width (as published models have), the
     nearest count. Llama 3's vocabulary of 128,256; below 3 billion parameters Llama 2's of 32,000, tied to the output.
+    None where no such shape is within a tenth of the size.
 
     >>> from weigh import api
     >>> config = shape(7e9)
@@ -47,7 +48,9 @@ def shape(parameters: float) -> dict[str, Any]:
             if best is None or off < best[0]:
                 best = (off, width, depth)
     assert best is not None
-    _, width, depth = best
+    off, width, depth = best
+    if off > log(1.1):
+        return None
     return {
         "model_type": "llama",
         "vocab_size": _vocabulary(tied),
