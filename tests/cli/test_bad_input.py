@@ -42,6 +42,7 @@ CONFIGS = {
     "absurdly many layers": ({**GPT2, "n_layer": 10**9}, "n_layer: is 1000000000"),
     "unknown model_type": ({**GPT2, "model_type": "gpt5"}, "unknown model_type 'gpt5'. Did you mean gpt"),
     "no model_type": (without(GPT2, "model_type"), "has no model_type. Add one of: "),
+    "no such family": ({**GPT2, "model_type": "nosuchfamily"}, "counts a model by the header of its weights alone"),
     "model_type that is a list": ({**GPT2, "model_type": ["gpt2"]}, "unknown model_type"),
     "dtype that is none": ({**GPT2, "dtype": "bf17"}, "unknown dtype 'bf17'. Did you mean bf16?"),
 }

@@ -210,3 +210,18 @@ def test_a_worker_serves_again_after_a_death() -> None:
         with pytest.raises(InputError, match="SIGABRT"):
             process.ask(bad)
         assert process.ask(job).parameters > 0
+
+
+def test_heads_that_are_broadcast_rule_out_fused_kernels() -> None:
+    one_key_value_head = {
+        "model_type": "falcon", "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 131,
+        "multi_query": True, "new_decoder_architecture": False, "parallel_attn": True, "bias": False, "alibi": False,
+    }  # fmt: skip
+    traced = weigh("trace", json.dumps(one_key_value_head), "--sequence", "32", "--dtype", "bf16")
+    assert "math attention" in traced.stdout, traced.stderr
+    assert "After loading the two traces do the same, event by event." in traced.stdout
+
+
+def test_autocast_casts_what_attention_takes_in_the_order_of_the_real_call() -> None:
+    traced = weigh("trace", TINY, "--sequence", "32", "--autocast", "bf16")
+    assert "After loading the two traces do the same, event by event." in traced.stdout, traced.stderr

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from weigh.recipes.settings import Setting
 
-COMPARING = ("bare", "labels_are_inputs", "traced", "warm")
+COMPARING = ("bare", "labels_are_inputs", "traced", "unchecked_attention", "warm")
 """Fields that say how a recording was made, not how a model is run."""
 
 _VALUES = {"Size": "N", "int": "N", "float": "X", "Lora": "RANK[:LAYER,...]"}

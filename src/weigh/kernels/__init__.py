@@ -11,11 +11,14 @@ from typing import Any
 from weigh.errors import NotModelledError, UnknownNameError
 
 
-def kernels(device: str = "cuda", attention_kernel: str | None = None, traced: bool = False) -> dict[str, Any]:
+def kernels(
+    device: str = "cuda", attention_kernel: str | None = None, traced: bool = False, unchecked: bool = False
+) -> dict[str, Any]:
     """The kernels of a device: "cuda" or "cpu".
 
     `attention_kernel` forces what `scaled_dot_product_attention` runs: "flash", "efficient", "cudnn" or "math".
-    `traced` gives the rows that fake tensors take instead (see `weigh.kernels.traced`).
+    `traced` gives the rows that fake tensors take instead (see `weigh.kernels.traced`). `unchecked` leaves out what
+    CUDA checks of heads and widths before it chooses.
 
     Raises:
         UnknownNameError: no such device or attention kernel.
@@ -28,7 +31,7 @@ def kernels(device: str = "cuda", attention_kernel: str | None = None, traced: b
         raise UnknownNameError("kernel device", device, ("cuda", "cpu"))
     from weigh.kernels.cuda import CUDA, attention_choice
 
-    chosen: dict[str, Any] = {"scaled_dot_product_attention": attention_choice(attention_kernel)}
+    chosen: dict[str, Any] = {"scaled_dot_product_attention": attention_choice(attention_kernel, unchecked)}
     if not traced:
         return chosen | CUDA
     from weigh.kernels.traced import TRACED

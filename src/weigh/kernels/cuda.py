@@ -27,7 +27,7 @@ Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, float, bool, bool],
 ATTENTION_KERNELS = ("flash", "efficient", "cudnn", "math")
 
 
-def attention_choice(forced: str | None = None) -> Attention:
+def attention_choice(forced: str | None = None, unchecked: bool = False) -> Attention:
     """What `scaled_dot_product_attention` is on CUDA.
 
     Raises:
@@ -45,7 +45,7 @@ def attention_choice(forced: str | None = None) -> Attention:
             low: tuple[Any, ...] = state.autocast.cast(LOWER, (query, key, value, bias))
             with autocast(None):
                 return attention(low[0], low[1], low[2], mask if state.traced else low[3], dropout, causal, grouped)
-        kernel = forced or choose(query, key, value, mask, causal, grouped)
+        kernel = forced or choose(query, key, value, mask, causal, grouped, unchecked)
         if kernel == "flash":
             return _flash(query, key, value, causal)
         if kernel == "cudnn":
@@ -83,9 +83,17 @@ class GpuFlashAttentionBackward(FlashAttentionBackward):
         return gradients
 
 
-def choose(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, grouped: bool) -> str:
+def choose(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    grouped: bool,
+    unchecked: bool = False,
+) -> str:
     """The kernel's name: "flash", "efficient" or "math" (`select_sdp_backend`)."""
-    if not grouped and not state.traced and query.shape[1] != key.shape[1]:
+    if not grouped and not unchecked and query.shape[1] != key.shape[1]:
         return "math"  # `check_batch_size_and_num_heads_dense`: no fused kernel broadcasts heads
     width = query.shape[-1]
     half = query.dtype is BFLOAT16 or query.dtype is FLOAT16
@@ -94,7 +102,7 @@ def choose(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
     if half and mask is None and same_width and width <= 256 and whole:
         return "flash"
     grouped = grouped and query.shape[1] != key.shape[1]
-    if not grouped and (half or query.dtype is FLOAT32) and (state.traced or _aligned(query, value)):
+    if not grouped and (half or query.dtype is FLOAT32) and (unchecked or _aligned(query, value)):
         return "efficient"
     return "math"
 

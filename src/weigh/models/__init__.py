@@ -258,6 +258,16 @@ WITHOUT_CACHE = frozenset({"mpt"})
 """Families whose `use_cache` is false where the config says nothing."""
 
 
+def unknown_family(model_type: str, where: str) -> UnknownNameError:
+    """The error for a family that is not described: near misses, and what can be had all the same."""
+    error = UnknownNameError("model_type", model_type, FAMILIES, where=where)
+    header = "`weigh params` counts a model by the header of its weights alone: give it their folder, file or ORG/NAME."
+    error.hint = (
+        f"{error.hint} Else {header}" if error.suggestions else f"{header} docs/architectures.md has the families."
+    )
+    return error
+
+
 def build(config: Mapping[str, Any], dtype: DType, where: str = "config", to_run: bool = False) -> CausalModel:
     """The ghost model of a config, every parameter in `dtype`, with its parts named.
 
@@ -278,7 +288,7 @@ def build(config: Mapping[str, Any], dtype: DType, where: str = "config", to_run
     if model_type is None:
         raise InputError("has no model_type", where=where, hint=f"Add one of: {', '.join(sorted(FAMILIES))}.")
     if model_type not in FAMILIES:
-        raise UnknownNameError("model_type", str(model_type), FAMILIES, where=where)
+        raise unknown_family(str(model_type), where)
     take_unmodelled()
     take_read()
     model: CausalModel = import_module(FAMILIES[model_type]).build(Watched(config), dtype, where)

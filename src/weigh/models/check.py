@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from weigh.errors import InputError, UnknownNameError
-from weigh.models import FAMILIES
+from weigh.errors import InputError
+from weigh.models import FAMILIES, unknown_family
 from weigh.models.config import Keys
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -118,7 +118,7 @@ def check(config: Mapping[str, Any], where: str = "config") -> None:
     if model_type is None:
         raise InputError("has no model_type", where=where, hint=f"Add one of: {', '.join(sorted(FAMILIES))}.")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise UnknownNameError("model_type", str(model_type), FAMILIES, where=where)
+        raise unknown_family(str(model_type), where)
     nested = [key for key in NESTED if isinstance(config.get(key), Mapping)]
     for key in nested:
         _check_layers(config[key], f"{where}: {key}")

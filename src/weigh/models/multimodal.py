@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from weigh.dtypes import DType
-from weigh.errors import InputError, NotModelledError, UnknownNameError
+from weigh.errors import InputError, NotModelledError
 from weigh.ghost import nn
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import Cache, CausalModel, CausalOutput, LayerCache, causal_lm_loss, slice_logits_to_keep
@@ -57,11 +57,11 @@ def text_model(text: Mapping[str, Any], tied: bool, dtype: DType, where: str) ->
     Raises:
         UnknownNameError: its `model_type` is not described yet.
     """
-    from weigh.models import FAMILIES
+    from weigh.models import FAMILIES, unknown_family
 
     kind = str(text.get("model_type"))
     if kind not in FAMILIES:
-        raise UnknownNameError("model_type", kind, FAMILIES, where=where)
+        raise unknown_family(kind, where)
     return import_module(FAMILIES[kind]).build({**text, "tie_word_embeddings": tied}, dtype, where)
 
 

@@ -66,6 +66,8 @@ class Generation:
     """Call the model and take the argmax, without what `generate` keeps around it (as the recorded witnesses do)."""
     traced: bool = False
     """Run as a dispatch mode over fake tensors sees it (for comparison with recorded witnesses)."""
+    unchecked_attention: bool = False
+    """CUDA's choice of the attention kernel without its checks of heads and widths (as the recorded rows have it)."""
 
 
 @dataclass(slots=True)
@@ -122,7 +124,7 @@ def _run(
     for checked in (config, assistant):
         if checked is not None:
             models.check_attention(checked, recipe.attention)
-    chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced)
+    chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced, recipe.unchecked_attention)
     with (
         recording(chosen, traced=recipe.traced, attention=recipe.attention) as ledger,
         no_grad(),

@@ -172,6 +172,8 @@ class Training:
     """The labels are the input ids themselves, not a tensor of their own."""
     traced: bool = False
     """Run as a dispatch mode over fake tensors sees it (for comparison with recorded witnesses)."""
+    unchecked_attention: bool = False
+    """CUDA's choice of the attention kernel without its checks of heads and widths (as the recorded rows have it)."""
 
     @property
     def mesh(self) -> Mesh:
@@ -410,7 +412,7 @@ def parallel(recipe: Training) -> Iterator[Technique]:
 
 def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop) -> TrainingRun:
     models.check_attention(config, recipe.attention)
-    chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced)
+    chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced, recipe.unchecked_attention)
     chosen |= loop.kernels(recipe, str(config.get("model_type")))
     with recording(chosen, traced=recipe.traced, attention=recipe.attention) as ledger:
         techniques = tuple(loop.techniques(recipe))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from weigh.models import FAMILIES
 from weigh.report.dimensions import sizes_in_words
 from weigh.report.parts import pattern
 from weigh.report.text import Style, table, wrap
@@ -17,14 +18,17 @@ if TYPE_CHECKING:
 
 def explain_parameters(report: ParametersReport, style: Style) -> list[str]:
     """Every tensor as rows times columns, in the names of the config and in numbers."""
-    config = report.source.config
+    config, source = report.source.config, report.source
+    described = config.get("model_type") in FAMILIES
+    whose = (
+        f"of the {config['model_type']} code of transformers, named as in its checkpoints"
+        if described
+        else ("in the header of the weights, by the name that it has there")
+    )
+    where = source.origin.removeprefix("read from ")
     lines = [
         style.bold("How the number comes about"),
-        *wrap(
-            f"Every tensor of the {config.get('model_type')} code of transformers, named as in its checkpoints; "
-            f"sizes from {report.source.origin}, {report.source.revision}.",
-            style.width,
-        ),
+        *wrap(f"Every tensor {whose}; sizes from {where}, {source.revision}.", style.width),
     ]
     rows: list[tuple[str, ...]] = []
     for component, total in report.by_component().items():

@@ -88,6 +88,7 @@ def training_recipe(row: Mapping[str, Any]) -> Training:
         steps=settings.get("steps") or 2,
         labels_are_inputs=True,
         traced=True,
+        unchecked_attention=True,
     )
 
 
@@ -130,6 +131,7 @@ def generation_recipe(row: Mapping[str, Any]) -> Generation:
         logits_to_keep=settings.get("logits_to_keep") or 0,
         bare=True,
         traced=True,
+        unchecked_attention=True,
     )
 
 
