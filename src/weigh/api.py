@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from weigh.hardware import Device
     from weigh.jobs import Job
     from weigh.models.common import CausalModel
+    from weigh.recipes.training import Training
     from weigh.report.assumption import Assumption
     from weigh.report.compare import Comparison, Side
     from weigh.report.generation import GenerationReport
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from weigh.report.parameters import ParametersReport
     from weigh.report.parts import Parts
     from weigh.report.training import TrainingReport
+    from weigh.runtimes import Runtime
 
     R = TypeVar("R")
 
@@ -198,7 +200,9 @@ def train(
     fitted = _device(device, recipe)
     said = (*taken, *assumptions)
     named = os.fspath(source) if isinstance(source, str | os.PathLike) else None
-    return TrainingReport(found, made, parts(found), fitted, said, runtime=runtime, named=named, job=job)
+    return TrainingReport(
+        found, made, _parts_of_run(found, recipe, program), fitted, said, runtime=runtime, named=named, job=job
+    )
 
 
 def _of_job(
@@ -371,6 +375,15 @@ def ghost(source: Source, lora: Any = None) -> CausalModel:
         if lora is not None:
             _adapt(built, lora)
         return built
+
+
+def _parts_of_run(source: Source, recipe: Training, program: Runtime) -> Parts:
+    """Which part is what in the modules of the program that trains: some bring their own."""
+    from weigh.ghost.state import recording
+    from weigh.report.parts import Parts
+
+    with recording():
+        return Parts(program.loop.build(source.config, recipe, source.where))
 
 
 def parts(source: Source) -> Parts:

@@ -207,3 +207,5 @@ def test_the_door() -> None:
         "llama-2-7b", runtime="megatron", tensor=4, pipeline=2, gpus_per_node=8, sequence_parallel=True
     )
     assert "megatron" in report.text()
+    components = report.memory.by_component()
+    assert components["attention"] > 0 < components["mlp"]

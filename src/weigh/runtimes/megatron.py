@@ -312,7 +312,8 @@ class MegatronLM(Runtime):
     ) -> dict[str, Any]:
         """Its defaults: bf16, vocabulary-parallel loss."""
         old = version is not None and version < SOFTMAX_IN_PLACE
-        found = {"dtype": "bf16", "loss": "vocab_parallel_copied" if old else "vocab_parallel", **words}
+        loss = "vocab_parallel_copied" if old else "vocab_parallel"
+        found = {"dtype": "bf16", "loss": loss, "implementation": "fused", **words}
         if getattr(found["dtype"], "name", found["dtype"]) == "fp16":
             found.setdefault("steps", 3)  # the first is skipped
         return found
