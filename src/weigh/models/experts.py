@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from weigh.dtypes import FLOAT32, INT32, DType
+from weigh.dtypes import FLOAT32, INT32, INT64, DType
+from weigh.errors import NotModelledError
 from weigh.ghost import nn, ops
 from weigh.ghost.state import state
 from weigh.ghost.tensor import Tensor
 
 BATCHED = "batched_mm"
+LOOPED = "looped"
 
 
 class GatedMLP(nn.Module):
@@ -69,7 +71,8 @@ class Experts(nn.Module):
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """(tokens, D), the experts of each token and their weights, to (tokens, D)."""
-        experts_forward = self.batched_mm if state.overrides.get("experts") == BATCHED else self.grouped_mm
+        forms = {BATCHED: self.batched_mm, LOOPED: self.looped}
+        experts_forward = forms.get(state.overrides.get("experts", ""), self.grouped_mm)
         return experts_forward(hidden_states, top_k_index, top_k_weights)
 
     def grouped_mm(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -102,6 +105,33 @@ class Experts(nn.Module):
         weighted_out = ops.index_rows(weighted_out, inv_perm)
         final_hidden_states = ops.sum(weighted_out.view(num_tokens, num_top_k, hidden_dim), (1,))
         return final_hidden_states.to(hidden_states.dtype)
+
+    def looped(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """The loop of transformers 4's sparse blocks, for frozen experts, which get even shares of the tokens.
+
+        Raises:
+            NotModelledError: the experts are trained, and were parameters of their own then.
+        """
+        if self.gate_up_proj.requires_grad:
+            raise NotModelledError("trained experts that are run one by one", where="looped_experts")
+        num_tokens, hidden_dim = hidden_states.shape
+        num_top_k = top_k_index.shape[-1]
+        routing_weights = top_k_weights.to(hidden_states.dtype)
+        final_hidden_states = ops.zeros((num_tokens, hidden_dim), hidden_states.dtype)
+        expert_mask = ops.zeros((num_tokens, num_top_k, self.num_experts), INT64)
+        share = num_tokens * num_top_k // self.num_experts
+        inner = self.down_proj.shape[-1]
+        for _ in range(self.num_experts):
+            gate_up, w2 = self.gate_up_proj.narrow(0, 1).squeeze(0), self.down_proj.narrow(0, 1).squeeze(0)
+            w1, w3 = gate_up.narrow(0, inner), gate_up.narrow(0, inner)
+            found = ops.nonzero(expert_mask.narrow(-1, 1).squeeze(-1), share)
+            top_x = found.narrow(0, 1).squeeze(0)
+            current_state = ops.index_rows(hidden_states, top_x)
+            expert_out = ops.linear(self.act_fn(ops.linear(current_state, w1)) * ops.linear(current_state, w3), w2)
+            current_hidden_states = expert_out * ops.index_rows(routing_weights.view(-1, 1), top_x)
+            del expert_out
+            final_hidden_states = ops.index_add_(final_hidden_states, top_x, current_hidden_states)
+        return final_hidden_states
 
     def batched_mm(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """`batched_mm_experts_forward`."""

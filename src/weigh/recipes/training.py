@@ -23,6 +23,7 @@ from weigh.kernels.losses import LOSSES as PLAIN_LOSSES
 from weigh.kernels.losses import loss_kernel
 from weigh.kernels.workspaces import Workspaces
 from weigh.models.common import CausalModel
+from weigh.models.experts import LOOPED
 from weigh.optimizers import Choice, Optimizer, implementation_of, optimizer
 from weigh.optimizers.base import clip_grad_norm
 from weigh.optimizers.in_backward import InBackward
@@ -61,6 +62,8 @@ class Training:
     repeat_kv: bool = False
     """flash_attention_2 copies keys and values for every query head first (some families of transformers before
     4.48)."""
+    looped_experts: bool = False
+    """Frozen experts are run one by one (Mixtral in transformers before 5), with as many tokens for each."""
     loss: str = "upcast"
     """How the loss is made of the logits: "upcast" (in fp32), "shifted" (in fp32, of a shifted copy: transformers
     before 4.50), "rebound" (likewise, and the model drops the logits of its own dtype: before 4.46), "native" (of a
@@ -265,7 +268,8 @@ class Loop:
     def kernels(self, recipe: Training, family: str) -> dict[str, Any]:
         """The kernels that differ from the device's usual ones."""
         fused = fused_kernels(recipe.fused_kernels, family)
-        return loss_kernel(recipe.loss) | fused | {"repeat_kv": recipe.repeat_kv}
+        experts = {"experts": LOOPED} if recipe.looped_experts else {}
+        return loss_kernel(recipe.loss) | fused | {"repeat_kv": recipe.repeat_kv} | experts
 
     def workspaces(self, recipe: Training, model: CausalModel) -> Workspaces:
         """What libraries take of the allocator's memory as phases begin."""

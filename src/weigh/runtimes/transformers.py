@@ -35,6 +35,10 @@ REPEATED_KV = ("mistral", "mixtral", "phi3", "qwen2", "qwen2_moe", "starcoder2")
 """Families whose `*FlashAttention2` called `repeat_kv`, before ..."""
 GROUPED_FLASH = (4, 48)
 """... attention became a function beside the models (of qwen2_moe later)."""
+GROUPED_EXPERTS = (5,)
+"""Experts were run one by one before this release, in the families ..."""
+LOOPS = ("mixtral",)
+"""... that were read. (Others loop too, with other variables.)"""
 
 
 class TrainerLoop(Loop):
@@ -67,6 +71,8 @@ class Transformers(Runtime):
                 found["loss"] = "native"
         if found.get("checkpointing") == "full" and version is not None and version < NOT_REENTRANT:
             found["checkpointing"] = "reentrant"
+        if version is not None and version < GROUPED_EXPERTS and config.get("model_type") in LOOPS:
+            found.setdefault("looped_experts", True)
         if version is not None and version < GROUPED_FLASH and config.get("model_type") in REPEATED_KV:
             found.setdefault("repeat_kv", True)
         if found.get("fused_kernels") == "unsloth" and found.get("loss") == "upcast":

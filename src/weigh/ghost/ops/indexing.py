@@ -145,6 +145,45 @@ class Gather(Op):
         return 0
 
 
+class Nonzero(Op):
+    """`torch.where(condition)`: where a matrix is true, one row a dimension; how often is not known without values."""
+
+    name = "aten::nonzero"
+    differentiable = 0
+
+    @staticmethod
+    def forward(ctx: Any, condition: Tensor, *, count: Size) -> Tensor:
+        return empty((len(condition.shape), count), INT64, "aten::nonzero")
+
+
+class IndexAddInPlace(Op):
+    """`x.index_add_(0, index, source)`: the same storage. Saves the index; the source's gradient is picked by it."""
+
+    name = "aten::index_add_"
+    source = "derivatives.yaml: index_add"
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, source: Tensor) -> Tensor:
+        if ctx:
+            ctx.save(index)
+        return x.alias()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> list[Any]:
+        (index,) = ctx.unpack()
+        return [grad if ctx.needs[0] else None, None, index_select(grad, index) if ctx.needs[2] else None]
+
+
+def nonzero(condition: Tensor, count: Size) -> Tensor:
+    """`torch.where(condition)` that finds `count`: (dimensions, count)."""
+    return apply(Nonzero, condition, count=count)  # type: ignore[no-any-return]
+
+
+def index_add_(x: Tensor, index: Tensor, source: Tensor) -> Tensor:
+    """`x.index_add_(0, index, source)`: `x` must not be used again."""
+    return apply(IndexAddInPlace, x, index, source)  # type: ignore[no-any-return]
+
+
 def where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """`torch.where(condition, a, b)`."""
     return apply(Where, condition, a, b)  # type: ignore[no-any-return]
