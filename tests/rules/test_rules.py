@@ -115,6 +115,19 @@ def test_a_rule_for_many_devices_has_no_error_on_one() -> None:
     assert line.error == pytest.approx(0, abs=0.002), "fp32 weights, gradients and states are 16 bytes too"
 
 
+def test_states_of_8bit_adam_are_those_of_the_tensors() -> None:
+    """bitsandbytes' rule from the shapes: below 4,096 elements in 32 bit, else two codes and a scale for 256 each."""
+    (line,) = compare("gpt2", ["adam-8bit"]).lines
+    rows = api.params("gpt2").rows
+    codes = sum(2 * -(-r.each // 512) * 512 * len(r.names) for r in rows if r.each >= 4096)  # CUDA rounds to 512
+    assert line.terms["codes"] == (2 * 124439808, codes)
+    small = sum(8 * r.total for r in rows if r.each < 4096)
+    scales = sum(8 * -(-r.each // 256) * len(r.names) for r in rows if r.each >= 4096)
+    assert line.terms["scales, and tensors too small"][1] == pytest.approx(small + scales, rel=2e-3), (
+        "two tables beside"
+    )
+
+
 def test_states_of_8bit_adam_are_the_papers() -> None:
     saved = compare("gpt2-xl", ["adam-8bit-saves"]).lines[0].answer
     assert saved == 6 * 1557611200

@@ -116,23 +116,9 @@ class Exact:
         assert stored is not None
         return {name: num_bytes for name, (num_bytes, _) in stored.by_dtype().items()}
 
-    def optimizer_states_8bit(self) -> dict[str, int]:
-        """Bytes of bitsandbytes' 8-bit Adam states: tensors below 4096 elements stay in 32 bit (`min_8bit_size`).
-
-        Blocks of 256 elements, an fp32 scale each (bitsandbytes 0.50, `optim/optimizer.py`), two states.
-        """
-        found = {"codes": 0, "scales": 0, "32-bit states": 0}
-        for row in self.job.counted.rows:
-            if row.each < 4096:
-                found["32-bit states"] += 8 * row.total
-            else:
-                found["codes"] += 2 * row.total
-                found["scales"] += 2 * 4 * -(-row.each // 256) * len(row.names)
-        return found
-
     def saved_by_8bit(self) -> dict[str, int]:
-        """Bytes that these states are smaller than Adam's two in 32 bit."""
-        return {"states": 8 * self.job.N - sum(self.optimizer_states_8bit().values())}
+        """Bytes that the optimizer's states are smaller than Adam's two in 32 bit."""
+        return {"states": 8 * self.job.N - sum(self.optimizer_states().values())}
 
     # -- training
     def training(self) -> dict[str, int]:
@@ -142,6 +128,10 @@ class Exact:
     def states(self) -> dict[str, int]:
         """Bytes of weights, gradients and optimizer states when the last backward pass ends."""
         return self._live(self._after(BACKWARD), lambda a: a.purpose if a.purpose in STATES else None)
+
+    def optimizer_states(self) -> dict[str, int]:
+        """Bytes of the optimizer's states when the last backward pass ends, by dtype."""
+        return self._live(self._after(BACKWARD), lambda a: a.dtype if a.purpose == OPTIMIZER_STATE else None)
 
     def resident(self) -> dict[str, int]:
         """All bytes that are live when the last backward pass ends, by purpose."""

@@ -52,6 +52,10 @@ def _recipe(name: str, says: str, weight: float, gradient: float, states: float,
     )
 
 
+_SHARING: dict[int, tuple[str, ...]] = {1: ("distributed_optimizer",), 2: (), 3: ("fsdp1", "fsdp2")}
+"""What shares as each stage does, of the settings of `--shard`."""
+
+
 def _sharded(stage: int, weight: bool, gradient: bool) -> Rule:
     parts = [f"2*N{'/n' if weight else ''}", f"2*N{'/n' if gradient else ''}", "12*N/n"]
 
@@ -61,8 +65,7 @@ def _sharded(stage: int, weight: bool, gradient: bool) -> Rule:
     def unless(job: Job) -> str | None:
         if job.n == 1:
             return "one device shares nothing: give --gpus-per-node and --shard"
-        fits = job.recipe.shard in ("fsdp1", "fsdp2") if stage == 3 else job.recipe.shard == f"zero{stage}"
-        return None if fits else f"this job does not share what stage {stage} shares"
+        return None if job.recipe.shard in _SHARING[stage] else f"this job does not share what stage {stage} shares"
 
     return Rule(
         f"zero-{stage}",
@@ -183,13 +186,14 @@ RULES = (
         "states of 8-bit Adam",
         "2*N",
         _EIGHT_BIT,
-        "two states of a byte each; the paper keeps embeddings in 32 bit, bitsandbytes' Adam8bit does so where asked",
-        "optimizer_states_8bit",
+        "two states of a byte; bitsandbytes adds a 32-bit scale for 256 elements, and tensors below 4,096 elements "
+        "stay in 32 bit; the paper keeps embeddings so too",
+        "optimizer_states",
         (
-            Term("codes", _per_parameter(2), ("codes",)),
-            Term("scales of blocks", lambda job: 0, ("scales",)),
-            Term("tensors too small", lambda job: 0, ("32-bit states",)),
+            Term("codes", _per_parameter(2), ("uint8",)),
+            Term("scales, and tensors too small", lambda job: 0, ("fp32",)),
         ),
+        settings={"optimizer": "adamw_8bit"},
     ),
     Rule(
         "adam-8bit-saves",
@@ -199,6 +203,7 @@ RULES = (
         "as above; articles write 38 %: 6 of the 16 bytes of weights, gradients and states, 25 % of their own 24",
         "saved_by_8bit",
         (Term("states", _per_parameter(6), ("states",)),),
+        settings={"optimizer": "adamw_8bit"},
     ),
     Rule(
         "qlora",
