@@ -40,6 +40,8 @@ class Optimizer:
     states_first: ClassVar[bool] = True
     """The states of all parameters are made before the first of them is updated."""
     default_decay: ClassVar[float] = 0.0
+    clips: ClassVar[bool] = False
+    """It clips the gradients in its step."""
 
     def __init__(self, choice: Choice) -> None:
         self.implementation = choice.implementation

@@ -233,7 +233,7 @@ _CHOICES: dict[str, tuple[str, ...] | str] = {
     "optimizer": "weigh.optimizers:OPTIMIZERS",
     "quantization": "weigh.techniques.quantization:METHODS",
     "upcast": "weigh.techniques.quantization:UPCASTS",
-    "shard": ("fsdp2", "fsdp1", "distributed_optimizer"),
+    "shard": ("fsdp2", "fsdp1", "zero1", "zero2", "zero3", "distributed_optimizer"),
     "windows": ("capped", "reserved"),
 }
 """The words that a field takes, or where they are listed; loaded when one is checked."""

@@ -114,8 +114,17 @@ class Training:
     gpus_per_node: int = 1
     """Devices in each machine."""
     shard: str | None = None
-    """What the devices that share the data also share: "fsdp2", "fsdp1" (parameters, gradients and states);
-    "distributed_optimizer" (Megatron-LM: main parameters and states)."""
+    """What the devices that share the data also share: "fsdp2", "fsdp1" (parameters, gradients and states),
+    DeepSpeed's "zero1" (states) and "zero2" (gradients too), Megatron-LM's "distributed_optimizer" (main parameters and
+    states)."""
+    zero_reduce_bucket_size: int = 500_000_000
+    """ZeRO: elements of the bucket in which gradients are reduced."""
+    zero_allgather_bucket_size: int = 500_000_000
+    """ZeRO: elements that are gathered at once. Without effect: PyTorch's `all_gather_into_tensor` works in place."""
+    zero_overlap_comm: bool = False
+    """ZeRO: gradients are reduced while others are computed, from a second bucket."""
+    offload_optimizer: bool = False
+    """ZeRO: fp32 weights, gradients and the optimizer's states on the host."""
     replicas: int = 1
     """Groups of devices that each hold everything once (hybrid sharding)."""
     reshard_after_forward: bool | None = None
@@ -251,7 +260,9 @@ class Loop:
             return _NoOptimizer(Choice("none"))
         implementation = recipe.implementation or implementation_of(recipe.optimizer, recipe.device)
         choice = Choice(recipe.optimizer, implementation, recipe.momentum, recipe.weight_decay, recipe.projection_rank)
-        return InBackward(choice) if recipe.optimizer_in_backward else optimizer(choice)
+        if recipe.optimizer_in_backward:
+            return InBackward(choice)
+        return _sharded(recipe, choice) if recipe.shard in ZERO else optimizer(choice)
 
     def scaler(self, recipe: Training) -> GradScaler | None:
         """What scales the loss, if anything does."""
@@ -317,7 +328,7 @@ class Loop:
                 loss.backward()
             del loss
         with by_owner():
-            if recipe.clip:
+            if recipe.clip and not chosen.clips:
                 ledger.mark(CLIP, number)
                 if scaler is not None:
                     scaler.unscale(chosen)
@@ -334,6 +345,29 @@ class Loop:
 
 PLAIN = Loop()
 
+ZERO = {"zero1": 1, "zero2": 2}
+"""Stages of DeepSpeed's ZeRO that are optimizers around the optimizer."""
+
+
+def _sharded(recipe: Training, choice: Choice) -> Optimizer:
+    from weigh.optimizers.zero import Zero
+
+    if recipe.offload_optimizer and recipe.accumulation > 1:
+        raise NotModelledError("gradients accumulated on the host", where="offload_optimizer")
+    if recipe.loss_scaling or not recipe.set_to_none:
+        raise NotModelledError("a GradScaler or gradients that are kept, under ZeRO,", where="shard")
+    return Zero(
+        choice,
+        optimizer(choice),
+        ZERO[recipe.shard or ""],
+        recipe.mesh.shard,
+        recipe.rank,
+        recipe.accumulation,
+        recipe.zero_reduce_bucket_size,
+        recipe.zero_overlap_comm,
+        recipe.offload_optimizer,
+    )
+
 
 def run(
     config: Mapping[str, Any], recipe: Training, where: str = "config", unroll: bool = False, loop: Loop = PLAIN
@@ -346,6 +380,7 @@ def run(
         InputError: the config cannot be read.
         UnknownNameError: an unknown optimizer, kernel, ...
     """
+    unroll = unroll or recipe.shard in ZERO  # buckets end where they are full, whatever the block
     if unroll or any(technique.uneven for technique in loop.techniques(recipe)):
         with unrolled():
             return _run(config, recipe, where, loop)
@@ -401,7 +436,9 @@ def parallel(recipe: Training) -> Iterator[Technique]:
         )
     elif recipe.shard == "distributed_optimizer":
         raise NotModelledError("the distributed optimizer outside of Megatron-LM", where="shard")
-    elif recipe.shard is not None:
+    elif recipe.shard == "zero3":
+        raise NotModelledError("ZeRO stage 3", where="shard", hint="FSDP2 shards the same: --shard fsdp2.")
+    elif recipe.shard is not None and recipe.shard not in ZERO:
         from weigh.techniques.fsdp2 import FullyShard
 
         yield FullyShard(

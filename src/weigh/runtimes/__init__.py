@@ -16,6 +16,7 @@ from weigh.errors import UnknownNameError, UsageError
 from weigh.recipes.training import PLAIN, Loop
 
 RUNTIMES = {
+    "deepspeed": "weigh.runtimes.deepspeed",
     "litgpt": "weigh.runtimes.litgpt",
     "llms_from_scratch": "weigh.runtimes.llms_from_scratch",
     "megatron": "weigh.runtimes.megatron",
