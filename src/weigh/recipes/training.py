@@ -73,7 +73,8 @@ class Training:
     fused_kernels: str | None = None
     """Triton kernels in place of the cross entropy, the RMS norms and the rotary embedding: "unsloth"."""
     checkpointing: str | None = None
-    """None, "full" (every block, non-reentrant), "reentrant", or "selective" (Megatron-LM: the core of attention)."""
+    """None, "full" (every block, non-reentrant), "reentrant", or "selective" (torchtitan's choice of ops whose outputs are
+    kept; under Megatron-LM the core of attention is run again)."""
     optimizer: str | None = "adamw"
     """ "adamw", "adam", "sgd", "adagrad", "adadelta", "adamax", "nadam", "radam", "rmsprop", "adafactor", "muon",
     "lion", "lamb", "sophia", "galore", "torch_adafactor", "adamw_apex", bitsandbytes' "adamw_8bit",
@@ -207,10 +208,12 @@ class TrainingRun:
     @property
     def streams(self) -> Streams | None:
         """The CUDA streams of what is not computed on the usual one, for a replay of the trace."""
-        if self.recipe.shard != "fsdp1":
+        if self.recipe.shard == "fsdp1":
+            from weigh.techniques.fsdp1 import STREAMS
+        elif self.recipe.shard == "fsdp2":
+            from weigh.techniques.fsdp2 import STREAMS
+        else:
             return None
-        from weigh.techniques.fsdp1 import STREAMS
-
         return STREAMS
 
 

@@ -21,6 +21,7 @@ RUNTIMES = {
     "llms_from_scratch": "weigh.runtimes.llms_from_scratch",
     "megatron": "weigh.runtimes.megatron",
     "pytorch": "weigh.runtimes.pytorch",
+    "torchtitan": "weigh.runtimes.torchtitan",
     "transformers": "weigh.runtimes.transformers",
 }
 """Name -> the module that describes it, as `RUNTIME`."""

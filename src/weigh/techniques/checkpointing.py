@@ -17,12 +17,14 @@ from weigh.ghost import nn
 from weigh.ghost.autocast import autocast
 from weigh.ghost.autograd import backward
 from weigh.ghost.nn import Module
+from weigh.ghost.ops.attention import FlashAttention
+from weigh.ghost.ops.matmul import Mm
 from weigh.ghost.ops.table import Op, apply
 from weigh.ghost.state import enable_grad, no_grad, recomputing, saved_tensors_hooks, state
 from weigh.ghost.tensor import Tensor
 from weigh.techniques import Technique
 
-MODES = ("full", "reentrant")
+MODES = ("full", "reentrant", "selective")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,8 @@ class Checkpointing(Technique):
     """Checkpoint every block of the model."""
 
     mode: str = "full"
-    """ "full": non-reentrant, PyTorch's recommendation and transformers' default. "reentrant": the older form."""
+    """ "full": non-reentrant, PyTorch's recommendation and transformers' default. "reentrant": the older form.
+    "selective": as "full", but what attention and every other matrix product return is kept (torchtitan)."""
 
     def apply(self, model: Module) -> None:
         """Wrap every block.
@@ -50,7 +53,7 @@ class Checkpointing(Technique):
             if hasattr(module, "gradient_checkpointing"):  # as `gradient_checkpointing_enable` tells the parts that ask
                 module.gradient_checkpointing = True
         for block in blocks:
-            form = checkpoint if self.mode == "full" else reentrant_checkpoint
+            form = {"full": checkpoint, "reentrant": reentrant_checkpoint, "selective": selective_checkpoint}[self.mode]
             block.wrap_in(partial(form, positional=block.positional))
 
 
@@ -139,6 +142,89 @@ def checkpoint(function: Callable[..., Any], *args: Any, positional: int = 1) ->
     frame = _Frame(run_again)
     with saved_tensors_hooks(frame.pack):
         return function(*args)
+
+
+class _Kept:
+    """The outputs that one call keeps (`_CachingTorchDispatchMode`), until the second run takes them one by one."""
+
+    def __init__(self) -> None:
+        self.outputs: list[list[Tensor]] = []
+        self.products = 0
+        self.again = False
+
+    @property
+    def next_product_is_kept(self) -> bool:
+        """All but every second one."""
+        self.products += 1
+        return self.products % 2 == 1
+
+    def keep(self, outputs: list[Tensor]) -> None:
+        """Detached, as upstream keeps them."""
+        self.outputs.append([t.alias() for t in outputs])
+
+    def take(self) -> list[Tensor]:
+        """What the first run kept here."""
+        return self.outputs.pop(0)
+
+
+_keepers: list[_Kept] = []
+"""Those of the calls that are running, the innermost last."""
+
+
+class KeptMm(Mm):
+    """A product whose output may be kept, and taken again."""
+
+    @classmethod
+    def forward(cls, ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        keeper = _keepers[-1]
+        if not keeper.next_product_is_kept:
+            return super().forward(ctx, a, b)
+        if keeper.again:
+            if ctx:
+                cls.keep(ctx, a, b)
+            return keeper.take()[0]
+        out = super().forward(ctx, a, b)
+        keeper.keep([out])
+        return out
+
+
+class KeptFlashAttention(FlashAttention):
+    """Attention whose outputs are kept, and taken again."""
+
+    @classmethod
+    def forward(cls, ctx: Any, query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> list[Tensor]:
+        keeper = _keepers[-1]
+        if keeper.again:
+            outputs = keeper.take()
+            if ctx:
+                cls.keep(ctx, query, key, value, outputs, causal)
+            return outputs
+        outputs = super().forward(ctx, query, key, value, causal=causal)
+        keeper.keep(outputs)
+        return outputs
+
+
+_KEPT_ROWS: dict[str, Any] = {Mm.name: KeptMm, FlashAttention.name: KeptFlashAttention}
+
+
+def selective_checkpoint(function: Callable[..., Any], *args: Any, positional: int = 1) -> Any:
+    """`checkpoint` with `create_selective_checkpoint_contexts` and the policy of torchtitan's `parallelize_llama.py`."""
+    kept = _Kept()
+    running = partial(_keeping, function, kept)
+    return checkpoint(running, *args, positional=positional)
+
+
+def _keeping(function: Callable[..., Any], kept: _Kept, *args: Any) -> Any:
+    before = state.overrides
+    state.overrides = before | _KEPT_ROWS
+    _keepers.append(kept)
+    kept.products = 0
+    try:
+        return function(*args)
+    finally:
+        kept.again = True
+        _keepers.pop()
+        state.overrides = before
 
 
 class CheckpointFunction(Op):

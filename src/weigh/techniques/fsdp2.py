@@ -32,7 +32,8 @@ from weigh.ghost.tensor import Storage, Tensor, empty
 from weigh.techniques import Technique
 from weigh.techniques.hooks import map_tensors, when_gradients_come
 from weigh.techniques.placing import Place, managed, places
-from weigh.trace.events import COMMUNICATION, GRADIENT, UNSHARDED, WEIGHT
+from weigh.trace.events import COMMUNICATION, GRADIENT, UNSHARDED, WEIGHT, Allocation
+from weigh.trace.replay import Streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class FullyShard(Technique):
     """`MixedPrecisionPolicy.reduce_dtype`: gradients are reduced in it."""
     rank: int = 0
     """Which of the ranks; the first has the largest shards."""
+    keep_last: bool = False
+    """The last block is not resharded after the forward pass, since it is the first to be needed again (torchtitan)."""
 
     @property
     def materialises(self) -> bool:
@@ -81,6 +84,8 @@ class FullyShard(Technique):
                 group = _Group(context, module, [_Param(tensor, held[id(tensor)], self) for tensor in whole])
                 whole.clear()  # they die together, when all have been cut
             context.groups.append(group)
+            if self.keep_last and module is blocks[-1]:
+                group.reshard_after_forward = False
             module.wrap_in(group.run if module is not model else group.run_root)
         context.groups.insert(0, context.groups.pop())  # upstream lists the root first
 
@@ -350,6 +355,22 @@ class _Group:
         self.all_reduce_state = None
         self.gathered = None
         self.post_forward_indices.clear()
+
+
+COPY_IN_STREAM, REDUCE_SCATTER_STREAM = 1, 2
+
+
+def stream_of(allocation: Allocation) -> int:
+    """The stream on which a storage is made (`_fsdp_collectives.py`: copies in and gathered, or reduced)."""
+    if allocation.op == "fsdp::all_gather_copy_in" or (
+        allocation.op == "aten::_foreach_copy_" and allocation.purpose == COMMUNICATION
+    ):
+        return COPY_IN_STREAM
+    return REDUCE_SCATTER_STREAM if allocation.op == "c10d::reduce_scatter" else 0
+
+
+STREAMS = Streams(stream_of)
+"""The states that upstream keeps until an event (`AllGatherState`, `reduce_scatter_states`) say when blocks are free."""
 
 
 def _note(op: str, read: Size, written: Size) -> None:

@@ -46,6 +46,8 @@ def predict_case(row: Mapping[str, Any], where: str) -> dict[str, int]:
 def _training_case(row: Mapping[str, Any], config: Mapping[str, Any], where: str) -> dict[str, int]:
     if str(row["model"].get("name")).startswith("rasbt/"):
         row, config = _of_the_book(row, config)
+    if row.get("runtime") == "torchtitan":
+        row = _of_torchtitan(row)
     if row.get("runtime") == "litgpt":
         row, config = _of_litgpt(row, config)
     runtime = runtimes.get(str(row.get("runtime")))
@@ -95,6 +97,13 @@ def _of_litgpt(row: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Mappi
     return {**row, "adapter": adapter, "loss": None}, {**config, **found}
 
 
+def _of_torchtitan(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Its only loss; what is not modelled is said by name."""
+    if (row.get("precision") or {}).get("compute") == "fp8":
+        raise NotModelledError("float8 linear layers", where="precision.compute")
+    return {**row, "loss": None, "precision": {}}
+
+
 def _version(row: Mapping[str, Any]) -> tuple[int, ...] | None:
     """The release of the case's runtime, where it is printed ("torch 2.4.1, transformers 4.48.1")."""
     if row.get("runtime") == "megatron":
@@ -131,9 +140,10 @@ def training_words(case: Mapping[str, Any]) -> dict[str, Any]:
     words |= dict(_optimizer(case))
     words |= dict(_parallel(case.get("parallel") or {}))
     mode = (case.get("checkpointing") or {}).get("mode")
-    if mode not in (None, "none", "full"):
+    per_op = case.get("runtime") == "torchtitan" and mode == "selective"
+    if mode not in (None, "none", "full") and not per_op:
         raise NotModelledError(f"{mode} checkpointing", where="checkpointing")
-    words["checkpointing"] = "full" if mode == "full" else None
+    words["checkpointing"] = mode if mode in ("full", "selective") else None
     if case.get("adapter"):
         words["lora"] = _adapter(case["adapter"])
     attention = case.get("attention")

@@ -46,17 +46,22 @@ class FlashAttention(Op):
 
     @classmethod
     def forward(cls, ctx: Any, query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> list[Tensor]:
-        if ctx:
-            ctx.save(query, key, value)
-            ctx.meta = causal
         out = _like_transposed(query, cls.name)
         lse = empty(query.shape[:3], FLOAT32, cls.name)
         seed = empty((2,), UINT64, cls.name)
         offset = empty((), UINT64, cls.name)
+        outputs = [out, lse, seed, offset]
         if ctx:
-            for saved in (out, lse, seed, offset):
-                ctx.save_output(saved)
-        return [out, lse, seed, offset]
+            cls.keep(ctx, query, key, value, outputs, causal)
+        return outputs
+
+    @staticmethod
+    def keep(ctx: Any, query: Tensor, key: Tensor, value: Tensor, outputs: list[Tensor], causal: bool) -> None:
+        """What is saved for the backward pass."""
+        ctx.save(query, key, value)
+        ctx.meta = causal
+        for saved in outputs:
+            ctx.save_output(saved)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> list[Any]:

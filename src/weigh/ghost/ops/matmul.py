@@ -38,12 +38,17 @@ class Mm(Op):
     source = "derivatives.yaml: mm"
     autocast = LOWER
 
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+    @classmethod
+    def forward(cls, ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         if ctx:
-            ctx.save(a if ctx.needs[1] else None, b if ctx.needs[0] else None)
-            ctx.meta = _column_major(a), _column_major(b)
+            cls.keep(ctx, a, b)
         return empty((a.shape[0], b.shape[1]), a.dtype, "aten::mm")
+
+    @staticmethod
+    def keep(ctx: Any, a: Tensor, b: Tensor) -> None:
+        """What is saved for the backward pass."""
+        ctx.save(a if ctx.needs[1] else None, b if ctx.needs[0] else None)
+        ctx.meta = _column_major(a), _column_major(b)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> list[Any]:
