@@ -208,7 +208,7 @@ _KEPT_ROWS: dict[str, Any] = {Mm.name: KeptMm, FlashAttention.name: KeptFlashAtt
 
 
 def selective_checkpoint(function: Callable[..., Any], *args: Any, positional: int = 1) -> Any:
-    """`checkpoint` with `create_selective_checkpoint_contexts` and the policy of torchtitan's `parallelize_llama.py`."""
+    """`checkpoint` with `create_selective_checkpoint_contexts` and torchtitan's policy (`parallelize_llama.py`)."""
     kept = _Kept()
     running = partial(_keeping, function, kept)
     return checkpoint(running, *args, positional=positional)

@@ -370,7 +370,7 @@ def stream_of(allocation: Allocation) -> int:
 
 
 STREAMS = Streams(stream_of)
-"""The states that upstream keeps until an event (`AllGatherState`, `reduce_scatter_states`) say when blocks are free."""
+"""What upstream keeps until an event (`AllGatherState`, `reduce_scatter_states`) says when blocks are free."""
 
 
 def _note(op: str, read: Size, written: Size) -> None:

@@ -155,6 +155,12 @@ def _checkpointed(ops: Any, x: Any, weight: Any, bias: Any, how: str) -> Any:
 
 program("checkpoint", "", _wanting, lambda ops, *t: _checkpointed(ops, *t, how="checkpoint"))
 program(
+    "checkpoint, selective",
+    "",
+    _wanting,
+    lambda ops, *t: _checkpointed(ops, *t, how="selective_checkpoint"),
+)
+program(
     "checkpoint, reentrant",
     "CheckpointFunction",
     _wanting,

@@ -17,7 +17,7 @@ from weigh.ghost.state import no_grad, recording, saved_tensors_hooks
 from weigh.ghost.tensor import Storage, Tensor, normalise
 from weigh.kernels import kernels
 from weigh.models.bloom import BloomGelu
-from weigh.techniques.checkpointing import checkpoint, reentrant_checkpoint
+from weigh.techniques.checkpointing import checkpoint, reentrant_checkpoint, selective_checkpoint
 
 GHOST = SimpleNamespace(
     **{name: value for name, value in vars(ops).items() if not name.startswith("_")},
@@ -25,6 +25,7 @@ GHOST = SimpleNamespace(
     bloom_gelu=BloomGelu(),
     checkpoint=checkpoint,
     reentrant_checkpoint=reentrant_checkpoint,
+    selective_checkpoint=selective_checkpoint,
     dtype=dtypes.get,
     no_grad=no_grad,
 )

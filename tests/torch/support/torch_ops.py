@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812  the name that everyone uses
 from support.expert_programs import TorchExpertOps
 from support.family_programs import TorchFamilyOps
 from support.recurrent_programs import TorchRecurrentOps
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -32,6 +32,22 @@ class TorchOps(TorchExpertOps, TorchFamilyOps, TorchRecurrentOps):
     @staticmethod
     def checkpoint(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
         return checkpoint(function, *args, use_reentrant=False)
+
+    @staticmethod
+    def selective_checkpoint(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
+        def contexts() -> Any:
+            products = {True: 0, False: 0}
+
+            def policy(ctx: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+                kept = op is aten._scaled_dot_product_flash_attention.default
+                if op is aten.mm.default:
+                    products[ctx.is_recompute] += 1
+                    kept = products[ctx.is_recompute] % 2 == 1
+                return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+            return create_selective_checkpoint_contexts(policy)
+
+        return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
 
     @staticmethod
     def reentrant_checkpoint(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
