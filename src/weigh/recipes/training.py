@@ -73,8 +73,8 @@ class Training:
     fused_kernels: str | None = None
     """Triton kernels in place of the cross entropy, the RMS norms and the rotary embedding: "unsloth"."""
     checkpointing: str | None = None
-    """None, "full" (every block, non-reentrant), "reentrant", or "selective" (torchtitan's choice of ops whose outputs are
-    kept; under Megatron-LM the core of attention is run again)."""
+    """None, "full" (every block, non-reentrant), "reentrant", or "selective" (torchtitan's choice of ops whose outputs
+    are kept; under Megatron-LM the core of attention is run again)."""
     optimizer: str | None = "adamw"
     """ "adamw", "adam", "sgd", "adagrad", "adadelta", "adamax", "nadam", "radam", "rmsprop", "adafactor", "muon",
     "lion", "lamb", "sophia", "galore", "torch_adafactor", "adamw_apex", bitsandbytes' "adamw_8bit",
