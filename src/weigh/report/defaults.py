@@ -9,6 +9,7 @@ from weigh.errors import InputError, UnknownNameError
 from weigh.models import default_attention, language_config, uses_cache
 from weigh.recipes.generation import Generation
 from weigh.report.assumption import Assumption
+from weigh.report.witnessed import unverified
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -159,7 +160,7 @@ def surroundings(source: Source, recipe: Any) -> tuple[Assumption, ...]:
     """What is taken for granted about the software and the device, and about lengths beyond the model's own."""
     tokens = recipe.sequence if hasattr(recipe, "sequence") else recipe.prompt + recipe.new_tokens
     context = _context(source)
-    taken = CPU if recipe.device == "cpu" else CUDA
+    taken = (*unverified(recipe), *(CPU if recipe.device == "cpu" else CUDA))
     if "text_config" in source.config:
         taken = (TEXT_ALONE, *taken)
     if hasattr(recipe, "new_tokens") and not uses_cache(source.config):

@@ -1,0 +1,56 @@
+"""What each technique has been compared with that this code did not make: rows of a real run, or a test beside one.
+
+`None` is nothing yet: every report that uses it says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from weigh.report.assumption import Assumption
+
+_OPTIMIZERS = "tests/torch/test_optimizers.py"
+_RECORDED = "tests/optimizers/test_recorded.py"
+_ROWS = "tests/data/witness/rows.jsonl"
+_PARALLEL = "tests/data/witness/parallel.jsonl"
+_LIVE = (
+    "adadelta adafactor adagrad adam adamax adamw adam_8bit adamw_8bit adamw_32bit lion_8bit muon nadam radam rmsprop "
+    "sgd sgd_8bit torch_adafactor"
+)
+
+WITNESSES: dict[str, dict[str, str | None]] = {
+    "optimizer": {
+        **dict.fromkeys(_LIVE.split(), _OPTIMIZERS),
+        **dict.fromkeys(("galore", "lamb", "lion", "sophia"), _RECORDED),
+        **dict.fromkeys(
+            (
+                *("adamw_apex", "adam_32bit", "lion_32bit", "sgd_32bit"),
+                *(f"paged_{kind}_{bits}bit" for kind in ("adam", "adamw", "lion", "sgd") for bits in (8, 32)),
+                *(f"torchao_adamw_{kind}" for kind in ("8bit", "4bit", "fp8")),  # states alone were recorded
+            )
+        ),
+    },
+    "shard": {"fsdp1": _PARALLEL, "fsdp2": _PARALLEL, "zero1": None, "zero2": None},
+    "checkpointing": {"full": _ROWS, "reentrant": _ROWS},
+    "optimizer_in_backward": {"True": None},
+    "loss_scaling": {"True": _OPTIMIZERS},
+    "offload_optimizer": {"True": None},
+}
+"""By setting and by its value: the file that holds the witness."""
+
+
+def unverified(recipe: Any) -> tuple[Assumption, ...]:
+    """What a recipe uses that nothing independent was compared with."""
+    found = []
+    for setting, known in WITNESSES.items():
+        value = str(getattr(recipe, setting, None))
+        if value in known and known[value] is None:
+            named = setting.replace("_", " ")
+            found.append(
+                Assumption(
+                    f"unverified: {named}" + (f" {value}" if value != "True" else ""),
+                    "it follows the sources that its file names, and no real run of it was compared with the answer",
+                    "it can be wrong by whatever those sources do not show",
+                )
+            )
+    return tuple(found)

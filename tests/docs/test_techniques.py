@@ -1,0 +1,39 @@
+"""docs/techniques.md says what the code knows now of optimizers and techniques; reports name what is unverified."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from weigh import api
+from weigh.optimizers import OPTIMIZERS
+from weigh.report.witnessed import WITNESSES
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_the_page_is_up_to_date() -> None:
+    page = runpy.run_path(str(ROOT / "tools/techniques.py"))["page"]()
+    assert page == (ROOT / "docs/techniques.md").read_text(encoding="utf-8"), "run: python tools/techniques.py"
+
+
+def test_every_optimizer_has_a_row() -> None:
+    assert set(WITNESSES["optimizer"]) == set(OPTIMIZERS)
+
+
+@pytest.mark.parametrize("name", [n for n, witness in WITNESSES["optimizer"].items() if witness])
+def test_a_witness_names_what_it_holds(name: str) -> None:
+    witness = WITNESSES["optimizer"][name]
+    assert witness is not None
+    text = (ROOT / witness).read_text(encoding="utf-8")
+    if witness.endswith("test_recorded.py"):
+        text = (ROOT / "tests/data/optimizers.jsonl").read_text(encoding="utf-8")
+    assert f'"{name}"' in text
+
+
+def test_reports_say_what_is_unverified() -> None:
+    report = api.train("gpt2", sequence=16, optimizer="adamw_apex", gpus_per_node=2, shard="zero2")
+    told = [a.what for a in report.assumptions]
+    assert "unverified: optimizer adamw_apex" in told
+    assert "unverified: shard zero2" in told
+    assert not [a for a in api.train("gpt2", sequence=16).assumptions if a.what.startswith("unverified")]
