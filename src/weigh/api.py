@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from weigh.hardware import Device
     from weigh.jobs import Job
     from weigh.models.common import CausalModel
-    from weigh.recipes.training import Training
+    from weigh.recipes.training import Training, TrainingRun
     from weigh.report.assumption import Assumption
     from weigh.report.compare import Comparison, Side
     from weigh.report.generation import GenerationReport
@@ -193,15 +193,24 @@ def train(
     found = model(source)
     runtime = runtime or "pytorch"
     program, version = runtimes.named(runtime)
-    given = read_words({s.name: s for s in fields_of(Training)}, _on(device, settings))
-    chosen = program.settings(given, found.config, version)
-    recipe, assumptions = _recipe(Training, found, chosen, "sequence")
-    made = run(found.config, recipe, found.where, loop=program.loop)
-    fitted = _device(device, recipe)
+    known = {s.name: s for s in fields_of(Training)}
+    given = read_words(known, _on(device, settings))
+
+    def again(changed: Mapping[str, Any]) -> tuple[TrainingRun, tuple[Assumption, ...]]:
+        chosen = program.settings({**given, **read_words(known, changed)}, found.config, version)
+        recipe, assumptions = _recipe(Training, found, chosen, "sequence")
+        return run(found.config, recipe, found.where, loop=program.loop), assumptions
+
+    made, assumptions = again({})
+    fitted = _device(device, made.recipe)
     said = (*taken, *assumptions)
     named = os.fspath(source) if isinstance(source, str | os.PathLike) else None
     return TrainingReport(
-        found, made, _parts_of_run(found, recipe, program), fitted, said, runtime=runtime, named=named, job=job
+        *(found, made, _parts_of_run(found, made.recipe, program), fitted, said),
+        runtime=runtime,
+        named=named,
+        job=job,
+        again=lambda changed: again(changed)[0],
     )
 
 

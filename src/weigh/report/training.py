@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from weigh.optimizers import implementation_of
@@ -15,6 +17,7 @@ from weigh.units import format_bytes
 if TYPE_CHECKING:
     from weigh.dims import Size
     from weigh.jobs import Job
+    from weigh.plan import Outcome, Plan, Remedy
     from weigh.recipes.training import Training, TrainingRun
 
 
@@ -31,6 +34,25 @@ class TrainingReport(RunReport):
     """What the model was called by whoever asked; None where it is no word."""
     job: Job | None = None
     """The files that said how, where there are any."""
+
+    again: Callable[[Mapping[str, Any]], TrainingRun] | None = None
+    """Runs the training with some settings changed."""
+
+    @cached_property
+    def plan(self) -> Plan | None:
+        """What would make it fit, where it does not, or only might."""
+        if self.again is None or self.fit is None or self.fit.verdict == "yes":
+            return None
+        from weigh.plan import search
+        from weigh.report.fit import Fit
+
+        again, device = self.again, self.fit.device
+
+        def tried(changed: Mapping[str, Any]) -> Outcome:
+            times = changed.get("accumulation", self.recipe.accumulation)
+            return _outcome(again({**changed, "accumulation": min(times, ALIKE)}))
+
+        return search(self.recipe, _outcome(self.run), tried, lambda peak: Fit(device, peak).verdict == "yes")
 
     @property
     def recipe(self) -> Training:
@@ -59,6 +81,7 @@ class TrainingReport(RunReport):
         return {
             "runtime": self.runtime,
             "job": self.job and self.job.as_dict(),
+            "plan": self.plan and self.plan.as_dict(),
             "first_step": {"peak_bytes": self.first_step},
             "steady_state": {"peak_bytes": self.steady_state},
             "elsewhere": {what: evaluated(size) for what, size in self.run.elsewhere.items()},
@@ -91,6 +114,20 @@ class TrainingReport(RunReport):
         if r.device != "cuda":
             said.append(f"on the {r.device.upper()}")
         return " · ".join(said)
+
+    def _remedies(self) -> list[str]:
+        """The cheapest changes that make it fit."""
+        if self.plan is None:
+            return []
+        lines = [line for n, one in enumerate(self.plan.remedies, 1) for line in _remedy_lines(n, one)]
+        if lines:
+            return [f"What makes it fit, the cheapest first ({self.plan.runs} recipes run):", *lines, ""]
+        nearest = self.plan.nearest
+        if nearest is None:
+            return ["Nothing that is known here makes it fit.", ""]
+        said = "; ".join(c.what for c in nearest.changes)
+        text = f"None of {self.plan.runs} recipes fits; the nearest takes {format_bytes(nearest.outcome.peak)}: {said}."
+        return [*wrap(text, 88), ""]
 
     def _files(self) -> list[str]:
         """What became of the keys of the files that said how."""
@@ -134,6 +171,7 @@ class TrainingReport(RunReport):
         unrounded = "" if not self.memory.rounded else f"; {self.memory.unrounded_peak:,} bytes before rounding to 512"
         return [
             *self._files(),
+            *self._remedies(),
             *table(rows, "<<>>>"),
             "",
             f"  first step {exactly(self.first_step)}",
@@ -141,6 +179,34 @@ class TrainingReport(RunReport):
             f"  arithmetic {format_flops(sum(flops.values()))} a step: {parts}",
             *(f"  elsewhere  {exactly(evaluated(size))} of {what}" for what, size in self.run.elsewhere.items()),
         ]
+
+
+ALIKE = 4
+"""Micro-batches that a search runs: what comes after the second does the same."""
+
+
+def _outcome(run: TrainingRun) -> Outcome:
+    """What a run took."""
+    from weigh.plan import Outcome
+    from weigh.trace.events import STEP
+    from weigh.trace.peak import phase_peaks
+
+    r = run.recipe
+    updates, passes = [0], [0]
+    for p in phase_peaks(run.trace, True):
+        (updates if p.mark.phase == STEP else passes).append(int(p.peak))  # type: ignore[arg-type]
+    flops = sum(flops_by_phase(run.trace, r.steps - 1).values())
+    tokens = int(r.batch) * r.accumulation * int(r.sequence)  # type: ignore[arg-type]
+    return Outcome(max(updates + passes), max(updates), max(passes), flops / tokens, len(run.trace.events))
+
+
+def _remedy_lines(number: int, remedy: Remedy) -> list[str]:
+    said = "; ".join(change.what for change in remedy.changes)
+    figures = f"saves {format_bytes(remedy.saving)}, takes {format_bytes(remedy.outcome.peak)}"
+    times = remedy.settings.get("accumulation", 1)
+    micro = f", {times} micro-batches a step" if times > 1 else ""
+    first, *rest = wrap(f"{said}{micro}: {figures}. Price: {remedy.price}.", 80)
+    return [f"  {number}. {first}", *(f"     {line}" for line in rest)]
 
 
 def _keys(names: tuple[str, ...]) -> str:
