@@ -58,7 +58,8 @@ def test_remedies_come_in_order_and_none_holds_another() -> None:
 
 
 def test_where_nothing_is_enough_the_nearest_is_named() -> None:
-    plan = api.train("llama-2-7b", device=device(1), sequence=64).plan
+    small = replace(get_device("rtx-4090"), memory_bytes=1 << 26, reserved_bytes=0)
+    plan = api.train(MODEL, device=small, batch=32).plan
     assert plan.remedies == ()
     assert plan.nearest.saving > 0
 
@@ -79,6 +80,8 @@ def test_a_change_of_the_passes_leaves_the_update_and_the_other_way_round() -> N
 
     first = run({})
     for change in changes(found.recipe):
+        if change.kind == "loss":
+            continue  # not in this family
         outcome = run(settings_of(found.recipe, (change,))[0])
         if change.of == PASSES:
             assert outcome.update == first.update, change.what

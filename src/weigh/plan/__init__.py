@@ -34,7 +34,7 @@ class Outcome(NamedTuple):
     peak: int
     """Bytes."""
     update: int
-    """Bytes at the peak of the optimizer's steps."""
+    """Bytes at the peak of the optimizer's steps, without the inputs."""
     passes: int
     """Bytes at the peak of all else."""
     flops_per_token: float

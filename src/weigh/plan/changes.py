@@ -101,7 +101,7 @@ def _precision(r: Training) -> Iterator[Change]:
     if r.optimizer == "adamw" and EIGHT_BITS in OPTIMIZERS:
         words = {"optimizer": EIGHT_BITS, "implementation": None}
         yield Change(
-            "optimizer", "AdamW with states of 8 bits", words, "takes bitsandbytes; states are rounded", 3, True
+            "optimizer", "AdamW with states of 8 bits", words, "takes bitsandbytes; states are rounded", 3, BOTH
         )
 
 
@@ -118,7 +118,7 @@ def _devices(r: Training) -> Iterator[Change]:
         more = f"{nodes * each} devices in place of {world}; " if nodes * each > world else ""
         price = f"{more}they send each other parameters and gradients"
         what = f"sharding ({shard}) over {nodes * each} devices"
-        yield Change("devices", what, words, price, 4.5 + number / 2, BOTH)
+        yield Change("devices", what, words, price, 4.5 + number / 4, BOTH)
 
 
 def _training(r: Training) -> Iterator[Change]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from weigh.dtypes import INT64
 from weigh.optimizers import implementation_of
 from weigh.report.assumption import EXACT
 from weigh.report.run import RunReport
@@ -197,7 +198,9 @@ def _outcome(run: TrainingRun) -> Outcome:
         (updates if p.mark.phase == STEP else passes).append(int(p.peak))  # type: ignore[arg-type]
     flops = sum(flops_by_phase(run.trace, r.steps - 1).values())
     tokens = int(r.batch) * r.accumulation * int(r.sequence)  # type: ignore[arg-type]
-    return Outcome(max(updates + passes), max(updates), max(passes), flops / tokens, len(run.trace.events))
+    inputs = 2 * INT64.itemsize * int(r.batch) * int(r.sequence)  # type: ignore[arg-type]
+    update = max(updates) - inputs  # which a smaller micro-batch has fewer of
+    return Outcome(max(updates + passes), update, max(passes), flops / tokens, len(run.trace.events))
 
 
 def _remedy_lines(number: int, remedy: Remedy) -> list[str]:
