@@ -196,3 +196,10 @@ def test_trl_arguments_as_json(tmp_path: Path) -> None:
     )
     words = api.job(tmp_path / "a.json").words
     assert (words["checkpointing"], words["batch"], words["lora"]["rank"]) == ("full", 8, 4)
+
+
+def test_qlora(tmp_path: Path) -> None:
+    keys = "base_model: llama-3.2-1b\nload_in_4bit: true\nadapter: qlora\nlora_target_linear: true\nlora_r: 8\n"
+    (tmp_path / "a.yaml").write_text(f"{keys}bf16: auto\nmicro_batch_size: 1\nsequence_len: 128\n")
+    recipe = api.train(job=api.job(tmp_path / "a.yaml")).recipe
+    assert (recipe.quantization, recipe.double_quantization, recipe.upcast) == ("nf4", True, "all")

@@ -56,7 +56,9 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
     _attention(book)
     _liger(book)
     key, adapter = book.found("adapter")
-    if adapter == "lora":
+    if adapter in ("lora", "qlora"):
+        if flag(book.take("load_in_4bit")):
+            hugging.four_bits(book, "load_in_4bit", True, "all")
         if flag(book.take("lora_target_linear")):
             book.left["lora_target_modules"] = "all-linear"
         hugging.lora(book, "lora_target_modules", 8)

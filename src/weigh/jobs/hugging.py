@@ -146,6 +146,13 @@ def lora(book: Book, targets_key: str, default_rank: int, *ranks: str) -> None:
     book.say("lora", {name: value for name, value in words.items() if value is not None}, targets_key)
 
 
+def four_bits(book: Book, key: str, nested: bool, upcast: str, kind: str = "nf4") -> None:
+    """Frozen weights of four bits, as bitsandbytes stores them, and what is made fp32 beside them."""
+    book.say("quantization", kind, key)
+    book.say("double_quantization", nested, key)
+    book.say("upcast", upcast, key)
+
+
 def targets_of(value: Any) -> list[str] | None:
     """The layers that adapters go to; None is peft's choice for the family."""
     if value is None:
