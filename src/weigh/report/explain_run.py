@@ -35,7 +35,7 @@ RULES = {
         "torch/csrc/autograd/functions/accumulate_grad.h: stolen if nobody else holds it, else copied",
     ),
     OPTIMIZER_STATE: (
-        "what the optimizer keeps beside every trained parameter, from its first step on; under ZeRO the fp32 weights too",
+        "what the optimizer keeps beside every trained parameter, from its first step on (ZeRO: fp32 weights too)",
         "the optimizer's code: torch/optim/adam.py keeps two averages; weigh/optimizers says which file was read",
     ),
     ACTIVATION: (
