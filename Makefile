@@ -8,7 +8,7 @@
 
 PYTHON ?= python3
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
-PYTEST = -m pytest -p no:cacheprovider
+PYTEST = -m pytest -p no:cacheprovider --numprocesses auto --dist worksteal
 SOURCES := pyproject.toml README.md LICENSE $(shell find src -type f -not -name '*.pyc')
 
 .PHONY: demo check test test-torch bench fuzz clean

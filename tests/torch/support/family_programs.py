@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 from support.inputs import PLAIN, Draw, draw_float, draw_indices, draw_input, draw_shape
-from support.programs import Drawn, binary, program, unary
+from support.programs import CPU, Drawn, binary, program, unary
 
 # -- heads
 
@@ -111,6 +111,26 @@ def _zeros_and_columns(draw: Draw) -> Drawn:
 program("index_copy", "index_copy", _zeros_and_columns, lambda ops, *t: ops.index_copy(*t))
 program("index_copy_", "index_copy_", _zeros_and_columns, lambda ops, x, *t: ops.index_copy_last_(x * 1.0, *t))
 
+
+def _rows_to_add(draw: Draw) -> Drawn:
+    width, dtype = draw(st.sampled_from((1, 3, 8))), draw_float(draw)
+    index = draw_input(draw, (3,), "int64", False, PLAIN)
+    return [draw_input(draw, (5, width), dtype, None, PLAIN), index, draw_input(draw, (3, width), dtype)], {}
+
+
+def _numbers(draw: Draw) -> Drawn:
+    return [draw_input(draw, (3, draw(st.integers(1, 9))), "int64", False, PLAIN)], {}
+
+
+def _run_nonzero(ops: Any, x: Any) -> Any:
+    return ops.nonzero(ops.equal(x, x), x.shape[0] * x.shape[1])
+
+
+program("index_add_", "index_add_", _rows_to_add, lambda ops, x, *t: ops.index_add_(x * 1.0, *t))
+program(
+    "nonzero", "nonzero", lambda draw: ([draw_input(draw, (3, 4), "int64", False, PLAIN)], {}), _run_nonzero, (CPU,)
+)
+
 # -- clamps
 
 
@@ -150,6 +170,8 @@ class TorchFamilyOps:
     unbind = staticmethod(lambda x: x.unbind())
     index_copy = staticmethod(lambda x, index, source: x.index_copy(-1, index, source))
     index_copy_last_ = staticmethod(lambda x, index, source: x.index_copy_(-1, index, source))
+    index_add_ = staticmethod(lambda x, index, source: x.index_add_(0, index, source))
+    nonzero = staticmethod(lambda condition, _: condition.nonzero().t())
     repeat = staticmethod(lambda x, *sizes: x.repeat(*sizes))
     clamp_ = staticmethod(lambda x: x.clamp_(-1.0, 1.0))
 

@@ -157,21 +157,21 @@ class Nonzero(Op):
 
 
 class IndexAddInPlace(Op):
-    """`x.index_add_(0, index, source)`: the same storage. Saves the index; the source's gradient is picked by it."""
+    """`x.index_add_(0, index, source)`: the same storage. Saves both; the source's gradient is picked by the index."""
 
     name = "aten::index_add_"
     source = "derivatives.yaml: index_add"
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, source: Tensor) -> Tensor:
-        if ctx:
-            ctx.save(index)
+        if ctx and ctx.needs[2]:
+            ctx.save(index, source)
         return x.alias()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> list[Any]:
-        (index,) = ctx.unpack()
-        return [grad if ctx.needs[0] else None, None, index_select(grad, index) if ctx.needs[2] else None]
+        picked = index_select(grad, ctx.unpack()[0]) if ctx.needs[2] else None
+        return [grad if ctx.needs[0] else None, None, picked]
 
 
 def nonzero(condition: Tensor, count: Size) -> Tensor:
