@@ -155,7 +155,7 @@ class Trainer(Loop):
         if recipe.tensor > 1:
             raise NotModelledError("tensor parallelism as torchtitan does it", where="tensor")
         found = list(super().techniques(replace(recipe, checkpointing=None)))
-        yield from super().techniques(replace(recipe, shard=None, gpus_per_node=1, nodes=1))
+        yield from super().techniques(replace(recipe, shard=None, gpus_per_node=1, nodes=1, replicas=1))
         yield from (replace(t, keep_last=True) if isinstance(t, FullyShard) else t for t in found)
 
 
