@@ -18,6 +18,14 @@ PAGES = [
 ]
 
 
+JOBS = {
+    "axolotl.yaml": "axolotl-fft-8b.yaml",
+    "accelerate.yaml": "accelerate-fsdp2.yaml",
+    "sft_config.yaml": "trl-zephyr-sft.yaml",
+}
+"""Files of a reader's own that pages name, and those of `tests/data/jobs` that stand for them."""
+
+
 def commands(markdown: str) -> list[tuple[str, int]]:
     """The commands of a page's console blocks, each with its exit code; a trailing backslash continues a line."""
     found = []
@@ -46,6 +54,8 @@ def test_the_documentation_shows_commands() -> None:
 
 @pytest.mark.parametrize(("command", "code"), SHOWN)
 def test_documented_commands_run(command: str, code: int, tmp_path: Path) -> None:
+    for name, example in JOBS.items():
+        (tmp_path / name).write_bytes((ROOT / "tests/data/jobs" / example).read_bytes())
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the weigh installed beside this Python
     result = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command],
