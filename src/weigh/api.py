@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from weigh import dtypes, models
 from weigh.errors import InputError, NotModelledError, UnknownNameError, UsageError
+from weigh.recipes import SOFTWARE
 from weigh.sources.source import Source
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def train(
 
     def again(changed: Mapping[str, Any]) -> tuple[TrainingRun, tuple[Assumption, ...]]:
         chosen = program.settings({**given, **read_words(known, changed)}, found.config, version)
-        recipe, assumptions = _recipe(Training, found, chosen, "sequence")
+        recipe, assumptions = _recipe(Training, found, chosen, "sequence", program.software)
         return run(found.config, recipe, found.where, loop=program.loop), assumptions
 
     made, assumptions = again({})
@@ -337,14 +338,16 @@ def _on(device: str | Device | None, settings: Mapping[str, Any]) -> Mapping[str
     return {**settings, "compute_capability": ".".join(map(str, found.compute_capability))}
 
 
-def _recipe(kind: type[R], source: Source, words: Mapping[str, Any], length: str) -> tuple[R, tuple[Assumption, ...]]:
+def _recipe(
+    kind: type[R], source: Source, words: Mapping[str, Any], length: str, software: str = SOFTWARE
+) -> tuple[R, tuple[Assumption, ...]]:
     """The recipe in these words, and what was assumed to complete it."""
     from weigh.recipes.settings import make
     from weigh.report.defaults import complete, surroundings
 
     completed, assumptions = complete(source, words, length)
     recipe = make(kind, completed)
-    return recipe, (*assumptions, *surroundings(source, recipe))
+    return recipe, (*assumptions, *surroundings(source, recipe, software))
 
 
 def _device(device: str | Device | None, recipe: Any) -> Device | None:

@@ -1,5 +1,7 @@
 """A report's figures add up, and say the same as the trace does by other ways."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -117,3 +119,19 @@ def test_what_keeps_nothing_says_so() -> None:
     said = "no keys and values are kept"
     assert [any(a.what == said for a in found.all_assumptions()) for found in (kept, again)] == [False, True]
     assert kept.kv_cache > again.kv_cache == 0
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"shard": "fsdp2", "gpus_per_node": 4},
+        {"shard": "fsdp1", "gpus_per_node": 4},
+        {"tensor": 2, "gpus_per_node": 2},
+        {"quantization": "nf4"},
+    ],
+)
+def test_parameters_are_the_model_s_whatever_divides_or_packs_them(how: dict[str, Any]) -> None:
+    said = weigh.train(LLAMA, dtype="bf16", sequence=16, **how).as_dict()["parameters"]
+    assert said["total"] == weigh.params(LLAMA).total
+    assert not said["on_this_rank"]
+    assert said["bytes"] < 2 * said["total"]

@@ -95,6 +95,10 @@ class Module:
         for _, child in self.children():
             yield from child.modules()
 
+    def elements_of(self, parameter: str) -> Size:
+        """Elements of the weight that a parameter stands for; more than it has itself where they are packed."""
+        return getattr(self, parameter).numel  # type: ignore[no-any-return]
+
     def active_share_of(self, parameter: str) -> Fraction:
         """The share of one of its own parameters that a token is computed with."""
         return self.active_share
@@ -169,8 +173,8 @@ class Parameter:
 
     @property
     def numel(self) -> Size:
-        """Elements of one of them."""
-        return self.tensor.numel
+        """Elements of one of them, unpacked."""
+        return self.module.elements_of(str(self.place[-1]))
 
 
 class Stack(Module):

@@ -195,6 +195,23 @@ class Training:
         return Mesh(world, self.tensor, self.pipeline, self.context, self.expert, self.replicas)
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How many parameters there are, adapters among them and packed ones unpacked."""
+
+    total: Size
+    trainable: Size
+    here: bool = False
+    """On this rank alone: nobody built the whole model."""
+
+    @classmethod
+    def of(cls, model: CausalModel, here: bool) -> Counted:
+        """Those of a model."""
+        parameters = model.parameters()
+        trained = (p.count * p.numel for p in parameters if p.tensor.requires_grad)
+        return cls(sum(p.count * p.numel for p in parameters), sum(trained), here)
+
+
 @dataclass(slots=True)
 class TrainingRun:
     """The trace of a training, and what was trained."""
@@ -202,6 +219,11 @@ class TrainingRun:
     recipe: Training
     trace: Trace
     parameters: list[Parameter]
+    """What the rank holds."""
+    counted: Counted
+    """The model's parameters, all ranks together."""
+    attention: str
+    """How it attends, in the program's words."""
     elsewhere: Mapping[str, Size] = field(default_factory=dict)
     """Bytes outside of the device's allocator, by what and where."""
 
@@ -229,6 +251,14 @@ class Loop:
     def build(self, config: Mapping[str, Any], recipe: Training, where: str) -> CausalModel:
         """The model, before any technique."""
         return models.build(config, recipe.dtype, where, to_run=True)
+
+    def attention(self, recipe: Training) -> str:
+        """Which implementation of attention runs."""
+        return recipe.attention + (f" ({recipe.attention_kernel})" if recipe.attention_kernel else "")
+
+    def builds_share(self, recipe: Training) -> bool:
+        """`build` makes the part of the model that one rank has."""
+        return False
 
     def techniques(self, recipe: Training) -> Iterator[Technique]:
         """The techniques of a recipe, in the order in which they are applied.
@@ -461,7 +491,7 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop) ->
     with recording(chosen, traced=recipe.traced, attention=recipe.attention) as ledger:
         techniques = tuple(loop.techniques(recipe))
         state.trailing = max((t.trailing for t in techniques), default=0)
-        model = _build(config, recipe, where, loop, techniques)
+        model, counted = _build(config, recipe, where, loop, techniques)
         parameters = model.parameters()
         trainable = [p for p in parameters if p.tensor.requires_grad]
         input_ids = ops.input_tensor((recipe.batch, recipe.sequence), INT64)
@@ -486,13 +516,18 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop) ->
             ledger.on_phase = loop.workspaces(recipe, model).begin
         for number in range(recipe.steps):
             loop.step(model, recipe, chosen_optimizer, input_ids, labels, number, scaler)
-        return TrainingRun(recipe, ledger.trace(), parameters, chosen_optimizer.elsewhere)
+        return TrainingRun(
+            recipe, ledger.trace(), parameters, counted, loop.attention(recipe), chosen_optimizer.elsewhere
+        )
 
 
 def _build(
     config: Mapping[str, Any], recipe: Training, where: str, loop: Loop, techniques: tuple[Technique, ...]
-) -> CausalModel:
-    """The model with its techniques; where one shards it, the rest is built beside the device (`meta_init`)."""
+) -> tuple[CausalModel, Counted]:
+    """The model with its techniques; where one shards it, the rest is built beside the device (`meta_init`).
+
+    Parameters are counted before they are divided.
+    """
     ledger = state.ledger
     beside = recipe.meta_init and any(t.materialises for t in techniques)
     if beside:
@@ -500,17 +535,20 @@ def _build(
     model = loop.build(config, recipe, where)
     if recipe.target is not None and not model.encoder_decoder:
         raise UsageError("the model has no decoder that reads a target", where="target", hint="Leave it out.")
+    counted = None
     last = max((t for t in techniques if t.materialises), key=techniques.index, default=None)
     for technique in techniques:
         if technique is last and beside:
             ledger.repeats.extend(state.ledger.repeats)
             state.ledger = ledger
+        if technique.divides and counted is None:
+            counted = Counted.of(model, loop.builds_share(recipe))
         technique.apply(model)
     if beside:
         for module in model.modules():
             for _, tensor in module.own_tensors():
                 tensor.storage.move_to(ledger)
-    return model
+    return model, counted or Counted.of(model, loop.builds_share(recipe))
 
 
 def _warm_up(chosen: Optimizer, recipe: Training) -> None:

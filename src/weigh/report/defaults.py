@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from weigh import dtypes
 from weigh.errors import InputError, UnknownNameError
 from weigh.models import default_attention, language_config, uses_cache
+from weigh.recipes import SOFTWARE
 from weigh.recipes.generation import Generation
 from weigh.report.assumption import Assumption
 from weigh.report.witnessed import unverified
@@ -22,11 +23,6 @@ _CONTEXT = ("n_positions", "n_ctx", "max_position_embeddings")
 
 CUDA = (
     Assumption(
-        "eager PyTorch 2.13 and transformers 5.23 on compute capability 8.0 or later",
-        "their sources decide what is allocated, saved and freed, and which attention kernel runs",
-        "other versions and older devices choose other kernels; compiled code allocates less",
-    ),
-    Assumption(
         "no padding, so no attention mask",
         "sequences of full length are the most that a batch can need",
         "a mask costs its own bytes and rules out the flash kernel",
@@ -38,14 +34,6 @@ CUDA = (
         "a real peak can be higher by what one kernel takes while it runs",
     ),
 )
-CPU = (
-    Assumption(
-        "eager PyTorch 2.13 and transformers 5.23 with the CPU's kernels",
-        "their sources decide what is allocated, saved and freed",
-        "other versions choose other kernels",
-    ),
-)
-
 NOTHING_KEPT = Assumption(
     "no keys and values are kept",
     "the config's use_cache is false, or it is its class's default",
@@ -156,11 +144,11 @@ def _generated(found: Mapping[str, Any]) -> int:
     return wanted if isinstance(wanted, int) else int(wanted) if str(wanted).isdecimal() else 0
 
 
-def surroundings(source: Source, recipe: Any) -> tuple[Assumption, ...]:
+def surroundings(source: Source, recipe: Any, software: str = SOFTWARE) -> tuple[Assumption, ...]:
     """What is taken for granted about the software and the device, and about lengths beyond the model's own."""
     tokens = recipe.sequence if hasattr(recipe, "sequence") else recipe.prompt + recipe.new_tokens
     context = _context(source)
-    taken = (*unverified(recipe), *(CPU if recipe.device == "cpu" else CUDA))
+    taken = (*unverified(recipe), *_software(recipe, software))
     if "text_config" in source.config:
         taken = (TEXT_ALONE, *taken)
     if hasattr(recipe, "new_tokens") and not uses_cache(source.config):
@@ -175,6 +163,16 @@ def surroundings(source: Source, recipe: Any) -> tuple[Assumption, ...]:
         "a model with learned positions fails there; one with rotary positions runs",
     )
     return (beyond, *taken)
+
+
+def _software(recipe: Any, software: str) -> tuple[Assumption, ...]:
+    """Whose sources decide what is allocated."""
+    why = "their sources decide what is allocated, saved and freed"
+    if recipe.device == "cpu":
+        return (Assumption(f"{software} with the CPU's kernels", why, "other versions choose other kernels"),)
+    other = "other versions and older devices choose other kernels; compiled code allocates less"
+    on = f"{software} on compute capability {recipe.compute_capability}"
+    return Assumption(on, f"{why}, and which attention kernel runs", other), *CUDA
 
 
 def _reduces_unsaid(recipe: Any) -> bool:

@@ -145,14 +145,16 @@ class RunReport:
         }
 
     def _parameters(self) -> dict[str, Any]:
-        counts = [
-            (p.count * p.numel, p.count * p.tensor.num_bytes, p.tensor.requires_grad) for p in self.run.parameters
-        ]
+        held = sum(p.count * p.tensor.num_bytes for p in self.run.parameters)
+        return {**self._counts(), "bytes": held, "basis": EXACT}
+
+    def _counts(self) -> dict[str, Any]:
+        """Elements of the model's parameters, and of those that are trained."""
+        counts = [(p.count * p.numel, p.tensor.requires_grad) for p in self.run.parameters]
         return {
-            "total": sum(count for count, _, _ in counts),
-            "trainable": sum(count for count, _, wanted in counts if wanted),
-            "bytes": sum(size for _, size, _ in counts),
-            "basis": EXACT,
+            "total": sum(n for n, _ in counts),
+            "trainable": sum(n for n, trained in counts if trained),
+            "on_this_rank": False,
         }
 
     def by_layer(self) -> dict[int | None, int]:
@@ -244,7 +246,8 @@ class RunReport:
         """How many parameters, and how many of them are trained."""
         counts = self._parameters()
         trained = "" if counts["trainable"] == counts["total"] else f", {counts['trainable']:,} of them trained"
-        return f"{format_count(counts['total'])} parameters ({counts['total']:,}{trained})"
+        here = " on this rank" if counts["on_this_rank"] else ""
+        return f"{format_count(counts['total'])} parameters{here} ({counts['total']:,}{trained})"
 
     def svg(self, width: int = 900, height: int = 420) -> str:
         """The chart as a picture."""

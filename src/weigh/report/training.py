@@ -89,6 +89,10 @@ class TrainingReport(RunReport):
             "flops_per_step": {"total": sum(flops.values()), **flops, "basis": EXACT},
         }
 
+    def _counts(self) -> dict[str, Any]:
+        counted = self.run.counted
+        return {"total": counted.total, "trainable": counted.trainable, "on_this_rank": counted.here}
+
     def summary(self) -> str:
         r = self.recipe
         said = [
@@ -97,7 +101,7 @@ class TrainingReport(RunReport):
             f"batch {r.batch} x {r.sequence} tokens"
             + (f", {r.accumulation} times a step" if r.accumulation > 1 else ""),
             _optimizer(r),
-            f"{r.attention} attention" + (f" ({r.attention_kernel})" if r.attention_kernel else ""),
+            f"{self.run.attention} attention",
         ]
         if r.checkpointing:
             said.append("checkpointing" if r.checkpointing == "full" else f"{r.checkpointing} checkpointing")

@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from weigh.errors import UnknownNameError, UsageError
+from weigh.recipes import SOFTWARE
 from weigh.recipes.training import PLAIN, Loop
 
 RUNTIMES = {
@@ -48,6 +49,8 @@ class Runtime:
     """How it trains."""
     outside: tuple[Overhead, ...] = ()
     """What it takes on every device beside the allocator's memory."""
+    software: str = SOFTWARE
+    """What decides which tensors there are, for the reader of a report."""
 
     def settings(
         self, words: Mapping[str, Any], config: Mapping[str, Any], version: tuple[int, ...] | None

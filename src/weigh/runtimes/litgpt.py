@@ -534,4 +534,6 @@ class Litgpt(Runtime):
         return found
 
 
-RUNTIME = Litgpt("litgpt", "2023-10, 2024-09", Finetune())
+RUNTIME = Litgpt(
+    "litgpt", "2023-10, 2024-09", Finetune(), software="litgpt's own model (2023-10, 2024-09) in eager PyTorch 2.13"
+)

@@ -227,4 +227,4 @@ class Book(Loop):
         return model
 
 
-RUNTIME = Runtime("llms_from_scratch", "2025", Book())
+RUNTIME = Runtime("llms_from_scratch", "2025", Book(), software="the book's own model (2025) in eager PyTorch 2.13")

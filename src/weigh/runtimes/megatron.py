@@ -98,6 +98,12 @@ class Megatron(Loop):
         if recipe.checkpointing in ("full", "reentrant"):
             yield Checkpointing("reentrant")
 
+    def attention(self, recipe: Training) -> str:
+        return _attention(recipe)
+
+    def builds_share(self, recipe: Training) -> bool:
+        return max(recipe.mesh.tensor, recipe.mesh.pipeline, recipe.mesh.expert) > 1
+
     def build(self, config: Mapping[str, Any], recipe: Training, where: str) -> CausalModel:
         """The rank's stages and their gradient buffers."""
         if recipe.dtype not in (BFLOAT16, FLOAT16):
@@ -319,4 +325,5 @@ class MegatronLM(Runtime):
         return found
 
 
-RUNTIME = MegatronLM("megatron", "Megatron Core 0.17, Transformer Engine 2.11", loop=Megatron())
+_READ = "Megatron Core 0.17, Transformer Engine 2.11"
+RUNTIME = MegatronLM("megatron", _READ, loop=Megatron(), software=f"{_READ} and PyTorch 2.13")

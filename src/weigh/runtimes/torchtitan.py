@@ -173,4 +173,5 @@ class Torchtitan(Runtime):
         return found
 
 
-RUNTIME = Torchtitan("torchtitan", "9dec370 (December 2024)", Trainer())
+_READ = "9dec370 (December 2024)"
+RUNTIME = Torchtitan("torchtitan", _READ, Trainer(), software=f"torchtitan {_READ} and PyTorch 2.13")

@@ -29,6 +29,11 @@ class Technique:
         """It puts the rank's share in the parameters' place, so that the whole model need never be on the device."""
         return False
 
+    @property
+    def divides(self) -> bool:
+        """Parameters are the rank's share of the model's afterwards."""
+        return False
+
     def apply(self, model: Module) -> None:
         """Change the model.
 

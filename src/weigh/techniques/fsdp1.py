@@ -79,6 +79,11 @@ class FlatShard(Technique):
     """Modules that stay whole on every rank (`ignored_modules`), by their names' ends."""
 
     @property
+    def divides(self) -> bool:
+        """A rank holds its share of every parameter."""
+        return True
+
+    @property
     def materialises(self) -> bool:
         """The shards are all that a rank needs."""
         return True

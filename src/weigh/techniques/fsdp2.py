@@ -56,6 +56,11 @@ class FullyShard(Technique):
     """The last block is not resharded after the forward pass, since it is the first to be needed again (torchtitan)."""
 
     @property
+    def divides(self) -> bool:
+        """A rank holds its share of every parameter."""
+        return True
+
+    @property
     def materialises(self) -> bool:
         """The shards are all that a rank needs."""
         return True

@@ -11,6 +11,7 @@ keeps its input as an attribute, not as a saved tensor: no checkpoint drops it, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from weigh.dims import Size
@@ -113,6 +114,10 @@ class Linear4bit(nn.Linear):
             self.offset = nn.buffer((), FLOAT32)
         self.bias = linear.bias
         self.compute_dtype: DType | None = None
+
+    def elements_of(self, parameter: str) -> Size:
+        """Two or more weights share an element of the packed ones."""
+        return prod(self.shape) if parameter == "weight" else super().elements_of(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """The first input says in which dtype the layer computes (`set_compute_type`)."""

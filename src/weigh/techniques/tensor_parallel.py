@@ -32,6 +32,11 @@ class TensorParallel(Technique):
     world: int = 2
     """Ranks that share each layer."""
 
+    @property
+    def divides(self) -> bool:
+        """A rank holds its rows or columns."""
+        return True
+
     def apply(self, model: Module) -> None:
         """Cut the layers of the family's plan.
 
