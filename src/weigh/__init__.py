@@ -7,7 +7,7 @@
 
 __version__ = "0.1.0"
 
-__all__ = ["compare", "dtypes", "generate", "job", "kv", "model", "params", "train"]
+__all__ = ["compare", "dtypes", "generate", "job", "kv", "model", "params", "serve", "train"]
 
 _FUNCTIONS = ("compare", "generate", "job", "kv", "model", "params", "train")
 

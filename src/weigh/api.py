@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from weigh.report.kv import KvReport
     from weigh.report.parameters import ParametersReport
     from weigh.report.parts import Parts
+    from weigh.report.serving import ServingReport
     from weigh.report.training import TrainingReport
     from weigh.runtimes import Runtime
+    from weigh.runtimes.engine import Place, Served, ServeJob
 
     R = TypeVar("R")
 
@@ -289,6 +291,79 @@ def kv(source: Any, dtype: str | DType | None = None, **settings: Any) -> KvRepo
     layers = ghost(found).cache_layout()
     check(layers, how)
     return KvReport(found, own, how, keep(layers, how, own), tuple(assumptions))
+
+
+def serve(
+    source: Any,
+    device: str | Device | None = None,
+    runtime: str = "vllm",
+    draft: Any = None,
+    **settings: Any,
+) -> ServingReport:
+    """What serving a model takes, as the program that serves it lays out its devices' memory when it starts.
+
+    `runtime` is that program, with its release where that matters ("vllm@0.21"); `device` may name several ("h100x2").
+    The settings are those of `weigh.runtimes.engine.ServeJob` and the program's own; `draft` is a model that proposes
+    tokens, in any of the forms that `model` accepts.
+
+    >>> serve("llama-3-8b", "h100", context="32k", concurrency=8).verdict
+    'yes'
+
+    Raises:
+        InputError: a model cannot be read.
+        NotModelledError: the job asks for what is not modelled.
+        UsageError: there is no such setting or device, or the program refuses the job.
+    """
+    from weigh.recipes.settings import make
+    from weigh.recipes.settings import settings as fields_of
+    from weigh.report.assumption import Assumption
+    from weigh.report.serving import ServingReport
+    from weigh.runtimes import engine
+
+    program, version = engine.named(runtime)
+    words = {name.replace("-", "_"): value for name, value in settings.items() if value is not None}
+    common = {s.name for s in fields_of(engine.ServeJob)}
+    known = (*common, *(s.name for s in fields_of(program.options)))
+    for name in words:
+        if name not in known:
+            from weigh.recipes.settings import did_you_mean
+
+            raise UsageError(f"{program.name} has no setting {name!r}", hint=did_you_mean(name, known))
+    job = make(engine.ServeJob, {name: value for name, value in words.items() if name in common})
+    options = make(program.options, {name: value for name, value in words.items() if name not in common})
+    served, taken = _served(source, job.dtype, draft)
+    place = _place(device, job)
+    launch = program.launch(served, job, options, place, version)
+    said = (*taken, *(Assumption(*one) for one in launch.assumptions))
+    return ServingReport(served, f"{program.name} {version}", job, options, place, launch, said)
+
+
+def _served(source: Any, dtype: str, draft: Any) -> tuple[Served, list[Assumption]]:
+    from weigh.report.defaults import own_dtype
+    from weigh.runtimes.engine import Served
+
+    found = model(source)
+    own, taken = own_dtype(found) if dtype == "auto" else (_dtype(dtype), [])
+    return Served(found, own, None if draft is None else _served(draft, dtype, None)[0]), taken
+
+
+def _place(device: str | Device | None, job: ServeJob) -> Place:
+    """The devices that are named: one, or "NAMExN"; as many as the job has ranks where their number is not said.
+
+    Raises:
+        UsageError: there is no such device, or there are fewer than ranks.
+    """
+    from weigh.runtimes.engine import Place
+
+    if device is None:
+        return Place(None, job.ranks)
+    name, times, number = device.rpartition("x") if isinstance(device, str) else ("", "", "")
+    if not (times and number.isdecimal() and int(number)):
+        return Place(_known_device(device), job.ranks)
+    if int(number) < job.ranks:
+        what = f"the job takes {job.ranks} devices, and there are {number}"
+        raise UsageError(what, where="device", hint="Ranks are tensor x pipeline x data.")
+    return Place(_known_device(name.rstrip(" ")), int(number))
 
 
 def compare(a: Any, b: Any, dtype: str | DType | None = None) -> Comparison:

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-COMMANDS = ("params", "train", "generate", "rules", "scaling", "dtypes", "models", "devices", "validate")
+COMMANDS = ("params", "train", "generate", "serve", "rules", "scaling", "dtypes", "models", "devices", "validate")
 
 
 def test_help_names_every_command(weigh) -> None:  # type: ignore[no-untyped-def]

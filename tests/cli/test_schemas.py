@@ -32,6 +32,8 @@ ANSWERS = {
     "train gpt2 --allocator expandable_segments:True": "train",
     "kv llama-3-8b": "kv",
     "kv llama-3-8b --context 32k --concurrency 16 --kv-dtype q8_0,f16 --tensor 16": "kv",
+    "serve llama-3-8b": "serve",
+    "serve llama-3-8b --device h100x2 --tensor 2 --context 8k --kv-dtype fp8": "serve",
     "compare gpt2 llama-3-8b": "compare",
     "rules": "rules",
     "rules --rule 12Ld2": "rules",

@@ -23,6 +23,7 @@ COMMANDS = {
     "compare": ("comparing", "two models, or two saved traces, side by side"),
     "train": ("weighing", "what training it takes, moment by moment"),
     "generate": ("weighing", "what generating with it takes"),
+    "serve": ("serving", "what serving it takes in vLLM and other engines: contexts, users"),
     "trace": ("measuring", "the same by real PyTorch on fake tensors, beside the prediction"),
     "measure": ("measuring", "the same by real PyTorch for real, beside the prediction"),
     "snapshot": ("snapshotting", "what a memory snapshot of PyTorch shows, beside the prediction"),
@@ -45,6 +46,7 @@ usage: weigh COMMAND ...
   weigh params gpt2
   weigh kv llama-3-8b --context 32k --concurrency 16 --kv-dtype fp8
   weigh train llama-2-7b --dtype bf16 --batch 4 --sequence 4k --checkpointing full --device h100
+  weigh serve llama-3-8b --runtime vllm --device h100 --context 32k --concurrency 64
   weigh generate path/to/config.json --prompt 8k --explain
 
 Every command takes --json and --help. Exit codes: 0 answered, and fits where a device is named; 1 does not fit;

@@ -26,7 +26,7 @@ RENAMED = {"device": "kernels"}
 
 AT_LEAST_ZERO = ("logits_to_keep", "rank")
 
-FACTORS = ("capacity_factor",)
+FACTORS = ("capacity_factor", "cpu_offload_gb", "gpu_memory_utilization")
 """Numbers that may be 1 and more."""
 
 NOTHING = ("none", "off")
@@ -50,6 +50,8 @@ class Setting(NamedTuple):
     @property
     def choices(self) -> tuple[str, ...] | None:
         """The words that it may be; None where it is no word."""
+        if self.type.startswith("Text"):
+            return None
         if self.type.startswith("DType"):
             return COMPUTE_DTYPES
         return _choices(self.field)
@@ -216,6 +218,7 @@ _READERS: dict[str, Callable[[Any, str, Setting], Any]] = {
     "DType": _dtype,
     "Lora": _lora,
     "tuple[str, ...]": _names,
+    "Text": lambda value, where, setting: str(value),
 }
 
 _CHOICES: dict[str, tuple[str, ...] | str] = {

@@ -1,4 +1,4 @@
-"""vLLM: how many tokens its cache holds in a budget of bytes. Its runs are not described yet.
+"""vLLM: what it lays out as it starts, and how many tokens its cache holds in a budget of bytes.
 
 Read: vLLM 0.12 (`vllm/v1/core/kv_cache_utils.py`: `get_num_blocks`, `_get_kv_cache_groups_uniform_page_size`,
 `get_kv_cache_config_from_groups`; `vllm/model_executor/models/config.py`: `HybridAttentionMambaModelConfig`).
@@ -7,10 +7,25 @@ Read: vLLM 0.12 (`vllm/v1/core/kv_cache_utils.py`: `get_num_blocks`, `_get_kv_ca
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from weigh.formats.prediction import predict
 from weigh.models.layout import NOTHING
 from weigh.recipes.keeping import Keeping, keep
+from weigh.runtimes.engine import (
+    EXACT,
+    KV_CACHE,
+    WEIGHTS,
+    Engine,
+    Launch,
+    Part,
+    Place,
+    Served,
+    ServeJob,
+    Share,
+    Version,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,3 +110,57 @@ def _state_bytes(layer: LayerCache, dtype: DType, drafts: int, tensor: int) -> i
     return (
         (conv.dtype or dtype).num_bytes(inputs) + (recurrent.dtype or dtype).num_bytes(recurrent.elements)
     ) // tensor
+
+
+@dataclass(frozen=True, slots=True)
+class VllmOptions:
+    """Settings of `vllm serve`, in its words."""
+
+    gpu_memory_utilization: float | None = None
+    """The share of the device's memory that it may take; 0.9, and 0.92 from 0.22 on, where nobody says."""
+    max_num_seqs: int | None = None
+    """Requests in a step at most."""
+    max_num_batched_tokens: int | None = None
+    """Tokens in a step at most."""
+    enforce_eager: bool = False
+    """No CUDA graphs, no compiled code."""
+
+
+class Vllm(Engine):
+    """vLLM."""
+
+    name = "vllm"
+    versions = ("0.12",)
+    options = VllmOptions
+
+    def launch(self, served: Served, job: ServeJob, options: VllmOptions, place: Place, version: Version) -> Launch:
+        """Weights, and all that the utilization leaves for the cache."""
+        weights = sum(s.num_bytes * s.count for s in predict(served.model, None, served.dtype)) // job.tensor
+        share = options.gpu_memory_utilization or 0.9
+        budget = None if place.memory_bytes is None else int(place.memory_bytes * share) - weights
+        kept = keep(served.layers, Keeping(1, kv_dtype=job.kv_dtype, tensor=job.tensor), served.dtype)
+        per_token = sum(layer.bytes_per_token for layer in kept)
+
+        def demand(context: int, users: int) -> int:
+            return -(-context // BLOCK) * BLOCK * per_token * users
+
+        how = (served.layers, budget or 0, served.dtype, job.kv_dtype, job.tensor)
+        held = None if budget is None else tokens(*how)
+        cache = budget if budget is not None else demand(job.context or served.longest or 1, job.concurrency)
+        parts = (
+            Part("weights", WEIGHTS, weights, EXACT, "parameters x bytes, a share of each rank"),
+            Part("KV cache", KV_CACHE, cache, EXACT, "what the utilization leaves"),
+        )
+        label = "GPU 0" if place.count == 1 else f"GPU 0 to {place.count - 1}"
+        return Launch(
+            (Share(label, place.memory_bytes, parts),),
+            demand,
+            budget,
+            served.longest,
+            tokens=held,
+            blocks=None if budget is None else blocks(*how),
+            block_size=BLOCK,
+        )
+
+
+ENGINE = Vllm()

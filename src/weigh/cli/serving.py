@@ -1,0 +1,61 @@
+"""`weigh serve`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from weigh import api
+from weigh.cli import sentence
+from weigh.cli.options import Parser, add_settings, explain_settings, read_settings
+from weigh.cli.weighing import MODEL, save, style
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+RUNTIME = "vllm"
+"""Where nobody says."""
+
+
+def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
+    """The answer, and its exit code."""
+    from weigh.recipes.settings import settings
+    from weigh.runtimes import engine
+    from weigh.runtimes.engine import ServeJob
+
+    runtime = _runtime(words)
+    program, _ = engine.named(runtime)
+    parser = Parser(command, sentence(command))
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("--explain", action="store_true", help="the working: rules, sources, assumptions")
+    what = f"the program that serves it: {', '.join(engine.ENGINES)}, or with its release, NAME@VERSION"
+    parser.add_argument("--runtime", metavar="NAME", default=RUNTIME, help=what)
+    parser.add_argument("--device", metavar="NAME[xN]", help="on which devices (`weigh devices`); exit 1 if no fit")
+    parser.add_argument("--draft", metavar="MODEL", help="a draft model for speculative decoding")
+    parser.add_argument("--picture", metavar="FILE", help="draw contexts and users as an SVG heat map into a file")
+    common, own = settings(ServeJob), settings(program.options)
+    add_settings(parser, common)
+    add_settings(parser, own)
+    found = parser.read(words)
+    if found is None:
+        explain_settings(parser, common, ServeJob)
+        explain_settings(parser, own, program.options)
+        return parser.format_help(), 0
+    given = read_settings(found, [*common, *own])
+    report = api.serve(found.model, found.device, found.runtime, draft=found.draft, **given)
+    if found.picture is not None:
+        save(found.picture, report.svg())
+    code = 1 if report.verdict == "no" else 0
+    if found.json:
+        return json.dumps(report.as_dict(), indent=2, ensure_ascii=False), code
+    return report.text(style(), found.explain), code
+
+
+def _runtime(words: Sequence[str]) -> str:
+    """The program that is named: its own settings are options too."""
+    for index, word in enumerate(words):
+        if word.startswith("--runtime="):
+            return word.partition("=")[2]
+        if word == "--runtime" and index + 1 < len(words):
+            return words[index + 1]
+    return RUNTIME

@@ -1,0 +1,248 @@
+"""What serving a model takes: device by device, how many users at once, and how long their contexts can be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from weigh.report.explain import explain_assumptions
+from weigh.report.header import header
+from weigh.report.text import PLAIN, Style, bar, exactly, share, table, wrap
+from weigh.runtimes.engine import KV_CACHE, STATES
+from weigh.units import format_bytes
+
+if TYPE_CHECKING:
+    from weigh.report.assumption import Assumption
+    from weigh.runtimes.engine import Launch, Place, Served, ServeJob, Share
+
+CONTEXTS = tuple(2**n for n in range(10, 21))
+"""Tokens, in tables: 1k to 1M."""
+USERS = tuple(2**n for n in range(11))
+"""Requests at once, in tables: 1 to 1,024."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Which contexts and which numbers of users there is room for."""
+
+    contexts: tuple[int, ...]
+    users: tuple[int, ...]
+    demand: tuple[tuple[int, ...], ...]
+    """Bytes that the cache needs, by context and by users."""
+    supply: int | None
+    """Bytes that there are for it."""
+    most_users: tuple[int | None, ...]
+    """By context."""
+    longest_context: tuple[int | None, ...]
+    """By users."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "contexts": list(self.contexts),
+            "users": list(self.users),
+            "demand_bytes": [list(row) for row in self.demand],
+            "supply_bytes": self.supply,
+            "most_users": list(self.most_users),
+            "longest_context": list(self.longest_context),
+        }
+
+
+def table_of(launch: Launch, contexts: tuple[int, ...], users: tuple[int, ...]) -> Table:
+    """How much of the cache so many users with so many tokens need."""
+    return Table(
+        contexts,
+        users,
+        tuple(tuple(launch.demand(context, count) for count in users) for context in contexts),
+        launch.supply,
+        tuple(launch.most_users(context) for context in contexts),
+        tuple(launch.longest_context(count) for count in users),
+    )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ServingReport:
+    """A model served, weighed."""
+
+    served: Served
+    runtime: str
+    """The engine with its release: "vllm 0.21"."""
+    job: ServeJob
+    options: Any
+    """The engine's own settings."""
+    place: Place
+    launch: Launch
+    assumptions: tuple[Assumption, ...]
+    """What was taken for granted."""
+
+    @property
+    def context(self) -> int:
+        """Tokens of a request."""
+        return self.job.context or self.launch.longest or self.served.longest or 1
+
+    @property
+    def verdict(self) -> str | None:
+        """Whether it fits: "yes" or "no"; None where no device is named."""
+        if self.launch.supply is None:
+            return None
+        fits = self.launch.fits(self.context, self.job.concurrency)
+        return "yes" if fits and all((share.free or 0) >= 0 for share in self.launch.shares) else "no"
+
+    @cached_property
+    def table(self) -> Table:
+        """Contexts up to the longest that a request may have, and users."""
+        limit = self.launch.longest or self.served.longest
+        contexts = tuple(c for c in CONTEXTS if limit is None or c <= limit) or (limit or 1,)
+        return table_of(self.launch, contexts, USERS)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        from weigh.recipes.settings import words_of
+
+        launch, device = self.launch, self.place.device
+        return {
+            **header("serve", self.served.source, self.served.dtype),
+            "runtime": self.runtime,
+            "settings": words_of(self.job),
+            "options": words_of(self.options),
+            "device": None if device is None else {"name": device.name, "count": self.place.count},
+            "shares": [_share_as_dict(one) for one in launch.shares],
+            "cache": {
+                "demand_bytes": launch.demand(self.context, self.job.concurrency),
+                "supply_bytes": launch.supply,
+                "tokens": launch.tokens,
+                "blocks": launch.blocks,
+                "block_size": launch.block_size,
+            },
+            "context": self.context,
+            "longest_context": launch.longest_context(self.job.concurrency),
+            "most_users": launch.most_users(self.context),
+            "most_sequences": launch.most_sequences,
+            "table": self.table.as_dict(),
+            "verdict": self.verdict,
+            "assumptions": [a.as_dict() for a in self.assumptions],
+        }
+
+    def text(self, style: Style = PLAIN, explain: bool = False) -> str:
+        """For a terminal."""
+        return "\n".join((*self._head(style), *self._shares(style), *self._room(style), *self._end(style, explain)))
+
+    def _head(self, style: Style) -> list[str]:
+        full = max(self.launch.shares, key=lambda share: share.num_bytes)
+        devices = f" on {self.place.device.marketing_name}" if self.place.device is not None else ""
+        many = f" x {self.place.count}" if self.place.count > 1 else ""
+        each = " on each device" if self.place.count > 1 else ""
+        users = "a request" if self.job.concurrency == 1 else f"{self.job.concurrency} requests"
+        lines = [
+            style.bold(f"{self.runtime} serving {self.served.source.name} takes {exactly(full.num_bytes)}{each}"),
+            *wrap(f"{users} of {self.context:,} tokens{devices}{many} · weights in {self.served.dtype}", style.width),
+        ]
+        if self.verdict is not None:
+            need, supply = self.launch.demand(self.context, self.job.concurrency), self.launch.supply or 0
+            word = "Fits" if self.verdict == "yes" else "Does not fit"
+            said = f": the cache needs {format_bytes(need)} of {format_bytes(max(0, supply))}"
+            lines.append(style.good(word, self.verdict == "yes") + said)
+        return [*lines, ""]
+
+    def _shares(self, style: Style) -> list[str]:
+        lines = []
+        for one in self.launch.shares:
+            if len(self.launch.shares) > 1 or one.memory_bytes is not None:
+                has = "" if one.memory_bytes is None else f": {format_bytes(one.memory_bytes)}"
+                lines.append(f"  {style.bold(one.device)}{has}")
+            whole = one.memory_bytes or one.num_bytes
+            rows = [
+                (p.what, format_bytes(p.num_bytes), share(p.num_bytes, whole), p.basis, bar(p.num_bytes, whole, 30))
+                for p in one.parts
+            ]
+            if one.free is not None:
+                rows.append(("free", format_bytes(one.free), share(one.free, whole), "", ""))
+            lines += [*table(rows, "<>><<"), ""]
+        return lines
+
+    def _room(self, style: Style) -> list[str]:
+        launch = self.launch
+        if launch.supply is None:
+            return []
+        lines = []
+        if launch.tokens is not None:
+            blocks = "" if launch.blocks is None else f" ({launch.blocks:,} blocks of {launch.block_size})"
+            lines += [f"  the cache has room for {launch.tokens:,} tokens{blocks}"]
+        context, users = launch.longest_context(self.job.concurrency), launch.most_users(self.context)
+        lines += [f"  longest context for {self.job.concurrency} at once   {context:,} tokens"]
+        lines += [f"  most at once of {self.context:,} tokens   {users:,}", ""]
+        held = self.table
+        lines += ["  most users for a context, longest context for so many users"]
+        lines += table(
+            [
+                ("context", *map(format_tokens, held.contexts)),
+                ("users", *(f"{n:,}" for n in held.most_users)),
+            ],
+            "<" + ">" * len(held.contexts),
+        )
+        lines += table(
+            [
+                ("users", *(f"{n:,}" for n in held.users)),
+                ("context", *(format_tokens(n or 0) for n in held.longest_context)),
+            ],
+            "<" + ">" * len(held.users),
+        )
+        return [*lines, ""]
+
+    def _end(self, style: Style, explain: bool) -> list[str]:
+        if explain:
+            lines = [style.bold("How the number comes about")]
+            for part in dict.fromkeys(part for share in self.launch.shares for part in share.parts):
+                lines += wrap(f"{part.what}: {part.source}", style.width, "  ")
+            return [*lines, *explain_assumptions(self.assumptions, style)]
+        if not self.assumptions:
+            return []
+        taken = "; ".join(a.what for a in self.assumptions)
+        return [style.dim(line) for line in wrap(f"Assumed (--explain says why): {taken}.", style.width)]
+
+    def svg(self) -> str:
+        """The table as a heat map, as the text of an SVG file."""
+        from weigh.report.heat_map import draw
+
+        return draw(self)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Keys, values and states on the fullest device."""
+        return max(share.of(KV_CACHE) + share.of(STATES) for share in self.launch.shares)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def __repr__(self) -> str:
+        return f"<{self.served.source.name} in {self.runtime}: {self.verdict or 'no device'}>"
+
+    def _repr_html_(self) -> str:
+        from weigh.report.html import as_html
+
+        return as_html(self.text())
+
+
+def format_tokens(tokens: int) -> str:
+    """Tokens in few characters.
+
+    >>> format_tokens(32768), format_tokens(40000), format_tokens(2**20)
+    ('32k', '40,000', '1M')
+    """
+    for size, unit in ((2**20, "M"), (2**10, "k")):
+        if tokens and tokens % size == 0:
+            return f"{tokens // size}{unit}"
+    return f"{tokens:,}"
+
+
+def _share_as_dict(one: Share) -> dict[str, Any]:
+    return {
+        "device": one.device,
+        "memory_bytes": one.memory_bytes,
+        "bytes": one.num_bytes,
+        "free_bytes": one.free,
+        "parts": [
+            {"what": p.what, "of": p.of, "bytes": p.num_bytes, "basis": p.basis, "source": p.source} for p in one.parts
+        ],
+    }

@@ -1,0 +1,299 @@
+"""Engines: programs that serve models. One file each says how it lays out the memory of its devices as it starts.
+
+What they share is here: the job in words that all of them understand, the model, and what a launch takes, device by
+device. Nothing here knows an engine; how fast one runs is left out.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from weigh import models
+from weigh.errors import UnknownNameError, UsageError
+from weigh.ghost.state import recording
+
+if TYPE_CHECKING:
+    from weigh.dtypes import DType
+    from weigh.hardware import Device
+    from weigh.models.common import CausalModel
+    from weigh.models.layout import LayerCache
+    from weigh.sources.source import Source
+
+ENGINES = {
+    "vllm": "weigh.runtimes.vllm",
+}
+"""Name -> the module that describes it, as `ENGINE`."""
+
+Text = str
+"""A setting's type: words that are the engine's own, taken as they are."""
+
+EXACT, MODELLED, ASSUMED = "exact", "modelled", "assumed"
+"""How far a part can be trusted; the words of `weigh.report.assumption`."""
+
+WEIGHTS, KV_CACHE, STATES, ACTIVATIONS, OVERHEAD = "weights", "KV cache", "recurrent states", "activations", "overhead"
+"""What a part is of; every engine's parts are one of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServeJob:
+    """What is asked of an engine, in words that all of them share."""
+
+    context: int | None = None
+    """Tokens of a request at most, its answer included; the model's own where nobody says."""
+    concurrency: int = 1
+    """Requests at once."""
+    dtype: Text = "auto"
+    """Number format of the weights and the arithmetic; "auto" is the model's own."""
+    kv_dtype: Text = "auto"
+    """Number format of keys and values ("fp8", "q8_0"), or of each ("q8_0,f16"); "auto" is the model's."""
+    quantization: Text | None = None
+    """How the weights are stored, where that is not what the model comes in: a method, as the engine names it."""
+    tensor: int = 1
+    """Ranks that share every layer (tensor parallelism)."""
+    pipeline: int = 1
+    """Stages, each with some of the layers."""
+    data: int = 1
+    """Replicas, each with requests of its own."""
+    expert: bool = False
+    """Whole experts on the ranks, instead of a slice of every expert (expert parallelism)."""
+
+    @property
+    def ranks(self) -> int:
+        """Devices that it takes."""
+        return self.tensor * self.pipeline * self.data
+
+
+class Served:
+    """The model that is served, built once however many jobs it is weighed for."""
+
+    def __init__(self, source: Source, dtype: DType, draft: Served | None = None) -> None:
+        self.source = source
+        self.dtype = dtype
+        """Of the weights that are not quantized, and of the arithmetic."""
+        self.draft = draft
+        """The model that proposes tokens, where one is named."""
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The keys of its `config.json`."""
+        return self.source.config
+
+    @cached_property
+    def text_config(self) -> Mapping[str, Any]:
+        """Those of its language model."""
+        return models.language_config(self.source.config)
+
+    @cached_property
+    def model(self) -> CausalModel:
+        """It, on ghost tensors in `dtype`."""
+        with recording():
+            return models.build(self.source.config, self.dtype, self.source.where)
+
+    @cached_property
+    def layers(self) -> tuple[LayerCache, ...]:
+        """What each layer keeps."""
+        return self.model.cache_layout()
+
+    @cached_property
+    def longest(self) -> int | None:
+        """Tokens that the model is made for; None where its config does not say."""
+        keys = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+        return next((self.text_config[key] for key in keys if isinstance(self.text_config.get(key), int)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What the engine runs on."""
+
+    device: Device | None
+    """Of the catalogue; None where none is named."""
+    count: int = 1
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Of one device, as programs see it."""
+        if self.device is None:
+            return None
+        return self.device.memory_bytes - (self.device.reserved_bytes or 0)
+
+
+class Part(NamedTuple):
+    """Some of what a device holds."""
+
+    what: str
+    """In a few words: "KV cache", "rotary tables"."""
+    of: str
+    """`WEIGHTS`, `KV_CACHE`, ..."""
+    num_bytes: int
+    basis: str
+    """`EXACT`, `MODELLED` or `ASSUMED`."""
+    source: str
+    """By what rule, and where that is read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one device holds. Devices that hold the same are one share."""
+
+    device: str
+    """ "GPU 0", "GPU 0 to 7", "CPU"."""
+    memory_bytes: int | None
+    """What there is; None where no device is named."""
+    parts: tuple[Part, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """All together."""
+        return sum(part.num_bytes for part in self.parts)
+
+    def of(self, kind: str) -> int:
+        """Bytes of one kind."""
+        return sum(part.num_bytes for part in self.parts if part.of == kind)
+
+    @property
+    def free(self) -> int | None:
+        """What is left; negative where it does not fit."""
+        return None if self.memory_bytes is None else self.memory_bytes - self.num_bytes
+
+
+@dataclass(frozen=True)
+class Launch:
+    """An engine that has started."""
+
+    shares: tuple[Share, ...]
+    demand: Callable[[int, int], int]
+    """Bytes of keys, values and states (and of whatever else grows with them) on the fullest device, for requests of so
+    many tokens and so many of them."""
+    supply: int | None
+    """Bytes that there are for them on that device; None where no device is named."""
+    longest: int | None
+    """Tokens beyond which a request is refused, however much room there is."""
+    tokens: int | None = None
+    """Tokens that the cache has room for, as the engine prints it; None where it has as many as are asked for."""
+    blocks: int | None = None
+    """Blocks (pages) of the cache, as the engine prints it."""
+    block_size: int = 1
+    """Tokens of a block."""
+    printed: Mapping[str, int] = field(default_factory=dict)
+    """Other figures that the engine's log has, by the name under which measured cases have them."""
+    assumptions: tuple[tuple[str, str, str], ...] = ()
+    """What was taken for granted: what, why, and what it does to the figures."""
+    most_sequences: int | None = None
+    """Requests at once beyond which others wait (`--max-num-seqs`, `--parallel`)."""
+
+    def fits(self, context: int, concurrency: int) -> bool | None:
+        """Whether there is room for so many requests of so many tokens; None where no device is named."""
+        return None if self.supply is None else self.demand(context, concurrency) <= self.supply
+
+    def most_users(self, context: int) -> int | None:
+        """Requests of so many tokens that there is room for; None where no device is named."""
+        return None if self.supply is None else _last(lambda n: self.demand(context, n) <= self.supply)  # type: ignore[operator]
+
+    def longest_context(self, concurrency: int) -> int | None:
+        """Tokens that each of so many requests can have; None where no device is named."""
+        if self.supply is None:
+            return None
+        return _last(lambda n: self.demand(n, concurrency) <= self.supply, self.longest)  # type: ignore[operator]
+
+
+def _last(fits: Callable[[int], bool], limit: int | None = None) -> int:
+    """The last whole number from 0 that fits, where all before it do.
+
+    >>> _last(lambda n: n * n <= 50), _last(lambda n: n < 10, 4)
+    (7, 4)
+    """
+    high = 1
+    while (limit is None or high <= limit) and high < 2**40 and fits(high):
+        high *= 2
+    low = high // 2
+    high = high if limit is None else min(high, limit + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+class Engine(ABC):
+    """A program that serves models."""
+
+    name: ClassVar[str]
+    versions: ClassVar[tuple[str, ...]]
+    """Releases whose sources were read."""
+    options: ClassVar[type]
+    """Its own settings, a frozen dataclass: fields in the engine's words, as its command line spells them."""
+
+    @abstractmethod
+    def launch(self, served: Served, job: ServeJob, options: Any, place: Place, version: Version) -> Launch:
+        """What it takes to start.
+
+        Raises:
+            NotModelledError: the job asks for what is not described.
+            UsageError: the engine refuses the job: ranks that cannot share the heads, an unknown format.
+        """
+
+
+class Version(NamedTuple):
+    """A release of an engine."""
+
+    numbers: tuple[int, ...]
+    """(0, 21) is 0.21."""
+    read: bool
+    """Whether its source was read, or that of others whose figures are taken for it."""
+
+    def __str__(self) -> str:
+        return ".".join(map(str, self.numbers))
+
+
+def named(text: str) -> tuple[Engine, Version]:
+    """An engine and its release, as people write them: "vllm", "vllm@0.21".
+
+    Raises:
+        UnknownNameError: there is none of that name.
+        UsageError: the release is no version.
+    """
+    name, _, release = text.partition("@")
+    if name not in ENGINES:
+        raise UnknownNameError("runtime", name, ENGINES)
+    engine: Engine = import_module(ENGINES[name]).ENGINE
+    return engine, version(engine, release)
+
+
+def version(engine: Engine, release: str = "") -> Version:
+    """A release in numbers: the newest that was read where none is named.
+
+    Raises:
+        UsageError: it is no version.
+    """
+    release = release.removeprefix("v") or engine.versions[-1]
+    numbers = []
+    for part in release.split("."):
+        digits = part[: next((i for i, c in enumerate(part) if not c.isdecimal()), len(part))]
+        if not digits:
+            break
+        numbers.append(int(digits))
+        if digits != part:
+            break
+    if not numbers:
+        raise UsageError(f"{release!r} is no release", where="runtime", hint=f'Write it as "{engine.name}@0.21".')
+    read = any(tuple(numbers[: len(known)]) == known for known in map(_numbers, engine.versions))
+    return Version(tuple(numbers), read)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")))
+
+
+def kv_dtypes(spelled: str, served: Served) -> tuple[DType, DType]:
+    """The formats of keys and of values.
+
+    Raises:
+        UsageError: there is no such format.
+    """
+    from weigh.recipes.keeping import key_value_dtypes
+
+    return key_value_dtypes(spelled, served.dtype)
