@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-HEAVY = ("numpy", "peft", "rich", "torch", "transformers", "yaml")
+HEAVY = ("ml_dtypes", "numpy", "peft", "rich", "torch", "transformers", "yaml")
 BESIDE = ("weigh.hooks", "weigh.measure", "weigh.quant")  # imported inside commands only; they may need torch or numpy
 
 LOADED = """
@@ -34,6 +34,10 @@ def test_importing_weigh_loads_nothing_heavy() -> None:
 
 def test_importing_every_floor_loads_nothing_heavy() -> None:
     assert heavy_modules_after(IMPORT_EVERYTHING) == []
+
+
+def test_the_core_of_the_command_line_loads_nothing_heavy() -> None:
+    assert heavy_modules_after("from weigh.cli import main; main(['params', 'gpt2'])") == []
 
 
 def test_the_check_can_fail(tmp_path: Path) -> None:
