@@ -330,4 +330,11 @@ def _lora(model: Any) -> Lora | None:
         raise NotModelledError(f"peft's {config.peft_type} on {config.target_modules}")
     adapter = next(p for n, p in model.named_parameters() if "lora_" in n)
     upcast = adapter.dtype == torch.float32
-    return Lora(config.r, tuple(sorted(config.target_modules)), config.lora_dropout, upcast)
+    return Lora(
+        config.r,
+        tuple(sorted(config.target_modules)),
+        config.lora_dropout,
+        upcast,
+        dora=bool(config.use_dora),
+        modules_to_save=tuple(config.modules_to_save or ()),
+    )

@@ -69,13 +69,14 @@ def test_axolotl_names_what_it_cannot_say() -> None:
     assert found.words["use_orig_params"] is False
     assert found.words["loss"] == "liger_fused_linear"
     assert any("liger_rope" in what for what, _, _ in found.assumed)
-    with pytest.raises(NotModelledError, match=r"lora_modules_to_save.*load_in_8bit: True"):
+    with pytest.raises(NotModelledError, match=r"load_in_8bit: True"):
         job("axolotl-lora-8b.yml")
 
 
 def test_axolotl_adapters() -> None:
-    lora = job("axolotl-lora-8b.yml", ignore=("load_in_8bit", "lora_modules_to_save")).words["lora"]
-    assert lora == {"rank": 32, "targets": ["all-linear"], "dropout": 0.05}
+    lora = job("axolotl-lora-8b.yml", ignore=("load_in_8bit",)).words["lora"]
+    saved = {"modules_to_save": ["embed_tokens", "lm_head"]}
+    assert lora == {"rank": 32, "targets": ["all-linear"], "dropout": 0.05, **saved}
 
 
 def test_llama_factory_checkpoints_reentrantly_and_keeps_what_it_trains_in_fp32(tmp_path: Path) -> None:

@@ -28,6 +28,18 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "llama, autocast": (LLAMA, {"batch": 4, "sequence": 96, "autocast": "bf16"}),
     "llama, checkpointing": (LLAMA, {"batch": 4, "sequence": 256, "checkpointing": "full"}),
     "llama, LoRA": (LLAMA, {"batch": 3, "sequence": 128, "dtype": "bf16", "lora": "4"}),
+    "llama, DoRA": (LLAMA, {"batch": 3, "sequence": 128, "dtype": "bf16",
+                            "lora": {"rank": 4, "targets": ["q_proj", "down_proj"], "dora": True}}),
+    "llama, DoRA with dropout": (LLAMA, {"batch": 3, "sequence": 128,
+                                         "lora": {"rank": 4, "targets": ["all-linear"], "dora": True, "dropout": 0.1}}),
+    "gpt2, DoRA": (GPT2, {"batch": 3, "sequence": 128, "dtype": "bf16",
+                          "lora": {"rank": 4, "targets": ["c_attn", "c_proj"], "dora": True}}),
+    "llama, LoRA on the embedding, a whole head": (
+        LLAMA, {"batch": 3, "sequence": 128, "dtype": "bf16",
+                "lora": {"rank": 4, "targets": ["embed_tokens", "q_proj"], "modules_to_save": ["lm_head"]}}),
+    "gpt2, LoRA and a whole tied head": (
+        GPT2, {"batch": 3, "sequence": 128, "dtype": "bf16",
+                "lora": {"rank": 4, "targets": ["c_attn"], "modules_to_save": ["lm_head", "wte"]}}),
     "gpt2, two micro-batches, clipped": (GPT2, {"batch": 3, "sequence": 100, "accumulation": 2, "clip": True}),
     "qwen3": (LLAMA | {"model_type": "qwen3", "head_dim": 16}, {"batch": 4, "sequence": 128, "dtype": "bf16"}),
     "gemma2": (LLAMA | {"model_type": "gemma2", "head_dim": 16},

@@ -140,9 +140,12 @@ def lora(book: Book, targets_key: str, default_rank: int, *ranks: str) -> None:
     dropout = book.take("lora_dropout")
     targets = book.take(targets_key)
     book.take("lora_alpha", "use_rslora", "lora_bias")
-    book.refuse("lora_modules_to_save", "additional_target", "use_dora", "peft_use_dora", "lora_target_parameters")
+    saved = book.take("lora_modules_to_save", "additional_target")
+    dora = flag(book.take("use_dora", "peft_use_dora"))
+    book.refuse("lora_target_parameters")
     book.refuse("lora_rank_pattern", "peft_layers_to_transform", "peft_init_lora_weights", "relora", "lora_on_cpu")
     words: dict[str, Any] = {"rank": rank, "targets": targets_of(targets), "dropout": float(dropout or 0)}
+    words |= {"dora": dora or None, "modules_to_save": targets_of(saved)}
     book.say("lora", {name: value for name, value in words.items() if value is not None}, targets_key)
 
 

@@ -78,11 +78,12 @@ def training_case(
         "compile": False,
         "adapter": r.lora
         and {
-            "kind": "lora",
+            "kind": "dora" if r.lora.dora else "lora",
             "rank": r.lora.rank,
             "targets": list(r.lora.targets),
             "dtype": "fp32" if r.lora.autocast_adapter else r.dtype.name,
             "dropout": r.lora.dropout,
+            "modules_to_save": list(r.lora.modules_to_save),
         },
         "parallel": {
             "world": mesh.world,

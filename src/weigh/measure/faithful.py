@@ -6,7 +6,8 @@ Each of these, left alone, changes the bytes without a word:
 - transformers takes fake tensors for a compilation, and builds masks that a plain run does without;
 - optimizers and `clip_grad_norm_` take the for-loop, since a fake tensor is no `torch.Tensor` exactly;
 - `torch.autocast("cuda")` switches itself off where there is no CUDA (`weigh.measure.fake_cuda`);
-- `Module.to` swaps parameters, which fake ones refuse.
+- `Module.to` swaps parameters, which fake ones refuse;
+- `copy.deepcopy` copies the mode into a fake tensor, whose views are then storages of their own.
 
 `check` asserts afterwards that none of it happened.
 """
@@ -41,6 +42,7 @@ def as_real(attention: Attention) -> Iterator[FakeTensorMode]:
         change: Callable[..., Any] = lambda *args: stack.enter_context(patch.object(*args))  # noqa: E731
         change(functional, "scaled_dot_product_attention", attention)
         change(torch.nn.Module, "_apply", _apply)
+        stack.enter_context(patch.object(FakeTensor, "__deepcopy__", _deepcopy, create=True))
         change(masking_utils, "find_packed_sequence_indices", lambda _: None)
         change(masking_utils, "fast_all", lambda _: True)
         is_tracing = import_utils.is_tracing
@@ -67,6 +69,15 @@ def _apply(module: torch.nn.Module, function: Callable[[Any], Any], _: bool = Tr
         if buffer is not None:
             module._buffers[name] = function(buffer)
     return module
+
+
+def _deepcopy(tensor: Any, memo: dict[int, Any]) -> Any:
+    """A copy of a leaf, once for all who hold it, as `Tensor.__deepcopy__` makes it."""
+    if id(tensor) not in memo:
+        made: Any = tensor.detach().clone()
+        is_parameter = isinstance(tensor, torch.nn.Parameter)
+        memo[id(tensor)] = torch.nn.Parameter(made, tensor.requires_grad) if is_parameter else made
+    return memo[id(tensor)]
 
 
 def check_run(recorder: Recorder, attention: Attention, autocast: bool, foreach: bool) -> None:

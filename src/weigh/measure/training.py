@@ -74,10 +74,18 @@ def adapt(model: Any, lora: Lora) -> Any:
     """The model with adapters, as peft places them."""
     from peft import LoraConfig, get_peft_model
 
+    from weigh.techniques.lora import ALL_LINEAR
+
     if lora.input_gradients:
         model.enable_input_require_grads()
     settings = LoraConfig(
-        r=lora.rank, lora_alpha=16, target_modules=list(lora.targets), lora_dropout=lora.dropout, task_type="CAUSAL_LM"
+        r=lora.rank,
+        lora_alpha=16,
+        target_modules=ALL_LINEAR if lora.targets == (ALL_LINEAR,) else list(lora.targets),
+        lora_dropout=lora.dropout,
+        use_dora=lora.dora,
+        modules_to_save=list(lora.modules_to_save) or None,
+        task_type="CAUSAL_LM",
     )
     try:
         return get_peft_model(model, settings, autocast_adapter_dtype=lora.autocast_adapter)

@@ -224,9 +224,11 @@ def _parallel(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _adapter(adapter: Mapping[str, Any]) -> Lora:
-    if adapter.get("kind") != "lora":
+    if adapter.get("kind") not in ("lora", "dora"):
         raise NotModelledError(f"the adapter {adapter.get('kind')!r}", where="adapter")
     found: dict[str, Any] = {"rank": adapter["rank"], "targets": tuple(adapter["targets"])}
+    found["dora"] = adapter["kind"] == "dora"
+    found["modules_to_save"] = tuple(adapter.get("modules_to_save") or ())
     if adapter.get("dropout") is not None:
         found["dropout"] = adapter["dropout"]
     return make(Lora, found)

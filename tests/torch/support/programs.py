@@ -104,6 +104,12 @@ def with_dim(least: int = 1, extra: int = 0) -> Callable[[Draw], Drawn]:
 
 DTYPES = ("float32", "bfloat16", "int64", "bool")
 program("arange", "arange", nothing(length=(1, 5, 33)), lambda ops, length: ops.arange(length))
+program(
+    "eye",
+    "eye",
+    nothing(length=(1, 5, 33), dtype=DTYPES[:3]),
+    lambda ops, length, dtype: ops.eye(length, ops.dtype(dtype)),
+)
 for _name in ("zeros", "ones", "full"):
     program(
         _name,
@@ -437,6 +443,12 @@ program(
     lambda ops, x, dim, keepdim: ops.mean(x, dim, keepdim),
 )
 program("vector_norm", "linalg_vector_norm", unary(1, grad=False), lambda ops, x: ops.vector_norm(x))
+program(
+    "vector_norm of rows",
+    "linalg_vector_norm",
+    unary(1, grad=False),
+    lambda ops, x: ops.vector_norm(x, len(x.shape) - 1),
+)
 
 # -- lists
 

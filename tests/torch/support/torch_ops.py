@@ -57,6 +57,9 @@ class TorchOps(TorchExpertOps, TorchFamilyOps, TorchRecurrentOps):
     def arange(self, length: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.arange(length, dtype=dtype, device=self.device)
 
+    def eye(self, length: int, dtype: torch.dtype) -> Tensor:
+        return torch.eye(length, dtype=dtype, device=self.device)
+
     def zeros(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self.device)
 
@@ -127,7 +130,7 @@ class TorchOps(TorchExpertOps, TorchFamilyOps, TorchRecurrentOps):
     sum_to_size = staticmethod(lambda x, shape: x.sum_to_size(tuple(shape)))
     mean = staticmethod(lambda x, dim, keepdim=False: x.mean(dim, keepdim))
     cumsum = staticmethod(lambda x: x.cumsum(-1))
-    vector_norm = staticmethod(lambda x: torch.linalg.vector_norm(x.detach()))
+    vector_norm = staticmethod(lambda x, dim=None: torch.linalg.vector_norm(x.detach(), dim=dim))
 
     # -- lists
     foreach = staticmethod(lambda op, tensors: list(getattr(torch, op.removeprefix("aten::"))(list(tensors))))

@@ -11,7 +11,7 @@ from weigh.ghost.ops.attention import (
 from weigh.ghost.ops.clamping import any_, clamp_between, isinf
 from weigh.ghost.ops.clipping import clamp_
 from weigh.ghost.ops.complex import mul_complex, polar, view_as_complex, view_as_real
-from weigh.ghost.ops.creation import arange, full, input_tensor, new_like, ones, ones_like, scalar_tensor, zeros
+from weigh.ghost.ops.creation import arange, eye, full, input_tensor, new_like, ones, ones_like, scalar_tensor, zeros
 from weigh.ghost.ops.experts import (
     bitwise_not,
     clamp_numbers,
@@ -234,6 +234,7 @@ __all__ = [
     "addmm",
     "apply",
     "arange",
+    "eye",
     "argmax",
     "bmm",
     "cat",

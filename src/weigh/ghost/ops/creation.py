@@ -29,6 +29,16 @@ class Arange(_Creation):
         return empty(shape, dtype, "aten::arange")
 
 
+class Eye(_Creation):
+    """`torch.eye(n)`: (n, n)."""
+
+    name = "aten::eye"
+
+    @staticmethod
+    def forward(ctx: Any, *, length: Size, dtype: DType) -> Tensor:
+        return empty((length, length), dtype, "aten::eye")
+
+
 class Zeros(_Creation):
     """`torch.zeros(shape)`."""
 
@@ -82,6 +92,11 @@ class OnesLike(_Creation):
 def arange(length: Size, dtype: DType = INT64) -> Tensor:
     """`torch.arange(length)`, shape (length,)."""
     return apply(Arange, shape=(length,), dtype=dtype)  # type: ignore[no-any-return]
+
+
+def eye(length: Size, dtype: DType = FLOAT32) -> Tensor:
+    """`torch.eye(length)`, shape (length, length)."""
+    return apply(Eye, length=length, dtype=dtype)  # type: ignore[no-any-return]
 
 
 def zeros(shape: Shape, dtype: DType = FLOAT32) -> Tensor:

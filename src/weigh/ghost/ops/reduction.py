@@ -78,14 +78,14 @@ class Var(Op):
 
 
 class VectorNorm(Op):
-    """`torch.linalg.vector_norm(x)`, outside autograd."""
+    """`torch.linalg.vector_norm(x, dim=dims)`, outside autograd."""
 
     name = "aten::linalg_vector_norm"
     differentiable = 0
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return empty((), x.dtype, "aten::linalg_vector_norm")
+    def forward(ctx: Any, x: Tensor, *, dims: tuple[int, ...]) -> Tensor:
+        return empty(_reduced(x.shape, dims, False), x.dtype, "aten::linalg_vector_norm")
 
     @staticmethod
     def flops(out: Tensor, *tensors: Any) -> Size:
@@ -108,9 +108,10 @@ def cumsum(x: Tensor) -> Tensor:
     return apply(Cumsum, x.alias())  # type: ignore[no-any-return]
 
 
-def vector_norm(x: Tensor) -> Tensor:
-    """`torch.linalg.vector_norm(x)`, shape ()."""
-    return apply(VectorNorm, x.alias())  # type: ignore[no-any-return]
+def vector_norm(x: Tensor, dim: int | None = None) -> Tensor:
+    """`torch.linalg.vector_norm(x, dim=dim)`, over everything without one."""
+    dims = tuple(range(len(x.shape))) if dim is None else (dim,)
+    return apply(VectorNorm, x.alias(), dims=dims)  # type: ignore[no-any-return]
 
 
 def _reduced(shape: Shape, dims: tuple[int, ...], keepdim: bool) -> Shape:
