@@ -26,6 +26,22 @@ NAMES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "nf4_double": ("four_bit", "FourBit", {"code": "nf4", "double_quantization": True}),
     "fp4": ("four_bit", "FourBit", {"code": "fp4"}),
     "fp4_double": ("four_bit", "FourBit", {"code": "fp4", "double_quantization": True}),
+    "zeropoint": ("zeropoint", "ZeroPoint", {}),
+    "int8_channel": ("integers", "Integers", {"bits": 8, "scope": "row"}),
+    "int4": ("integers", "Integers", {}),
+    "int4_asymmetric": ("integers", "Integers", {"symmetric": False}),
+    "fp8": ("floats", "Float8", {"scope": "row"}),
+    "fp8_tensor": ("floats", "Float8", {"scope": "tensor"}),
+    "fp8_block": ("floats", "Float8", {"scope": "block"}),
+    "fp8_e5m2": ("floats", "Float8", {"dtype": "fp8_e5m2"}),
+    "mxfp4": ("mx", "Mx", {"rule": "even"}),
+    "mxfp8": ("mx", "Mx", {"element": "fp8_e4m3"}),
+    "mxfp8_e5m2": ("mx", "Mx", {"element": "fp8_e5m2"}),
+    "nvfp4": ("mx", "NvFp4", {}),
+    "cast_bf16": ("floats", "Cast", {"dtype": "bf16"}),
+    "cast_fp16": ("floats", "Cast", {"dtype": "fp16"}),
+    "cast_fp8_e4m3": ("floats", "Cast", {"dtype": "fp8_e4m3"}),
+    "cast_fp8_e5m2": ("floats", "Cast", {"dtype": "fp8_e5m2"}),
 }
 """Every quantizer's name: its module, its class, and the settings that the name stands for."""
 

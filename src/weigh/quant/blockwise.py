@@ -1,8 +1,8 @@
 """A scale for every block of values, in the order of memory: linear int8, and the dynamic 8-bit maps.
 
-Blocks keep the damage of one large value to themselves (Dettmers et al. 2021, arXiv:2110.02861). Dynamic codes are the
-nearest value of the map to `x * (1 / absmax)`, as the CUDA kernel of bitsandbytes finds it. Its CPU kernel
-looks up the upper 16 bits of a linear grid instead and does not even map zero to zero; that is not followed. torchao
+Blocks keep the damage of one large value to themselves (Dettmers et al. 2021, arXiv:2110.02861). Dynamic codes are
+the nearest value of the map to `x * (1 / absmax)`, as the CUDA kernel of bitsandbytes finds it. Its CPU kernel looks
+up the upper 16 bits of a linear grid instead and does not even map zero to zero; that is not followed. torchao
 divides and rounds ties up (`ties_up`). The signed map has no -1: a block's largest value, if negative, comes back
 0.7 % too small. A block whose absmax is below 1e-38 is scaled as if it were 1e-38.
 """
