@@ -75,3 +75,17 @@ def test_frozen_and_trained_parameters_in_one_unit_are_refused_as_upstream_does(
 def test_parameters_of_several_dtypes_in_one_unit_are_refused() -> None:
     with pytest.raises(UsageError, match="one dtype"):
         adapted(FlatShard(2))
+
+
+def test_what_is_offloaded_is_on_the_host() -> None:
+    """Shards, a gradient of each whether it is trained or not, and Adam's two states; none of them on the device."""
+    words: dict[str, Any] = {"gpus_per_node": 2, "use_orig_params": False, "optimizer": "adam"}
+    stays, goes = fsdp1(**words), fsdp1(offload_parameters=True, **words)
+    shards = sum(p.count * int(p.tensor.num_bytes) for p in stays.parameters)
+    (host,) = goes.elsewhere.values()
+    after = [int(phase_peaks(r.trace)[-1].after) for r in (stays, goes)]  # type: ignore[arg-type]
+    step_counts = after[0] - after[1] - 3 * shards
+    assert host >= 4 * shards + step_counts
+    assert host < 4 * shards * 1.3  # what one update of Adam makes beside them
+    assert 0 <= step_counts < 0.01 * shards
+    assert phase_peaks(goes.trace)[2].peak > phase_peaks(goes.trace)[2].after  # gathered again, and dropped

@@ -26,6 +26,11 @@ WITHIN = {
     "litgpt-hub-llama-3-8b-lora-1xA10G": 0.002,
     "litgpt-hub-phi-2-lora-1xA10G": 0.003,
     "torchtitan-8b-128gpu-t3-fsdp": 0.01,
+    "fsdpqlora-3090-7b-lora-c512": 0.01,
+    "fsdpqlora-3090-7b-lora-c2048": 0.005,
+    "fsdpqlora-3090-7b-qlora-c512": 0.025,
+    "fsdpqlora-3090-7b-QLoRA-bs4": 0.01,
+    "fsdpqlora-4090-7b-lora-offload-bs10": 0.015,
 }
 
 

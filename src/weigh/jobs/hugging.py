@@ -179,6 +179,7 @@ def deepspeed_and_fsdp(book: Book) -> None:
 FSDP_HARMLESS = (
     *("state_dict_type", "cpu_ram_efficient_loading", "sync_module_states", "transformer_layer_cls_to_wrap"),
     *("transformer_cls_names_to_wrap", "backward_prefetch", "limit_all_gathers", "version", "xla", "use_orig_params"),
+    "cpu_offload_pin_memory",
     *("sharding_strategy", "reshard_after_forward", "activation_checkpointing", "min_num_params"),
 )
 """Settings of FSDP that are read here, or that move nothing: its prefetch in the backward pass is always on."""
@@ -202,9 +203,10 @@ def fsdp(book: Book, found: dict[str, Any], where: str, use_orig_params: bool) -
     if flag(settings.get("activation_checkpointing")):
         book.say("checkpointing", "full", f"{where}.fsdp_activation_checkpointing")
     wrap = str(settings.get("auto_wrap_policy") or "TRANSFORMER_BASED_WRAP").upper()
-    for name, neutral in (("offload_params", False), ("forward_prefetch", False), ("cpu_offload_pin_memory", True)):
-        if flag(settings.pop(name, neutral)) and name != "cpu_offload_pin_memory":
-            book.refusal(f"{where}.fsdp_{name}", True)
+    if flag(settings.pop("offload_params", False)):
+        book.say("offload_parameters", True, f"{where}.fsdp_offload_params")
+    if flag(settings.pop("forward_prefetch", False)):
+        book.refusal(f"{where}.fsdp_forward_prefetch", True)
     if wrap != "TRANSFORMER_BASED_WRAP":
         book.refusal(f"{where}.fsdp_auto_wrap_policy", wrap)
     unknown = [name for name in settings if name not in (*FSDP_HARMLESS, "auto_wrap_policy")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from weigh import models
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 VOCAB_PARALLEL_LOSSES = ("vocab_parallel", "vocab_parallel_copied", "fused", "te_fused")
 """Of Megatron-LM: over a cut vocabulary, plain (before Core 0.8 of a copy), compiled, or Transformer Engine's."""
+OFFLOADED = "shards, their gradients and the optimizer of FSDP, pinned on the host, at their peak"
 LOSSES = (*PLAIN_LOSSES, *VOCAB_PARALLEL_LOSSES)
 
 
@@ -136,6 +137,10 @@ class Training:
     """FSDP's mixed precision: gradients are reduced in this dtype; None is that of the gradients."""
     fp32_shards: bool = False
     """FSDP1: flat parameters that are trained are held in fp32 (accelerate under mixed precision)."""
+    sync_module_states: bool = False
+    """FSDP1: the first rank loads the model and sends it, unit by unit."""
+    offload_parameters: bool = False
+    """FSDP1: shards, their gradients and the optimizer are on the host between their uses."""
     use_orig_params: bool = True
     """FSDP1: the optimizer sees the original parameters."""
     tensor: int = 1
@@ -226,6 +231,8 @@ class TrainingRun:
     """How it attends, in the program's words."""
     elsewhere: Mapping[str, Size] = field(default_factory=dict)
     """Bytes outside of the device's allocator, by what and where."""
+    waits_after: tuple[str, ...] = ()
+    """Phases after which the host waits for the device."""
 
     @property
     def streams(self) -> Streams | None:
@@ -236,7 +243,7 @@ class TrainingRun:
             from weigh.techniques.fsdp2 import STREAMS
         else:
             return None
-        return STREAMS
+        return replace(STREAMS, waits_after=self.waits_after)
 
 
 class Loop:
@@ -244,6 +251,9 @@ class Loop:
 
     zero_grad_first: ClassVar[bool] = False
     """`zero_grad` stands before the forward pass, so that a step leaves its gradients; else after the update."""
+
+    waits_after: ClassVar[tuple[str, ...]] = ()
+    """Phases after which the script reads a value, so that the host waits for the device."""
 
     no_sync: ClassVar[bool] = False
     """Under FSDP1 the gradients of all micro-batches but the last are summed whole, on every rank."""
@@ -360,7 +370,7 @@ class Loop:
             else:
                 loss.backward()
             del loss
-        with by_owner():
+        with flat.where_updates_are() if flat is not None else nullcontext(), by_owner():
             if recipe.clip and not chosen.clips:
                 ledger.mark(CLIP, number)
                 if scaler is not None:
@@ -446,6 +456,8 @@ def parallel(recipe: Training) -> Iterator[Technique]:
     for axis in ("pipeline", "context", "expert"):
         if getattr(mesh, axis) > 1:
             raise NotModelledError(f"{axis} parallelism", where=axis)
+    if recipe.offload_parameters and recipe.shard != "fsdp1":
+        raise NotModelledError("offloaded parameters outside of FSDP1", where="offload_parameters")
     if mesh.tensor > 1:
         from weigh.techniques.tensor_parallel import TensorParallel
 
@@ -466,6 +478,8 @@ def parallel(recipe: Training) -> Iterator[Technique]:
             adapters if not fuses_adapters(recipe) else (),
             recipe.fp32_shards,
             adapters if fuses_adapters(recipe) else (),
+            recipe.sync_module_states,
+            recipe.offload_parameters,
         )
     elif recipe.shard == "distributed_optimizer":
         raise NotModelledError("the distributed optimizer outside of Megatron-LM", where="shard")
@@ -516,8 +530,11 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop) ->
             ledger.on_phase = loop.workspaces(recipe, model).begin
         for number in range(recipe.steps):
             loop.step(model, recipe, chosen_optimizer, input_ids, labels, number, scaler)
+        elsewhere: dict[str, Size] = dict(chosen_optimizer.elsewhere)
+        if recipe.offload_parameters:
+            elsewhere[OFFLOADED] = model.fsdp1.on_host()  # type: ignore[attr-defined]
         return TrainingRun(
-            recipe, ledger.trace(), parameters, counted, loop.attention(recipe), chosen_optimizer.elsewhere
+            recipe, ledger.trace(), parameters, counted, loop.attention(recipe), elsewhere, loop.waits_after
         )
 
 
@@ -529,25 +546,26 @@ def _build(
     Parameters are counted before they are divided.
     """
     ledger = state.ledger
-    beside = recipe.meta_init and any(t.materialises for t in techniques)
-    if beside:
-        state.ledger = Ledger()
+    beside = Ledger() if recipe.meta_init and any(t.materialises for t in techniques) else None
+    if beside is not None:
+        state.ledger = beside
     model = loop.build(config, recipe, where)
     if recipe.target is not None and not model.encoder_decoder:
         raise UsageError("the model has no decoder that reads a target", where="target", hint="Leave it out.")
     counted = None
     last = max((t for t in techniques if t.materialises), key=techniques.index, default=None)
     for technique in techniques:
-        if technique is last and beside:
+        if technique is last and beside is not None:
             ledger.repeats.extend(state.ledger.repeats)
             state.ledger = ledger
         if technique.divides and counted is None:
             counted = Counted.of(model, loop.builds_share(recipe))
         technique.apply(model)
-    if beside:
+    if beside is not None:
         for module in model.modules():
             for _, tensor in module.own_tensors():
-                tensor.storage.move_to(ledger)
+                if tensor.storage.ledger is beside:
+                    tensor.storage.move_to(ledger)
     return model, counted or Counted.of(model, loop.builds_share(recipe))
 
 

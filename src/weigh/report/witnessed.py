@@ -35,6 +35,7 @@ WITNESSES: dict[str, dict[str, str | None]] = {
     "optimizer_in_backward": {"True": None},
     "loss_scaling": {"True": _OPTIMIZERS},
     "offload_optimizer": {"True": None},
+    "offload_parameters": {"True": "tests/validate/test_training_cases.py"},
 }
 """By setting and by its value: the file that holds the witness."""
 

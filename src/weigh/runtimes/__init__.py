@@ -18,6 +18,7 @@ from weigh.recipes.training import PLAIN, Loop
 
 RUNTIMES = {
     "deepspeed": "weigh.runtimes.deepspeed",
+    "fsdp_qlora": "weigh.runtimes.fsdp_qlora",
     "litgpt": "weigh.runtimes.litgpt",
     "llms_from_scratch": "weigh.runtimes.llms_from_scratch",
     "megatron": "weigh.runtimes.megatron",

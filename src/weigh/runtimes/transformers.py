@@ -22,6 +22,7 @@ from weigh.models.common import CausalModel
 from weigh.recipes.training import Loop, Training
 from weigh.runtimes import Overhead, Runtime
 from weigh.techniques.lora import Lora
+from weigh.trace.events import BACKWARD
 
 LOSS_FUNCTIONS = (4, 46)
 """From this release on losses are functions beside the models."""
@@ -43,6 +44,8 @@ LOOPS = ("mixtral",)
 
 class TrainerLoop(Loop):
     """The Trainer's loop over accelerate."""
+
+    waits_after = (BACKWARD,)  # `torch.isnan(tr_loss_step)` (`logging_nan_inf_filter`)
 
     def loss(self, model: CausalModel, recipe: Training, input_ids: Tensor, labels: Tensor) -> Tensor:
         """`compute_loss`: accelerate runs the model under autocast and makes copies of half outputs in fp32.
@@ -79,6 +82,8 @@ class Transformers(Runtime):
             found["loss"] = "shifted"
         if found.get("autocast") and found.get("shard") == "fsdp1":
             found |= {"param_dtype": found["autocast"], "reduce_dtype": found["autocast"], "fp32_shards": True}
+        if found.get("shard") == "fsdp1":
+            found.setdefault("sync_module_states", True)
         lora = found.get("lora")
         if isinstance(lora, Lora) and found.get("checkpointing"):
             found["lora"] = replace(lora, input_gradients=True)

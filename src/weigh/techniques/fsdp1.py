@@ -14,15 +14,17 @@ What decides the memory (`_flat_param.py`, `_runtime_utils.py`):
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from weigh.dims import Shape, Size
-from weigh.dtypes import FLOAT32, DType
+from weigh.dtypes import FLOAT32, UINT8, DType
 from weigh.errors import NotModelledError, UsageError, WeighError
 from weigh.ghost import nn, ops
 from weigh.ghost.autograd import queue_callback
+from weigh.ghost.ledger import Ledger
 from weigh.ghost.nn import Module
 from weigh.ghost.state import inside_unit, no_grad, state
 from weigh.ghost.tensor import Storage, Tensor, empty
@@ -30,6 +32,7 @@ from weigh.techniques import Technique
 from weigh.techniques.hooks import map_tensors, when_gradients_come
 from weigh.techniques.placing import Place, managed, places
 from weigh.trace.events import COMMUNICATION, GRADIENT, TEMPORARY, UNSHARDED, WEIGHT, Allocation
+from weigh.trace.peak import phase_peaks
 from weigh.trace.replay import Streams
 
 ALIGNMENT = 16
@@ -39,7 +42,12 @@ ALIGNMENT = 16
 IN_FLIGHT = 2
 """How many gathered parameters the host lets the device fall behind with (`_limiter_utils.py`, `_FreeEventQueue`)."""
 
-UNSHARD_STREAM, POST_BACKWARD_STREAM = 1, 2
+UNSHARD_STREAM, POST_BACKWARD_STREAM, PRE_UNSHARD_STREAM = 1, 2, 3
+
+BROADCAST_BUCKET = 250 << 20
+"""Bytes from which `sync_module_states` broadcasts (`_init_utils.py`, `PARAM_BROADCAST_BUCKET_SIZE`)."""
+SHARD_OP = "aten::copy_"
+"""What makes the shard that is gathered: a cast, or a copy from the host."""
 
 
 def stream_of(allocation: Allocation) -> int:
@@ -48,6 +56,8 @@ def stream_of(allocation: Allocation) -> int:
         return UNSHARD_STREAM
     if allocation.op in ("c10d::reduce_scatter", "aten::constant_pad_nd"):
         return POST_BACKWARD_STREAM
+    if allocation.op == SHARD_OP and allocation.purpose == COMMUNICATION:
+        return PRE_UNSHARD_STREAM
     return 0
 
 
@@ -77,6 +87,10 @@ class FlatShard(Technique):
     """Shards that are trained are held in fp32, whatever they were loaded in (accelerate's `prepare_model`)."""
     ignored: tuple[str, ...] = ()
     """Modules that stay whole on every rank (`ignored_modules`), by their names' ends."""
+    sync_module_states: bool = False
+    """Every unit is broadcast from the first rank before it is flattened."""
+    offload: bool = False
+    """`CPUOffload`: shards, their gradients and the optimizer are on the host."""
 
     @property
     def divides(self) -> bool:
@@ -115,6 +129,7 @@ class FlatShard(Technique):
                 unit = _Unit(context, module, module is model, whole, held)
             context.units.append(unit)
             module.wrap_in(unit.run_root if module is model else unit.run)
+        context.sent.clear()
         context.units.insert(0, context.units.pop())
         model.fsdp1 = context  # type: ignore[attr-defined]
 
@@ -133,6 +148,43 @@ class _Context:
         self.lazy = True
         self.sync_gradients = True
         """False inside of `no_sync()`: gradients are summed whole, on every rank."""
+        self.sent: list[Tensor] = []
+        """Copies of parameters that were broadcast."""
+        self.host = Ledger()
+        """What is offloaded."""
+        self.host.repeats.extend(state.ledger.repeats)
+
+    def on_host(self) -> Size:
+        """The peak of what is offloaded, in bytes."""
+        return max((p.peak for p in phase_peaks(self.host.trace())), default=0)
+
+    def broadcast(self, whole: list[Tensor]) -> None:
+        """`_sync_module_params_and_buffers`: copies of several parameters as one; a single one is sent as it is.
+
+        NCCL's stream may read a copy until the next unit's parameters come from the host, which waits for the device:
+        no block is free before that.
+        """
+        self.sent.clear()
+        bucket: list[Tensor] = []
+        size: Size = 0
+        for tensor in whole:
+            bucket.append(tensor)
+            size = size + tensor.num_bytes
+            if tensor is whole[-1] or size >= BROADCAST_BUCKET:
+                if len(bucket) > 1:
+                    self.sent.append(empty((size,), UINT8, "aten::cat", purpose=COMMUNICATION))
+                bucket, size = [], 0
+
+    @contextmanager
+    def where_updates_are(self) -> Iterator[None]:
+        """The optimizer's memory is the host's while this is entered, where the shards are."""
+        device = state.ledger
+        if self.settings.offload:
+            state.ledger = self.host
+        try:
+            yield
+        finally:
+            state.ledger = device
 
     def initialise(self) -> None:
         """`init_flat_param_attributes`: tensors that are made and freed at once, to be filled later."""
@@ -172,11 +224,13 @@ class _Unit:
         for size in self.numels:
             numel = numel + size
         self.sharded_numel = -(-numel // settings.world)
-        self.local_shard = self._shard(numel)
+        self.local_shard = self._shard(numel, whole)
         whole.clear()
         if settings.fp32_shards and any(self.wanted):
             self.dtype = FLOAT32
             self.local_shard = self._upcast(self.local_shard)
+        if settings.offload:
+            self.local_shard.storage.move_to(context.host)
         padded = self.sharded_numel * settings.world
         storage = Storage(0, "aten::empty", (), self.low)
         storage.num_bytes = padded * self.low.itemsize
@@ -194,6 +248,7 @@ class _Unit:
         self.saved_grad_shard: Tensor | None = None
         self.flat_grad: Tensor | None = None
         self.hooked: list[Tensor] = []
+        self.cpu_grad: Tensor | None = None
         self.sharded_views: list[Tensor] = []
         self._make_sharded_views(module)
         self.hold_sharded()
@@ -212,8 +267,15 @@ class _Unit:
                 hint="Leave out --no-use-orig-params, or wrap the adapters by themselves.",
             )
 
-    def _shard(self, numel: Size) -> Tensor:
-        """`flatten_tensors` and `_get_shard`: everything in one tensor, and a copy of this rank's part of it."""
+    def _shard(self, numel: Size, whole: list[Tensor]) -> Tensor:
+        """`_move_module_to_device`, `flatten_tensors` and `_get_shard`.
+
+        What is on the host comes to the device; then everything in one tensor, and a copy of this rank's part of it.
+        """
+        for tensor in whole:
+            tensor.storage.move_to(state.ledger)
+        if self.settings.sync_module_states:
+            self.context.broadcast(whole)
         flat = empty((numel,), self.dtype, "aten::cat", purpose=WEIGHT)
         shard = empty((self.sharded_numel,), self.dtype, "aten::clone", purpose=WEIGHT)
         shard.storage.relabel(WEIGHT, self.names[0])
@@ -229,7 +291,11 @@ class _Unit:
 
     def initialise(self) -> None:
         """Made and freed at once."""
-        with inside_unit(self.local_shard.storage.unit):
+        unit = self.local_shard.storage.unit
+        if self.settings.offload:
+            with self.context.where_updates_are(), inside_unit(unit):
+                self.cpu_grad = empty((self.sharded_numel,), self.dtype, "aten::zeros", purpose=GRADIENT)
+        with inside_unit(unit):
             sizes = [(self.sharded_numel, self.low)] if self.low is not self.dtype else []
             sizes.append((self.sharded_numel * self.settings.world, self.low))
             if self.low is not self.dtype:
@@ -329,8 +395,8 @@ class _Unit:
         with no_grad():
             path = self.local_shard.storage.path
             low = None
-            if self.low is not self.dtype:
-                low = empty((self.sharded_numel,), self.low, "aten::copy_", purpose=COMMUNICATION)
+            if self.low is not self.dtype or self.settings.offload:
+                low = empty((self.sharded_numel,), self.low, SHARD_OP, purpose=COMMUNICATION)
             self.flat.storage.claim("c10d::all_gather", self.padded_shape, self.low, UNSHARDED, path)
             moved = self.flat.storage.num_bytes
             state.ledger.call("c10d::all_gather", 0, moved, moved)
@@ -383,7 +449,9 @@ class _Unit:
         state.ledger.call("c10d::reduce_scatter", 0, padded.num_bytes, reduced.num_bytes)
         if reduced.dtype is not self.dtype:
             reduced = ops.to(reduced, self.dtype)
-        if self.saved_grad_shard is None:
+        if self.settings.offload:
+            self.saved_grad_shard = self.cpu_grad
+        elif self.saved_grad_shard is None:
             self.saved_grad_shard = reduced
             reduced.storage.relabel(GRADIENT, self.local_shard.storage.path)
         del padded, gradient, autograd_computed_grad

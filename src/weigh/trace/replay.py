@@ -24,6 +24,8 @@ class Streams:
     """The number of a storage's stream; 0 is the one that computes."""
     waiting: Mapping[int, int] = field(default_factory=dict)
     """How many of a stream's blocks may have died and still be read by another stream when it asks for the next."""
+    waits_after: tuple[str, ...] = ()
+    """Phases after which the host waits for the device (it reads the loss), so that nothing is read any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,7 @@ class _Run:
         self.sizes = [_plain(a.num_bytes) for a in trace.allocations]
         self.streams = [0 if streams is None else streams.of(a) for a in trace.allocations]
         self.waiting = {} if streams is None else streams.waiting
+        self.waits_after = () if streams is None else streams.waits_after
         self.dead: dict[int, deque[Block]] = {stream: deque() for stream in self.waiting}
         """By stream, the blocks that are still waited for, the first to die first."""
         self.blocks: list[Block | None] = [None] * len(self.sizes)
@@ -201,6 +204,8 @@ class _Run:
             yield self._phase(mark, stop)
             if self.out_of_memory is not None:
                 return
+            if mark.phase in self.waits_after:
+                self._wait()
 
     def _phase(self, mark: Mark, stop: int) -> PhaseReserve:
         allocator, events, sizes, blocks = self.allocator, self.trace.events, self.sizes, self.blocks
@@ -249,10 +254,13 @@ class _Run:
         try:
             return self.allocator.malloc(size, stream)
         except DeviceFull:  # Source: release_cached_blocks, synchronize_and_free_events
-            for blocks in self.dead.values():
-                while blocks:
-                    self.allocator.reuse(blocks.popleft())
+            self._wait()
             return self.allocator.malloc(size, stream)
+
+    def _wait(self) -> None:
+        for blocks in self.dead.values():
+            while blocks:
+                self.allocator.reuse(blocks.popleft())
 
     def _segments(self) -> Iterator[Segment]:
         """What was reserved after event `self.event`, with the blocks in use then."""

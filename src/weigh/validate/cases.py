@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from weigh import runtimes
-from weigh.errors import NotModelledError, WeighError
-from weigh.hardware.devices import all_devices
+from weigh.errors import NotModelledError, UnknownNameError, WeighError
+from weigh.hardware.devices import all_devices, get_device
 from weigh.recipes import training
 from weigh.recipes.settings import make
 from weigh.recipes.training import Training
@@ -25,6 +25,10 @@ from weigh.validate.serving import serving_case
 
 AXES = {"tensor": "tensor", "pipeline": "pipeline", "context": "context", "expert": "expert"}
 """A case's names for the axes of the mesh, and the recipe's."""
+
+
+REENTRANT = re.compile(r"(?<!non-)(?<!non_)reentrant(?!.*False)")
+"""In the words that a case has for its checkpoints."""
 
 
 def predict_case(row: Mapping[str, Any], where: str) -> dict[str, int]:
@@ -54,7 +58,7 @@ def _training_case(row: Mapping[str, Any], config: Mapping[str, Any], where: str
     said = megatron_words(row) if runtime.name == "megatron" else training_words(row)
     words = runtime.settings({**said, **_device(row)}, config, _version(row))
     outside = sum(overhead.num_bytes for overhead in runtime.outside)
-    device_bytes = (row.get("device") or {}).get("memory_bytes")
+    device_bytes = _device_bytes(row.get("device") or {})
     found: dict[str, int] = {}
     for rank, wanted in _ranks(row).items():
         recipe: Training = make(Training, {**words, "rank": rank})
@@ -128,6 +132,17 @@ def _device(row: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def _device_bytes(device: Mapping[str, Any]) -> int | None:
+    """What the device holds: as the case says, or as the catalogue does of a name that means one device."""
+    if device.get("memory_bytes") is not None:
+        return int(device["memory_bytes"])
+    try:
+        found = get_device(str(device.get("name")))
+    except UnknownNameError:
+        return None
+    return found.memory_bytes - (found.reserved_bytes or 0)
+
+
 def training_words(case: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a `Training` that a case states, by name.
 
@@ -144,6 +159,8 @@ def training_words(case: Mapping[str, Any]) -> dict[str, Any]:
     if mode not in (None, "none", "full") and not per_op:
         raise NotModelledError(f"{mode} checkpointing", where="checkpointing")
     words["checkpointing"] = mode if mode in ("full", "selective") else None
+    if mode == "full" and REENTRANT.search(str((case.get("checkpointing") or {}).get("detail"))):
+        words["checkpointing"] = "reentrant"
     if case.get("adapter"):
         words["lora"] = _adapter(case["adapter"])
     attention = case.get("attention")
@@ -157,7 +174,9 @@ def training_words(case: Mapping[str, Any]) -> dict[str, Any]:
     if case.get("compile"):
         raise NotModelledError("compiled code", where="compile")
     if case.get("offload"):
-        raise NotModelledError("offloading", where="offload")
+        if not str(case["offload"]).startswith("parameters") or words.get("shard") != "fsdp1":
+            raise NotModelledError(f"offloading {case['offload']}", where="offload")
+        words["offload_parameters"] = True
     return words
 
 
@@ -192,7 +211,7 @@ def _precision(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _quantization(case: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    if case.get("runtime") == "litgpt" and found.get("method") == "nf4":
+    if case.get("runtime") in ("litgpt", "fsdp_qlora") and found.get("method") == "nf4":
         yield "quantization", "nf4"
         yield "double_quantization", bool(found.get("double_quantization"))
         return

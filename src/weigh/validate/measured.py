@@ -27,6 +27,10 @@ class Measured:
         found = replay(self.trace, capacity=self.capacity, streams=self.streams)
         return found if found.out_of_memory is None else replay(self.trace, streams=self.streams)
 
+    def _bounded(self, num_bytes: int) -> int:
+        """Reserved bytes that a device without room for all of them can have had."""
+        return num_bytes if self.capacity is None else min(num_bytes, self.capacity)
+
     @property
     def max_allocated(self) -> int:
         """torch.cuda.max_memory_allocated() over the run; on the CPU, what its allocator was asked for."""
@@ -42,12 +46,12 @@ class Measured:
     @property
     def max_reserved(self) -> int:
         """torch.cuda.max_memory_reserved() over the run."""
-        return self.replayed.reserved
+        return self._bounded(self.replayed.reserved)
 
     @property
     def reserved_after_step(self) -> int:
         """torch.cuda.memory_reserved() at the end."""
-        return self.replayed.end_reserved
+        return self._bounded(self.replayed.end_reserved)
 
     @property
     def allocated_after_step(self) -> int:
@@ -65,6 +69,11 @@ class Measured:
     def after_load(self) -> int:
         """torch.cuda.memory_allocated() before the first step."""
         return int([p for p in phase_peaks(self.trace, True) if p.mark.phase == LOAD][-1].after)  # type: ignore[arg-type]
+
+    @property
+    def reserved_after_load(self) -> int:
+        """torch.cuda.memory_reserved() before the first step."""
+        return [p.reserved for p in self.replayed.phases if p.mark.phase == LOAD][-1]
 
     @property
     def device_used(self) -> int:
