@@ -15,12 +15,17 @@ from weigh.units import format_bytes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from weigh.report.text import Style
+
 
 def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
     """The answer of one command, and its exit code."""
     parser = Parser(command, f"Lists {COMMANDS[command][1]}.")
-    if command == "models":
+    if command in ("models", "devices"):
         parser.add_argument("--search", default="", metavar="TEXT", help="those with all these words in their names")
+    if command == "devices":
+        parser.add_argument("names", metavar="NAME", nargs="*", help='these in full, with sources; "here" is your own')
+        parser.add_argument("--maker", default="", metavar="NAME", help="those of one maker: NVIDIA, AMD, Apple, ...")
     if command == "dtypes":
         parser.add_argument("names", metavar="NAME", nargs="*", help="these in full: bits, limits, who multiplies them")
         parser.add_argument("--model", metavar="MODEL", help="what the weights of a model take in each")
@@ -30,7 +35,12 @@ def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
         return parser.format_help(), 0
     if command == "dtypes":
         return _dtypes(found)
-    rows, lines = _models(found.search) if command == "models" else _devices()
+    if command == "models":
+        rows, lines = _models(found.search)
+    else:
+        from weigh.report.devices import list_devices
+
+        rows, lines = list_devices(found.names, found.search, found.maker, style_of())
     if found.json:
         return json.dumps({**header(command), command: rows}, indent=2, ensure_ascii=False), 0
     return "\n".join(lines), 0
@@ -84,27 +94,8 @@ def _models(search: str) -> tuple[list[dict[str, Any]], list[str]]:
     return rows, table(shown, "<>>><", indent=0)
 
 
-def _devices() -> tuple[list[dict[str, Any]], list[str]]:
-    from weigh.hardware import all_devices
+def style_of() -> Style:
+    """How the terminal shows text."""
+    from weigh.cli.weighing import style
 
-    rows = [
-        {
-            "name": d.name,
-            "marketing_name": d.marketing_name,
-            "aliases": list(d.aliases),
-            "memory_bytes": d.memory_bytes,
-            "reserved_bytes": d.reserved_bytes,
-            "compute_capability": None if d.compute_capability is None else list(d.compute_capability),
-            "bandwidth_bytes_per_second": d.bandwidth_bytes_per_second,
-            "flops": dict(d.flops),
-            "sources": {k: {"words": f.words, "url": f.url, "date": f.date} for k, f in d.sources.items()},
-        }
-        for d in all_devices()
-    ]
-    shown = [("name", "memory", "bandwidth", "bf16", "as the driver prints it")]
-    for d in all_devices():
-        speed = d.bandwidth_bytes_per_second
-        bandwidth = "-" if speed is None else f"{speed / 1e9:,.0f} GB/s"
-        bf16 = f"{d.flops['bf16'] / 1e12:,.0f} TFLOP/s" if "bf16" in d.flops else "-"
-        shown.append((d.name, format_bytes(d.memory_bytes), bandwidth, bf16, d.marketing_name))
-    return rows, table(shown, "<>>><", indent=0)
+    return style()

@@ -1,5 +1,5 @@
-"""The machines that models run on. Devices only so far: no nodes, no networks, no roofline."""
+"""The machines that models run on: devices, and how fast work could run on one; no nodes, no networks."""
 
-from weigh.hardware.devices import Device, Figure, all_devices, get_device
+from weigh.hardware.devices import Device, Figure, all_devices, get_device, named
 
-__all__ = ["Device", "Figure", "all_devices", "get_device"]
+__all__ = ["Device", "Figure", "all_devices", "get_device", "named"]

@@ -8,7 +8,7 @@ Prices and networks between machines are left out.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pkgutil import get_data
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,7 @@ class Device:
     maker: str
     """NVIDIA, AMD, Intel, Apple, Google, ..."""
     generation: str
-    """The architecture, as its maker calls it: "Hopper", "RDNA3", "M2"; what measured efficiencies are told apart by."""
+    """The architecture, as its maker calls it: "Hopper", "RDNA3", "M2"; measured efficiencies are told apart by it."""
     aliases: tuple[str, ...]
     """Other names that mean this device and no other."""
     memory_bytes: int
@@ -63,8 +63,13 @@ class Device:
     """Bytes per second in one direction: "pcie" to the host, "nvlink", "xgmi", "ici" and others to its neighbours."""
     flops: Mapping[str, int]
     """Peak dense (not sparse) operations per second by canonical dtype; on matrix units where the dtype has them."""
-    sources: Mapping[str, Figure]
-    """The source of each of these figures: "memory_bytes", "flops.bf16", "links.pcie", ..."""
+    _row: Mapping[str, Any] = field(repr=False)
+    _addresses: Mapping[str, Mapping[str, str]] = field(repr=False)
+
+    @property
+    def sources(self) -> dict[str, Figure]:
+        """The source of each of these figures: "memory_bytes", "flops.bf16", "links.pcie", ..."""
+        return {key: Figure(f["words"], **self._addresses[f["source"]]) for key, f in _figures(self._row)}
 
     @property
     def usable_bytes(self) -> int:
@@ -98,7 +103,7 @@ def get_device(name: str) -> Device:
 
     Raises:
         UnknownNameError: no device, or more than one, has that name; near misses are suggested.
-        NotModelledError: "here", and this machine has no device of the catalogue.
+        InputError: "here", and this machine has no device of the catalogue.
     """
     if name == "here":
         from weigh.hardware.here import device_here
@@ -128,7 +133,7 @@ def all_devices() -> tuple[Device, ...]:
     return tuple(_device(row, catalogue["sources"]) for row in catalogue["devices"])
 
 
-def _device(row: dict[str, Any], sources: Mapping[str, Mapping[str, str]]) -> Device:
+def _device(row: dict[str, Any], addresses: Mapping[str, Mapping[str, str]]) -> Device:
     def value(key: str) -> Any:
         return row[key]["value"] if key in row else None
 
@@ -147,11 +152,12 @@ def _device(row: dict[str, Any], sources: Mapping[str, Mapping[str, str]]) -> De
         power_watts=value("power_watts"),
         links={link: figure["value"] for link, figure in row["links"].items()},
         flops={dtype: figure["value"] for dtype, figure in row["flops"].items()},
-        sources={key: Figure(figure["words"], **sources[figure["source"]]) for key, figure in _figures(row)},
+        _row=row,
+        _addresses=addresses,
     )
 
 
-def _figures(row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _figures(row: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for key, figure in row.items():
         if key in ("flops", "links"):
             yield from ((f"{key}.{name}", speed) for name, speed in figure.items())

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from shutil import which
 from typing import TYPE_CHECKING
 
-from weigh.errors import NotModelledError
+from weigh.errors import InputError
 from weigh.hardware.devices import Device, named
+from weigh.units import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,13 +40,14 @@ def device_here() -> Device:
     """The catalogue's device for this machine's first accelerator.
 
     Raises:
-        NotModelledError: none is found, or the catalogue does not have the one that is.
+        InputError: none is found, or the catalogue does not have the one that is.
     """
     found = found_here()
     if not found:
-        raise NotModelledError(
-            "an accelerator of this machine: nvidia-smi, rocm-smi and Apple's sysctl report none",
-            hint="name one: weigh devices lists them",
+        raise InputError(
+            "no accelerator found: neither nvidia-smi nor rocm-smi nor, on a Mac, sysctl reports one",
+            where="this machine",
+            hint="Name a device; `weigh devices` lists them.",
         )
     return known(found[0])
 
@@ -54,7 +56,7 @@ def known(found: Found) -> Device:
     """The catalogue's device of that name and size.
 
     Raises:
-        NotModelledError: the catalogue has no such device, or none of that size.
+        InputError: the catalogue has no such device, or none of that size.
     """
     sizes = named(found.name)
     for device in sizes:
@@ -62,9 +64,10 @@ def known(found: Found) -> Device:
         if abs(device.memory_bytes - found.memory_bytes) <= room * device.memory_bytes:
             return device
     other = ", ".join(device.name for device in sizes)
-    raise NotModelledError(
-        f"{found.name!r} with {found.memory_bytes / 2**30:.1f} GiB, which this machine has",
-        hint=f"the catalogue has other sizes of it: {other}" if other else "weigh devices lists what the catalogue has",
+    raise InputError(
+        f"the catalogue has no {found.name} with {format_bytes(found.memory_bytes)}",
+        where="this machine",
+        hint=f"It has {other}." if other else "`weigh devices` lists what it has.",
     )
 
 
@@ -106,9 +109,9 @@ def read_rocm_smi(text: str) -> list[Found]:
 
 
 def read_sysctl(text: str) -> list[Found]:
-    """`sysctl machdep.cpu.brand_string hw.memsize` of a Mac: its GPU is the chip's, its memory the machine's.
+    r"""`sysctl machdep.cpu.brand_string hw.memsize` of a Mac: its GPU is the chip's, its memory the machine's.
 
-    >>> read_sysctl("machdep.cpu.brand_string: Apple M3 Max\\nhw.memsize: 68719476736")
+    >>> read_sysctl("machdep.cpu.brand_string: Apple M3 Max\nhw.memsize: 68719476736")
     [Found(name='Apple M3 Max', memory_bytes=68719476736)]
     """
     chip = re.search(r"brand_string: (Apple .+)$", text, re.MULTILINE)
