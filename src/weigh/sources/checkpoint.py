@@ -35,6 +35,8 @@ class StoredTensor(NamedTuple):
     """
     file: str
     """The file that holds it, by the name it has in `Checkpoint.files`."""
+    start: int | None = None
+    """Its first byte in the file; None where its bytes do not lie in one piece (PyTorch's archives)."""
 
     @property
     def num_elements(self) -> int:

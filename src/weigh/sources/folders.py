@@ -43,7 +43,7 @@ def read_folder(folder: Folder, tag: str = "", base: Callable[[str], Source] | N
 
         return read_adapter(folder, base)
     config = next((name for name in _CONFIGS if name in names), None)
-    checkpoint = _weights(folder, names, tag)
+    checkpoint = find_weights(folder, names, tag)
     if config is None and (checkpoint is None or checkpoint.format != "gguf"):
         if checkpoint is not None:
             return _bare(folder, checkpoint)
@@ -57,14 +57,22 @@ def read_file(folder: Folder, name: str) -> Source:
     Raises:
         InputError: it is no checkpoint, or contradicts itself.
     """
-    if name.endswith(INDEX):
-        checkpoint = read_index(folder, name, reader(name.removesuffix(INDEX)))
-    else:
-        checkpoint = read_set(folder, counted(name) or [name], reader(name))
+    checkpoint = checkpoint_file(folder, name)
     config = None if checkpoint.format == "gguf" else next((n for n in _CONFIGS if n in folder.names()), None)
     if config is None and checkpoint.format != "gguf":
         return _bare(folder, checkpoint)
     return made(folder, config, checkpoint)
+
+
+def checkpoint_file(folder: Folder, name: str) -> Checkpoint:
+    """The checkpoint of which this is the index, a file, or the only one.
+
+    Raises:
+        InputError: it is no checkpoint, or contradicts itself.
+    """
+    if name.endswith(INDEX):
+        return read_index(folder, name, reader(name.removesuffix(INDEX)))
+    return read_set(folder, counted(name) or [name], reader(name))
 
 
 def made(folder: Folder, config: str | None, checkpoint: Checkpoint | None) -> Source:
@@ -100,7 +108,7 @@ def _bare(folder: Folder, checkpoint: Checkpoint) -> Source:
     return Source(folder.title, {}, f"read from {checkpoint.where}", checkpoint.where, checkpoint=checkpoint)
 
 
-def _weights(folder: Folder, names: tuple[str, ...], tag: str) -> Checkpoint | None:
+def find_weights(folder: Folder, names: tuple[str, ...], tag: str) -> Checkpoint | None:
     """The checkpoint in a folder; None where there is none."""
     for suffix in (".gguf",) if tag else SUFFIXES:
         index = next((name for name in STANDARD if f"{name}{suffix}{INDEX}" in names and not tag), None)

@@ -173,7 +173,7 @@ class _Reader:
             if offset % alignment:
                 self.cursor.refuse(f"has {name[:80]!r} at byte {offset:,}, between the marks of its alignment")
             num_bytes = self.num_bytes(name, shape, GGML_TYPES[kind])
-            tensors[name] = StoredTensor(name, shape, SPELLED[kind], num_bytes, self.file.name)
+            tensors[name] = StoredTensor(name, shape, SPELLED[kind], num_bytes, self.file.name, start + offset)
             spans.append((offset, offset + num_bytes))
         if spans:
             check_data(self.file, start, spans)

@@ -64,7 +64,7 @@ def read_safetensors(file: Readable) -> Checkpoint:
             raise damaged(file.where, f"describes {_short(name)} by {_short(entry)}") from None
         if not exact or first < 0 or (last - first) * 8 != needed:
             raise damaged(file.where, f"gives {_short(name)} of {dtype} {_short(shape)} the bytes {first} to {last}")
-        tensors[name] = StoredTensor(name, shape, dtype, last - first, base)
+        tensors[name] = StoredTensor(name, shape, dtype, last - first, base, 8 + length + first)
         spans.append((first, last))
     _check_spans(file, 8 + length, spans)
     return Checkpoint(tensors, "safetensors", metadata, ((base, file.size),), file.where)

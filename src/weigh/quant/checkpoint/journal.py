@@ -1,0 +1,81 @@
+"""What is finished of a conversion, so that it goes on after whatever stopped it.
+
+Everything is written into `OUT.partial`, which becomes `OUT` by one rename when it is complete. Its journal's first line
+says which plan it belongs to; then a line for every tensor whose bytes are on the disk (fsync), with their hashes. A line
+that was cut off counts as not written. Another process that is at work on the same folder is noticed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any, Self
+
+from weigh.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+NAME = ".weigh-journal"
+Hashes = dict[str, str]
+"""SHA-256 of every stored tensor's bytes, by name."""
+
+
+class Journal:
+    """The journal of one folder."""
+
+    def __init__(self, folder: Path, fingerprint: str, about: str) -> None:
+        """Open or begin it.
+
+        Raises:
+            InputError: it belongs to another plan, or another process is at work on it.
+        """
+        self.path = folder / NAME
+        self.done: dict[str, Hashes] = {}
+        """The finished tensors of the source, by name."""
+        self._file = self.path.open("a+b")
+        _lock(self._file, folder)
+        self._file.seek(0)
+        *lines, rest = self._file.read().split(b"\n")
+        if not lines:
+            self._file.truncate(0)
+            self._append({"plan": fingerprint, "about": about})
+            return
+        first = json.loads(lines[0])
+        if first.get("plan") != fingerprint:
+            hint = f"Finish that one first, remove {folder}, or give another --out."
+            raise InputError(f"holds another conversion that was begun: {first.get('about')}", where=str(folder), hint=hint)
+        if rest:
+            self._file.truncate(sum(len(line) + 1 for line in lines))
+        for line in lines[1:]:
+            said = json.loads(line)
+            self.done[said["tensor"]] = said["sha256"]
+
+    def add(self, finished: Mapping[str, Hashes]) -> None:
+        """Note tensors whose bytes are on the disk."""
+        self._append(*({"tensor": name, "sha256": hashes} for name, hashes in finished.items()))
+        self.done.update(finished)
+
+    def _append(self, *said: dict[str, Any]) -> None:
+        self._file.write(b"".join(json.dumps(line).encode() + b"\n" for line in said))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _lock(file: Any, folder: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not a Unix
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise InputError("another process is at work on it", where=str(folder), hint="Wait for it.") from None
