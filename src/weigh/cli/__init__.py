@@ -27,6 +27,8 @@ COMMANDS = {
     "trace": ("measuring", "the same by real PyTorch on fake tensors, beside the prediction"),
     "measure": ("measuring", "the same by real PyTorch for real, beside the prediction"),
     "snapshot": ("snapshotting", "what a memory snapshot of PyTorch shows, beside the prediction"),
+    "quantize": ("quantizing", "rewrite a checkpoint in fewer bits, whatever its architecture"),
+    "dequantize": ("quantizing", "write a quantized checkpoint in plain numbers again"),
     "dtypes": ("lists", "the number formats: bytes, ranges, precision"),
     "models": ("lists", "the models that are known by name"),
     "devices": ("lists", "the devices that are known by name"),

@@ -71,6 +71,10 @@ class WebFolder:
         self._query = query
         self._opened: dict[str, RemoteFile] = {}
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Another process opens it itself."""
+        return _reopened, (f"{self.where}/{quote(self.title)}{f'?{self._query}' if self._query else ''}",)
+
     def names(self) -> tuple[str, ...]:
         """The configs that are there, by asking for them."""
         return tuple(name for name in _ASIDE if self._there(name))
@@ -87,3 +91,7 @@ class WebFolder:
             query = f"?{self._query}" if self._query and name == self.title else ""
             self._opened[name] = RemoteFile(self.client, f"{self.where}/{quote(name)}{query}", name)
         return self._opened[name]
+
+
+def _reopened(address: str) -> Folder:
+    return open_address(address)[0]

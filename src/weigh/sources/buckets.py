@@ -47,6 +47,10 @@ class BucketFolder:
         self.title = where.rpartition("/")[2]
         self._sizes: dict[str, int] | None = None
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Another process opens it itself, with its own credentials."""
+        return _reopened, (self.where,)
+
     def names(self) -> tuple[str, ...]:
         """See `Folder.names`."""
         return tuple(sorted(self._listed()))
@@ -96,3 +100,7 @@ class BucketFile:
 
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0][:200]
+
+
+def _reopened(address: str) -> BucketFolder:
+    return open_bucket(f"{address}/")[0]

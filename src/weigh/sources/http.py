@@ -68,7 +68,13 @@ class Client:
         self.offline = offline
         self.patience = patience or Patience()
         self._until = time.monotonic() + self.patience.all
+        self._keeps = True
         self._open = local()
+
+    def stream(self) -> None:
+        """From here on values are read, not headers: there is no end to what is asked, and nothing is kept."""
+        self._until = float("inf")
+        self._keeps = False
 
     def get(
         self, url: str, first: int = 0, length: int | None = None, *, fixed: bool = False, largest: int = LARGEST_ANSWER
@@ -99,7 +105,7 @@ class Client:
             _check_whole(answer, largest, url)
         if answer.status == 304 and known is not None:
             return Answer(known.status, known.headers, known.body)
-        if answer.status in (200, 206) and (fixed or answer.headers.get("etag")):
+        if self._keeps and answer.status in (200, 206) and (fixed or answer.headers.get("etag")):
             keep(url, asked, Kept(answer.status, answer.headers, answer.body))
         return answer
 

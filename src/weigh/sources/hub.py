@@ -140,6 +140,10 @@ class HubFolder:
         found = (file.get("rfilename") for file in files if isinstance(file, dict))
         self._names = tuple(name for name in found if isinstance(name, str) and is_plain(name))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Another process opens it itself, at the same commit and with its own token."""
+        return open_hub, (self.wanted._replace(revision=self.commit),)
+
     def names(self) -> tuple[str, ...]:
         """See `Folder.names`."""
         return self._names

@@ -1,8 +1,8 @@
 """What is finished of a conversion, so that it goes on after whatever stopped it.
 
-Everything is written into `OUT.partial`, which becomes `OUT` by one rename when it is complete. Its journal's first line
-says which plan it belongs to; then a line for every tensor whose bytes are on the disk (fsync), with their hashes. A line
-that was cut off counts as not written. Another process that is at work on the same folder is noticed.
+Everything is written into `OUT.partial`, which becomes `OUT` by one rename when it is complete. The first line of its
+journal says which plan it belongs to; then comes a line for every tensor whose bytes are on the disk (fsync), with
+their hashes. A line that was cut off counts as not written. Another process at work on the same folder is noticed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class Journal:
         first = json.loads(lines[0])
         if first.get("plan") != fingerprint:
             hint = f"Finish that one first, remove {folder}, or give another --out."
-            raise InputError(f"holds another conversion that was begun: {first.get('about')}", where=str(folder), hint=hint)
+            raise InputError(
+                f"holds another conversion that was begun: {first.get('about')}", where=str(folder), hint=hint
+            )
         if rest:
             self._file.truncate(sum(len(line) + 1 for line in lines))
         for line in lines[1:]:

@@ -11,13 +11,14 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from math import lcm
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from weigh import dtypes
 from weigh.errors import InputError, UsageError
-from weigh.formats import settings as quantization_settings
-from weigh.quant.checkpoint.layout import SPELLED, File, Output, safetensors_files
+from weigh.quant.checkpoint.layout import File, Output, safetensors_files
 from weigh.quant.checkpoint.rules import FLOATS, Rules, module_of
+from weigh.quant.checkpoint.stored import read as read_stored
 from weigh.sources.checkpoint import SUFFIXES
 from weigh.sources.strict_json import read_object
 from weigh.units import format_bytes
@@ -25,6 +26,7 @@ from weigh.units import format_bytes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from weigh.quant.checkpoint.stored import Matrix
     from weigh.quant.checkpoint.targets.base import Target
     from weigh.sources.checkpoint import StoredTensor
     from weigh.sources.opened import Folder
@@ -54,6 +56,10 @@ class Decision(NamedTuple):
     """Bytes of the source that are handled at once."""
     state: int
     """Bytes that stay in memory from the first slab to the last."""
+    cut: int = 1
+    """Slabs are of a multiple of so many elements."""
+    matrix: Matrix | None = None
+    """Where the source holds it quantized: what it is read from."""
 
     @property
     def num_bytes(self) -> int:
@@ -138,8 +144,11 @@ def make_plan(
     memory: int = 2 << 30,
     workers: int | None = None,
     shard: int = SHARD,
+    dtype: str | None = None,
 ) -> Plan:
     """The plan to rewrite a checkpoint as `target`, within `memory` bytes for all `workers` processes together.
+
+    What the source holds quantized is read in the model's number format, or in `dtype`.
 
     Raises:
         InputError: the source cannot be read, or has what the target cannot store.
@@ -149,14 +158,14 @@ def make_plan(
 
     weights = open_weights(source)
     rules = rules or Rules()
-    tensors = tuple(weights.checkpoint.tensors.values())
-    rules.check(tensors)
     config = read_config(weights.folder)
-    _check_source(weights, config)
-    decisions = tuple(_decide(t, target, rules) for t in tensors)
+    _check_source(weights)
+    tensors, matrices = read_stored(weights, config, dtype)
+    rules.check(tensors)
+    decisions = tuple(_decide(t, matrices.get(t.name), target, rules) for t in tensors)
     _check_decisions(decisions, target, config)
-    workers, slab = _fit(decisions, target, memory, workers)
-    decisions = tuple(d._replace(slab=_slab(d, target, slab)) for d in decisions)
+    workers, slab = _fit(decisions, memory, workers)
+    decisions = tuple(d._replace(slab=_slab(d, slab)) for d in decisions)
     outputs = [o for d in decisions for o in d.outputs]
     _check_names(outputs)
     return Plan(
@@ -179,19 +188,24 @@ def read_config(folder: Folder) -> dict[str, Any] | None:
     return dict(read_object(folder.open("config.json"), LARGEST_COPY))
 
 
-def _decide(tensor: StoredTensor, target: Target, rules: Rules) -> Decision:
+def _decide(tensor: StoredTensor, matrix: Matrix | None, target: Target, rules: Rules) -> Decision:
     kept = rules.kept(tensor)
-    outputs = target.keep(tensor) if kept else target.outputs(tensor)
-    return Decision(tensor, kept, outputs, 0, 0 if kept else target.state_bytes(tensor.shape))
+    if target.name == "plain":
+        kept = None if matrix is not None else "as it is"
+    if kept is not None:
+        return Decision(tensor, kept, target.keep(tensor), 0, matrix.state if matrix else 0, 1, matrix)
+    cut = target.cut(tensor.shape)
+    state = target.state_bytes(tensor.shape)
+    if matrix is not None:
+        cut, state = lcm(cut, matrix.cut()), state + matrix.state
+    return Decision(tensor, None, target.outputs(tensor), 0, state, cut, matrix)
 
 
-def _check_source(weights: Weights, config: dict[str, Any] | None) -> None:
+def _check_source(weights: Weights) -> None:
     if weights.checkpoint.format == "pytorch":
         hint = "Save it with save_pretrained, which writes safetensors."
-        raise InputError("is a PyTorch archive, whose values weigh does not read", where=weights.folder.where, hint=hint)
-    if config and quantization_settings(config) is not None:
         raise InputError(
-            "is quantized already", where=weights.folder.where, hint="Run `weigh dequantize` on it, then quantize that."
+            "is a PyTorch archive, whose values weigh does not read", where=weights.folder.where, hint=hint
         )
     if not weights.checkpoint.tensors:
         raise InputError("has no tensors", where=weights.folder.where)
@@ -213,6 +227,8 @@ def _check_decisions(decisions: Sequence[Decision], target: Target, config: dict
     if all(d.kept for d in decisions):
         reasons = Counter(d.kept for d in decisions)
         said = ", ".join(f"{count} {why}" for why, count in reasons.most_common())
+        if target.name == "plain":
+            raise InputError("is not quantized", where="the checkpoint")
         raise InputError(f"nothing is to be quantized: {said}", hint="Name modules with --also.")
     if config and config.get("model_type") in _TURNED and target.name != "gguf":
         hint = "transformers turns such matrices round when it quantizes them; weigh does not yet."
@@ -228,9 +244,9 @@ def _check_names(outputs: Sequence[Output]) -> None:
         raise InputError("would be stored twice", where=twice[0], hint="The source has a tensor of that name already.")
 
 
-def _fit(decisions: Sequence[Decision], target: Target, memory: int, workers: int | None) -> tuple[int, int]:
+def _fit(decisions: Sequence[Decision], memory: int, workers: int | None) -> tuple[int, int]:
     """How many processes, and bytes of a slab, the budget allows."""
-    least = max(_slab(d, target, 0) * FACTOR + d.state for d in decisions)
+    least = max(_slab(d, 0) * FACTOR + d.state for d in decisions)
     if workers is not None and workers < 1:
         raise UsageError(f"is {workers}", where="--workers", hint="Give a number from 1 on.")
     for count in (workers,) if workers else range(min(os.cpu_count() or 1, 8), 0, -1):
@@ -245,21 +261,21 @@ def _fit(decisions: Sequence[Decision], target: Target, memory: int, workers: in
     raise UsageError(f"is too little: {processes} need {format_bytes(needed)}", where="--memory", hint=hint)
 
 
-def _slab(decision: Decision, target: Target, wanted: int) -> int:
+def _slab(decision: Decision, wanted: int) -> int:
     """About so many bytes of a tensor, in whole cuts; all of it where that is less."""
     tensor = decision.tensor
-    if decision.kept:
+    if decision.kept and decision.matrix is None:
         return min(tensor.num_bytes, max(wanted, 1 << 20))
-    dtype = dtypes.get(tensor.dtype)
-    cut = target.cut(tensor.shape) * dtype.bytes_per_block // dtype.elements_per_block
+    cut = dtypes.get(tensor.dtype).num_bytes(decision.cut)
     return min(tensor.num_bytes, max(wanted // cut, 1) * cut)
 
 
-def _new_config(
-    config: dict[str, Any] | None, target: Target, decisions: Sequence[Decision]
-) -> dict[str, Any] | None:
+def _new_config(config: dict[str, Any] | None, target: Target, decisions: Sequence[Decision]) -> dict[str, Any] | None:
     if config is None or target.name == "gguf":
         return None
+    config = {key: value for key, value in config.items() if key not in ("quantization_config", "compression_config")}
+    if target.name == "plain":
+        return config
     kept = [module_of(d.tensor.name) for d in decisions if d.kept and _is_weight(d.tensor)]
     return {**config, "quantization_config": target.config(kept)}
 
@@ -292,4 +308,3 @@ def _times(weights: Weights) -> list[int]:
         except OSError:  # it lies elsewhere, where its address says the commit
             return [len(weights.folder.where), *weights.folder.where.encode()]
     return found
-

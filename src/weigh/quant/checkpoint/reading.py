@@ -12,6 +12,7 @@ from weigh.quant.arrays import numpy_dtype
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from weigh.quant.checkpoint.plan import Decision
     from weigh.sources.checkpoint import StoredTensor
     from weigh.sources.weights import Weights
 
@@ -19,19 +20,26 @@ PIECE = 16 << 20
 """Bytes that are asked for at once."""
 
 
-def slabs(weights: Weights, tensor: StoredTensor, size: int) -> Iterator[Any]:
-    """The values of a tensor in its own number format, flat, `size` bytes at a time.
+def slabs(weights: Weights, decision: Decision) -> Iterator[Any]:
+    """The values of a tensor in its own number format, flat, a slab at a time.
 
     Raises:
         InputError: the file ends too early, or cannot be read.
     """
+    tensor = decision.tensor
+    if decision.matrix is not None:
+        yield from decision.matrix.slabs(weights, decision.slab, decision.cut)
+        return
     kind = numpy_dtype(dtypes.get(tensor.dtype))
-    for data in raw(weights, tensor, size):
+    for data in raw(weights, tensor, decision.slab):
         yield np.frombuffer(data, kind)
 
 
 def raw(weights: Weights, tensor: StoredTensor, size: int) -> Iterator[bytearray | bytes]:
     """The bytes of a tensor, `size` at a time; what is read from elsewhere comes in smaller pieces."""
+    client = getattr(weights.folder, "client", None)
+    if client is not None:
+        client.stream()
     file = weights.folder.open(tensor.file)
     for start in range(0, tensor.num_bytes, size):
         wanted = min(size, tensor.num_bytes - start)

@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weigh import __version__
+from weigh import __version__, dtypes
 from weigh.errors import InputError, UsageError
 from weigh.quant.checkpoint.journal import NAME as JOURNAL
 from weigh.quant.checkpoint.journal import Hashes, Journal
@@ -87,18 +87,19 @@ def _contents(weights: Weights, target: Target, d: Decision, tick: Tick | None) 
         if tick is not None:
             tick(size)
 
-    if d.kept is not None and d.outputs[0].num_bytes == d.tensor.num_bytes:
+    if d.kept is not None and d.matrix is None and d.outputs[0].dtype is dtypes.get(d.tensor.dtype):
         for data in raw(weights, d.tensor, max(d.slab, 1)):
-            yield d.tensor.name, memoryview(data)
+            yield d.outputs[0].name, memoryview(data)
             told(len(data))
         return
-    encoder = target.encoder(d.tensor) if d.kept is None else target.caster(d.tensor)
-    names = {o.name[len(_stem(d)) :]: o.name for o in d.outputs}
+    encoder = target.encoder(d.tensor) if d.kept is None else target.caster(d.outputs[0])
+    stem = len(d.tensor.name.removesuffix("weight"))
+    names = {"" if len(d.outputs) == 1 else o.name[stem:]: o.name for o in d.outputs}
     try:
         if encoder.surveys:
-            for slab in slabs(weights, d.tensor, d.slab):
+            for slab in slabs(weights, d):
                 encoder.survey(slab)
-        for slab in slabs(weights, d.tensor, d.slab):
+        for slab in slabs(weights, d):
             for suffix, array in encoder.encode(slab).items():
                 yield names[suffix], _bytes(array)
             told(slab.nbytes)
@@ -109,11 +110,6 @@ def _contents(weights: Weights, target: Target, d: Decision, tick: Tick | None) 
             raise
         hint = f"Leave it as it is (--keep {d.tensor.name.removesuffix('.weight')!r}), or mend it."
         raise InputError(error.what, where=d.tensor.name, hint=hint) from None
-
-
-def _stem(d: Decision) -> str:
-    """What the names of all outputs of a tensor begin with."""
-    return d.tensor.name.removesuffix("weight") if d.kept is None and len(d.outputs) > 1 else d.tensor.name
 
 
 def _bytes(array: Any) -> memoryview:

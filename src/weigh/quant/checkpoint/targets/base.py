@@ -68,7 +68,8 @@ class Target(ABC):
         """What a matrix is stored as: what `weigh.formats` reads from our own `quantization_config`."""
         form = formats.read({"quantization_config": self.config(())})
         assert form is not None
-        weight = Weight(tensor.name, *tensor.shape, dtypes.get(tensor.dtype), LINEAR)
+        rows, columns = tensor.shape
+        weight = Weight(tensor.name, rows, columns, dtypes.get(tensor.dtype), LINEAR)
         return tuple(Output(s.name, s.shape, s.dtype, SPELLED[s.dtype.name]) for s in form.store(weight))
 
     def keep(self, tensor: StoredTensor) -> tuple[Output, ...]:
@@ -83,12 +84,37 @@ class Target(ABC):
     def encoder(self, tensor: StoredTensor) -> Encoder:
         """The arithmetic of one matrix."""
 
+    def caster(self, output: Output) -> Encoder:
+        """That of a tensor which is kept in another number format, or was quantized before."""
+        return Cast(output)
 
-def scale_dtype(tensor: StoredTensor) -> Any:
-    """The numpy dtype of a tensor of a checkpoint."""
-    from weigh.quant.arrays import numpy_dtype
 
-    return numpy_dtype(dtypes.get(tensor.dtype))
+class Cast(Encoder):
+    """Values in the number format of the output."""
+
+    def __init__(self, output: Output) -> None:
+        from weigh.quant.arrays import numpy_dtype
+
+        self.dtype = numpy_dtype(output.dtype)
+
+    def encode(self, slab: Array) -> dict[str, Array]:
+        return {"": slab.astype(self.dtype, copy=False)}
+
+
+class Rows(Encoder):
+    """Whole rows through a quantizer; each of its parts is a stored tensor."""
+
+    def __init__(self, name: str, tensor: StoredTensor, names: Mapping[str, str], **settings: Any) -> None:
+        """`name` and `settings` choose the quantizer, `names` says the end of the name of each of its parts."""
+        from weigh import quant
+
+        self.quantizer: Any = quant.get(name, **settings)
+        self.columns = tensor.shape[-1]
+        self.names = names
+
+    def encode(self, slab: Array) -> dict[str, Array]:
+        parts = self.quantizer.quantize(slab.reshape(-1, self.columns)).parts
+        return {self.names[name]: part for name, part in parts.items() if name in self.names}
 
 
 def kept_modules(kept: Iterable[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """bitsandbytes: NF4, FP4 and LLM.int8() as `Params4bit` and `Linear8bitLt` load them.
 
 A tensor of 4 bits has a JSON text beside it. With double quantization the text holds the mean of the scales, which is
-known last; its fp32 has at most 9 digits, so the text is padded to the length that was planned. Loaders read it as fp32.
+known last: in fp32, of at most 9 digits, so that the text can be padded to the length that was planned.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from weigh.errors import InputError
 from weigh.formats.bitsandbytes import BLOCK, NESTED_BLOCK
-from weigh.quant.checkpoint.targets.base import Encoder, Target, kept_modules
+from weigh.quant.checkpoint.targets.base import Encoder, Rows, Target, kept_modules
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -130,18 +130,11 @@ class Int8(Target):
         return Int8Encoder(tensor)
 
 
-class Int8Encoder(Encoder):
+class Int8Encoder(Rows):
     """Rows as they come."""
 
     def __init__(self, tensor: StoredTensor) -> None:
-        from weigh import quant
-
-        self.tensor = tensor
-        self.quantizer = quant.get("absmax_row", half=True)
-
-    def encode(self, slab: Any) -> dict[str, Any]:
-        parts = self.quantizer.quantize(slab.reshape(-1, self.tensor.shape[-1])).parts
-        return {"weight": parts["codes"], "SCB": parts["absmax"]}
+        super().__init__("absmax_row", tensor, {"codes": "weight", "absmax": "SCB"}, half=True)
 
     def finish(self) -> dict[str, Any]:
         import numpy as np
