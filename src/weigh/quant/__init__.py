@@ -38,6 +38,17 @@ NAMES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mxfp8": ("mx", "Mx", {"element": "fp8_e4m3"}),
     "mxfp8_e5m2": ("mx", "Mx", {"element": "fp8_e5m2"}),
     "nvfp4": ("mx", "NvFp4", {}),
+    **{
+        name: ("ggml", "Ggml", {"type": name})
+        for name in (
+            "q8_0 q4_0 q4_1 q5_0 q5_1 q2_k q3_k q4_k q5_k q6_k iq4_nl iq4_xs tq1_0 tq2_0 q1_0 q2_0 "
+            "iq1_s iq1_m iq2_xxs iq2_xs iq2_s iq3_xxs iq3_s"
+        ).split()
+    },
+    "mxfp4_ggml": ("ggml", "Ggml", {"type": "mxfp4"}),
+    "nvfp4_ggml": ("ggml", "Ggml", {"type": "nvfp4_ggml"}),
+    "sparse_24": ("pruning", "TwoOfFour", {}),
+    "sparse": ("pruning", "Unstructured", {}),
     "cast_bf16": ("floats", "Cast", {"dtype": "bf16"}),
     "cast_fp16": ("floats", "Cast", {"dtype": "fp16"}),
     "cast_fp8_e4m3": ("floats", "Cast", {"dtype": "fp8_e4m3"}),

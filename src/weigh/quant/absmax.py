@@ -49,7 +49,7 @@ class Absmax(Quantizer):
     def pack(self, array: Any) -> dict[str, Any]:
         view = self._view(array)
         absmax = self._absmax(view)
-        refuse_infinite(absmax)
+        refuse_infinite(absmax, "too large for fp16, NaN or infinite" if self.half else "NaN or infinite")
         codes = np.empty(view.shape, np.int8)
         scale = LEVELS / absmax
         for piece in pieces(*view.shape):

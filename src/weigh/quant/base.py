@@ -11,7 +11,7 @@ import numpy as np
 
 from weigh.dtypes import BFLOAT16, FLOAT16, FLOAT32, DType
 from weigh.errors import InputError, UsageError
-from weigh.quant.arrays import dtype_of
+from weigh.quant.arrays import dtype_of, numpy_dtype
 
 Array = Any
 """A numpy array; types are not checked where numpy is absent."""
@@ -93,7 +93,10 @@ class Quantizer(ABC):
         source = dtype_of(array)
         if source not in SOURCES:
             raise InputError(f"an array in {source} cannot be quantized", hint="Give fp32, bf16 or fp16.")
-        self.layout(array.shape)
+        layout = self.layout(array.shape)
+        if not array.size:  # nothing to reduce over; scales of nothing are zero
+            parts = {name: np.zeros(part.shape, numpy_dtype(part.dtype)) for name, part in layout.items()}
+            return Packed(parts, array.shape, source)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
             return Packed(self.pack(np.ascontiguousarray(array).reshape(array.shape)), array.shape, source)
 
@@ -108,6 +111,8 @@ class Quantizer(ABC):
             if found is None or found.shape != part.shape or dtype_of(found) is not part.dtype:
                 says = "is missing" if found is None else f"is {dtype_of(found)} {found.shape}"
                 raise InputError(f"{says}, not {part.dtype} {part.shape}", where=name)
+        if not prod(packed.shape):
+            return np.zeros(packed.shape, np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             return self.unpack(packed).reshape(packed.shape)
 
@@ -162,11 +167,11 @@ def one_of(value: Any, allowed: tuple[Any, ...], what: str) -> None:
         raise UsageError(f"is {value!r}", where=what, hint=f"Give one of {', '.join(map(str, allowed))}.")
 
 
-def refuse_infinite(absmax: Array) -> None:
+def refuse_infinite(absmax: Array, what: str = "NaN or infinite") -> None:
     """Raises where the largest magnitudes tell of a NaN or an infinity: numpy's maximum hands NaN on.
 
     Raises:
         InputError: they do.
     """
     if not np.isfinite(absmax).all():
-        raise InputError("a value is NaN or infinite, which would spoil all that share its scale")
+        raise InputError(f"a value is {what}, which would spoil all that share its scale")

@@ -1,8 +1,8 @@
 """Narrow floats: casts to fp16, bf16 and fp8, fp8 with scales, and the 4-bit float E2M1.
 
 A cast rounds to the nearest, ties to even, and carries what is not finite, as PyTorch's does: E4M3, which has no
-infinity, saturates (ml_dtypes makes NaN of what is too large), E5M2, fp16 and bf16 overflow to infinity. With scales,
-what is not finite is refused.
+infinity, saturates (ml_dtypes makes NaN of what is too large), E5M2, fp16 and bf16 overflow to infinity. With
+scales, what is not finite is refused.
 
 Scales: `scale = absmax / max`, kept in fp32 (or the model's dtype, `scale_dtype`), by which codes are multiplied: of
 a tensor, of a row (compressed-tensors, FBGEMM), or of a block of 128 x 128 (DeepSeek-V3's `weight_scale_inv`, whose

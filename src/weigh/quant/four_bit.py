@@ -95,7 +95,7 @@ class FourBit(Quantizer):
 def nest(absmax: Any, offset: Any = None) -> dict[str, Any]:
     """All the scales of a tensor as 8-bit codes, with their own scales and the mean that is taken off (`offset`)."""
     if offset is None:
-        offset = absmax.mean(dtype=np.float64).astype(np.float32) if absmax.size else np.float32(0)
+        offset = absmax.mean(dtype=np.float64).astype(np.float32)
     packed = NESTED.quantize(absmax - offset)
     return {
         "absmax": packed.parts["codes"],

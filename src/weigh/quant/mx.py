@@ -181,6 +181,4 @@ def _power(exponents: Any) -> Any:
 
 
 def _shaped(shape: tuple[int, ...], codes: Any, scales: Any) -> dict[str, Any]:
-    lead = shape[:-1]
-    rest = [-1] if all(lead) else [0]
-    return {"codes": codes.reshape(*lead, *rest), "scale": scales.reshape(*lead, *rest)}
+    return {"codes": codes.reshape(*shape[:-1], -1), "scale": scales.reshape(*shape[:-1], -1)}

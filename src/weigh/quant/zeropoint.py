@@ -16,6 +16,8 @@ from weigh.dtypes import FLOAT32, INT8
 from weigh.quant.base import Packed, Part, Quantizer, refuse_infinite
 
 BLOCK = 1 << 16
+LEAST = np.float32(1e-36)
+"""A range below is taken for this: its inverse has to be a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class ZeroPoint(Quantizer):
     def pack(self, array: Any) -> dict[str, Any]:
         low, high = np.array(self.extremes or _extremes(array), np.float32)
         refuse_infinite(np.array([low, high]))
-        scale = np.float32(255) / (high - low) if high > low else np.float32(1)
+        scale = np.float32(255) / np.maximum(high - low, LEAST) if high > low else np.float32(1)
         zero = -np.rint(scale * low) - np.float32(128)
         flat, codes = array.reshape(-1), np.empty(array.size, np.int8)
         for start in range(0, flat.size, BLOCK):
