@@ -1,5 +1,6 @@
-"""LLM.int8(): a linear layer in int8 whose outlier features are kept out of it (Dettmers et al. 2022,
-arXiv:2208.07339).
+"""LLM.int8(): a linear layer in int8 whose outlier features are kept out of it.
+
+Dettmers et al. 2022, arXiv:2208.07339, in five steps:
 
 1. Features (columns of the hidden states) with a value of at least the threshold are outliers.
 2. The other columns are quantized row by row, the weight was so before: a vector of each factor, a scale.
@@ -36,7 +37,7 @@ OF_LAYERS, OF_POSITIONS = 0.25, 0.06
 SCALE = np.float32(1 / 127**2)
 WEIGHT = Absmax("row", half=True)
 """How the weight is quantized: cast to fp16, a scale a row."""
-_EXACT = 1024
+EXACT = 1024
 """Products of codes that can be added up in fp32 without rounding: 1024 * 127^2 < 2^24."""
 
 
@@ -77,8 +78,8 @@ def split(hidden: Any, threshold: float = THRESHOLD) -> Split:
 def multiply(a: Any, b: Any) -> Any:
     """int8 [m, k] times the transpose of int8 [n, k], added up in int32: [m, n]."""
     total = np.zeros((len(a), len(b)), np.int32)
-    for start in range(0, a.shape[1], _EXACT):  # whole numbers below 2^24 are exact in fp32, and fp32 is fast
-        piece = slice(start, start + _EXACT)
+    for start in range(0, a.shape[1], EXACT):  # whole numbers below 2^24 are exact in fp32, and fp32 is fast
+        piece = slice(start, start + EXACT)
         total += (a[:, piece].astype(np.float32) @ b[:, piece].astype(np.float32).T).astype(np.int32)
     return total
 
@@ -104,11 +105,9 @@ def linear(hidden: Any, weight: Packed, bias: Any = None, threshold: float = THR
         out += bias.astype(np.float32)
     out = out.astype(hidden.dtype)
     if found.outliers.size:
-        columns = WEIGHT.dequantize(
-            Packed(
-                {"codes": codes[:, found.outliers], "absmax": absmax}, (len(codes), len(found.outliers)), weight.dtype
-            )
-        ).astype(hidden.dtype)
+        kept = codes[:, found.outliers]
+        columns = WEIGHT.dequantize(Packed({"codes": kept, "absmax": absmax}, kept.shape, weight.dtype))
+        columns = columns.astype(hidden.dtype)
         product = rows[:, found.outliers].astype(np.float32) @ columns.astype(np.float32).T
         out = (out.astype(np.float32) + product).astype(hidden.dtype)
     return out.reshape(*hidden.shape[:-1], len(codes))
@@ -119,7 +118,7 @@ METHODS = ("absmax", "row", "vector", "llm_int8")
 
 
 def product(hidden: Any, weight: Any, method: str, threshold: float = THRESHOLD) -> Any:
-    """`hidden @ weight.T` in int8: one scale for each factor; one for each row of `hidden`; for each row of both; `linear`.
+    """`hidden @ weight.T` in int8: a scale for each factor; for each row of `hidden`; for each row of both; `linear`.
 
     Raises:
         UsageError: there is no such method.
@@ -159,7 +158,7 @@ class Outliers:
     width: int
     """Features in all."""
     by_layer: dict[str, tuple[float, float, float]]
-    """For each layer: the share of its features with outliers, of its positions with any, of its values that are one."""
+    """Each layer's share of features with outliers, of positions with any, of values that are one."""
 
     @property
     def systematic(self) -> tuple[Feature, ...]:

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from weigh.quant import llm_int8
 from weigh.quant.base import Packed
 
-_EXACT = 1024
-
 
 class Linear8bit(nn.Module):
     """A linear layer with an int8 weight, for inference: no gradient goes through it."""
@@ -43,11 +41,12 @@ class Linear8bit(nn.Module):
         outliers = large.any(dim=0)
         values = half.float().masked_fill(large, 0)
         absmax = values.abs().amax(dim=1, keepdim=True)
-        scaled = values.masked_fill(outliers, 0) * (127 / absmax)
+        # Divided: `127 / absmax` would multiply by the reciprocal, which PyTorch rounds before.
+        scaled = values.masked_fill(outliers, 0) * torch.full_like(absmax, 127).div(absmax)
         codes = scaled.nan_to_num(0, 0, 0).round()
         total = torch.zeros(len(rows), len(self.codes), dtype=torch.int32, device=rows.device)
-        for start in range(0, codes.shape[1], _EXACT):  # exact in fp32, and int8 products are not everywhere
-            piece = slice(start, start + _EXACT)
+        for start in range(0, codes.shape[1], llm_int8.EXACT):  # exact in fp32, and int8 products are not everywhere
+            piece = slice(start, start + llm_int8.EXACT)
             total += (codes[:, piece] @ self.codes[:, piece].float().T).int()
         out = total * (absmax * self.absmax) * float(llm_int8.SCALE)
         if self.bias is not None:
@@ -60,7 +59,7 @@ class Linear8bit(nn.Module):
 
 
 def convert(model: nn.Module, threshold: float = llm_int8.THRESHOLD, keep: Iterable[str] = ("lm_head",)) -> list[str]:
-    """Put `Linear8bit` in place of a model's linear layers but those whose names end with one of `keep`; the names put."""
+    """Put `Linear8bit` in place of linear layers but those whose names end with one of `keep`; returns the names."""
     kept = tuple(keep)
     found = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.endswith(kept)]
     for name in found:
