@@ -6,10 +6,12 @@ without harm, because every byte has its place and its value beforehand. The coo
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from weigh.quant.checkpoint.executors import Executor
+    from weigh.quant.checkpoint.layout import File
     from weigh.quant.checkpoint.plan import Decision, Plan
     from weigh.quant.checkpoint.targets.base import Target
     from weigh.sources.weights import Weights
@@ -141,16 +144,16 @@ def quantize(plan: Plan, out: Path, executor: Executor, progress: Callable[[int,
         InputError: there is no room, a file cannot be read or written, a tensor has a value that spoils it, or
             `OUT.partial` belongs to another plan. What was finished is kept, and the next run goes on with it.
     """
-    partial = out.with_name(f"{out.name}.partial")
+    unfinished = out.with_name(f"{out.name}.partial")
     if _is_finished(out, plan):
         return out
     check_out(out)
-    check_room(plan, partial)
-    _guarded(partial, lambda: partial.mkdir(parents=True, exist_ok=True))
+    check_room(plan, unfinished)
+    _guarded(unfinished, lambda: unfinished.mkdir(parents=True, exist_ok=True))
     about = f"{plan.source} to {plan.target.name}"
-    with Journal(partial, plan.fingerprint, about) as journal:
-        _forget_damaged(plan, partial, journal)
-        _begin_files(plan, partial)
+    with Journal(unfinished, plan.fingerprint, about) as journal:
+        _forget_damaged(plan, unfinished, journal)
+        _begin_files(plan, unfinished)
         total = plan.source_bytes
         handled = sum(d.tensor.num_bytes for d in plan.decisions if d.tensor.name in journal.done)
         progress(handled, total)
@@ -160,13 +163,13 @@ def quantize(plan: Plan, out: Path, executor: Executor, progress: Callable[[int,
             handled += size
             progress(handled, total)
 
-        for finished in executor.run(tasks(plan, partial, journal), tick):
+        for finished in executor.run(tasks(plan, unfinished, journal), tick):
             journal.add(finished)
-        _write_rest(plan, partial, journal)
-        _sync(partial)
+        _write_rest(plan, unfinished, journal)
+        _sync(unfinished)
         if out.exists():
             out.rmdir()
-        partial.rename(out)
+        unfinished.rename(out)
         (out / JOURNAL).unlink()
     _sync(out.parent)
     return out
@@ -178,10 +181,10 @@ def check_out(out: Path) -> None:
         raise UsageError("is not empty", where=str(out), hint="Give a new folder: nothing is ever overwritten.")
 
 
-def check_room(plan: Plan, partial: Path) -> None:
+def check_room(plan: Plan, unfinished: Path) -> None:
     """Raise `InputError` where the disk has too little room for what is still to be written."""
-    place = next(p for p in (partial, *partial.absolute().parents) if p.exists())
-    there = sum(f.stat().st_blocks * 512 for f in partial.iterdir()) if partial.exists() else 0
+    place = next(p for p in (unfinished, *unfinished.absolute().parents) if p.exists())
+    there = sum(f.stat().st_blocks * 512 for f in unfinished.iterdir()) if unfinished.exists() else 0
     needed, free = plan.file_bytes - there + (1 << 20), shutil.disk_usage(place).free
     if free < needed:
         what = f"has {format_bytes(free)} left, and {format_bytes(needed)} are needed"
@@ -220,17 +223,27 @@ def tasks(plan: Plan, folder: Path, journal: Journal) -> list[Task]:
 
 
 def _begin_files(plan: Plan, folder: Path) -> None:
-    """Make the files in their full size, with their headers."""
+    """Make the files in their full size, with their headers; their room on the disk is theirs from here on."""
     for file in plan.files:
         path = folder / file.name
         if not path.exists() or path.stat().st_size != file.size or not _begins(path, file.header):
+            _guarded(path, partial(_begin, path, file))
 
-            def begin(path: Path = path, header: bytes = file.header, size: int = file.size) -> None:
-                with path.open("r+b" if path.exists() else "wb") as opened:
-                    opened.write(header)
-                    opened.truncate(size)
 
-            _guarded(path, begin)
+def _begin(path: Path, file: File) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        os.ftruncate(descriptor, file.size)
+        try:
+            os.posix_fallocate(descriptor, 0, file.size)
+        except AttributeError:  # not on every system
+            pass
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # not on every file system
+                raise
+        os.pwrite(descriptor, file.header, 0)
+    finally:
+        os.close(descriptor)
 
 
 def _begins(path: Path, header: bytes) -> bool:
