@@ -106,9 +106,8 @@ class Plan:
     @property
     def peak(self) -> int:
         """Bytes of resident memory at most, all processes together."""
-        largest = sorted((d.memory for d in self.decisions), reverse=True)[: self.workers]
-        coordinator = PROCESS if self.workers > 1 else 0
-        return coordinator + self.workers * PROCESS + sum(largest)
+        largest = sorted((d.memory for d in self.decisions), reverse=True)
+        return _processes(self.workers) + sum(largest[: self.workers])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -246,19 +245,24 @@ def _check_names(outputs: Sequence[Output]) -> None:
 
 def _fit(decisions: Sequence[Decision], memory: int, workers: int | None) -> tuple[int, int]:
     """How many processes, and bytes of a slab, the budget allows."""
-    least = max(_slab(d, 0) * FACTOR + d.state for d in decisions)
     if workers is not None and workers < 1:
         raise UsageError(f"is {workers}", where="--workers", hint="Give a number from 1 on.")
+    states = sorted((d.state for d in decisions), reverse=True)
+    least = sorted((_slab(d, 0) * FACTOR + d.state for d in decisions), reverse=True)
     for count in (workers,) if workers else range(min(os.cpu_count() or 1, 8), 0, -1):
-        share = memory // count - PROCESS - (PROCESS // count if count > 1 else 0)
-        if share >= least:
-            state = max(d.state for d in decisions)
-            return count, min(SLAB, (share - state) // FACTOR)
+        free = memory - _processes(count)
+        if free >= sum(least[:count]):
+            return count, min(SLAB, (free - sum(states[:count])) // count // FACTOR)
     count = workers or 1
-    needed = count * (PROCESS + least) + (PROCESS if count > 1 else 0)
-    processes = f"{count} processes" if count > 1 else "one process"
+    needed = _processes(count) + sum(least[:count])
+    said = f"{count} processes need" if count > 1 else "one process needs"
     hint = f"Give at least {-(-needed >> 20)}MiB{' or fewer workers' if count > 1 else ''}."
-    raise UsageError(f"is too little: {processes} need {format_bytes(needed)}", where="--memory", hint=hint)
+    raise UsageError(f"is too little: {said} {format_bytes(needed)}", where="--memory", hint=hint)
+
+
+def _processes(workers: int) -> int:
+    """Bytes of processes that hold no slab: several need one more, which gives them their tasks."""
+    return PROCESS * (workers + 1 if workers > 1 else 1)
 
 
 def _slab(decision: Decision, wanted: int) -> int:

@@ -49,7 +49,7 @@ class FourBit(Target):
         return BLOCK
 
     def state_bytes(self, shape: tuple[int, ...]) -> int:
-        return 24 * -(-prod(shape) // BLOCK) if self.double_quantization else 0  # the scales, and what nests them
+        return 10 * -(-prod(shape) // BLOCK) if self.double_quantization else 0  # the scales, less their mean, as codes
 
     def encoder(self, tensor: StoredTensor) -> Encoder:
         return FourBitEncoder(self, tensor)
@@ -63,17 +63,23 @@ class FourBitEncoder(Encoder):
 
         self.target, self.tensor = target, tensor
         self.quantizer = quant.get(target.code)
-        self.scales: list[Any] = []
+        self.scales: Any = None
+        self.at = 0
 
     def encode(self, slab: Any) -> dict[str, Any]:
         parts = self.quantizer.quantize(slab).parts
         if not self.target.double_quantization:
             return {"weight": parts["codes"], "weight.absmax": parts["absmax"]}
-        self.scales.append(parts["absmax"])
+        if self.scales is None:
+            import numpy as np
+
+            self.scales = np.empty(-(-self.tensor.num_elements // BLOCK), np.float32)
+        count = len(parts["absmax"])
+        self.scales[self.at : self.at + count] = parts["absmax"]
+        self.at += count
         return {"weight": parts["codes"]}
 
     def finish(self) -> dict[str, Any]:
-        import numpy as np
 
         from weigh.quant import codebooks
         from weigh.quant.four_bit import nest
@@ -82,7 +88,7 @@ class FourBitEncoder(Encoder):
         found = {"weight.quant_map": book.values}
         more: dict[str, Any] = {}
         if self.target.double_quantization:
-            nested = nest(np.concatenate(self.scales))
+            nested = nest(self.scales)
             found |= {"weight.absmax": nested["absmax"], "weight.nested_absmax": nested["nested_absmax"]}
             found["weight.nested_quant_map"] = codebooks.dynamic().values
             more = {"nested_offset": nested["nested_offset"]}
