@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from weigh.dtypes import FLOAT32, INT8, UINT8
-from weigh.quant import codebooks
+from weigh.quant import codebooks, kernels
 from weigh.quant.absmax import INVERSE, LEVELS
 from weigh.quant.arrays import in_blocks, pieces
 from weigh.quant.base import Packed, Part, Quantizer, at_least, ceil, refuse_infinite
@@ -43,7 +43,8 @@ class BlockAbsmax(Quantizer):
 
     def pack(self, array: Any) -> dict[str, Any]:
         codes, absmax = np.empty(array.size, np.int8), np.empty(ceil(array.size, self.block), np.float32)
-        for piece, numbers in in_blocks(array, self.block):
+        by_kernel = kernels.quantize(kernels.INT8, array, self.block, codes, absmax)
+        for piece, numbers in () if by_kernel else in_blocks(array, self.block):
             absmax[piece] = found = largest(numbers)
             scaled = numbers * (LEVELS / np.maximum(found, LEAST))[:, None]
             np.rint(scaled, out=scaled)
@@ -80,7 +81,9 @@ class Dynamic(Quantizer):
     def pack(self, array: Any) -> dict[str, Any]:
         book = codebooks.dynamic(self.signed, self.ties_up)
         codes, absmax = np.empty(array.size, np.uint8), np.empty(ceil(array.size, self.block), np.float32)
-        for piece, numbers in in_blocks(array, self.block):
+        table = () if self.ties_up else codebooks.table(book)
+        by_kernel = bool(table) and kernels.quantize(kernels.TABLE, array, self.block, codes, absmax, *table)
+        for piece, numbers in () if by_kernel else in_blocks(array, self.block):
             absmax[piece] = found = largest(numbers)
             scaled = normalized(numbers, found, divide=self.ties_up)
             at = slice(piece.start * self.block, piece.stop * self.block)
@@ -109,6 +112,9 @@ def scaled_blocks(codes: Any, scales: Any, block: int, values: Any = None) -> An
     """Each code, or the value that it stands for, times the scale of its block; flat, fp32."""
     flat = codes.reshape(-1)
     out = np.empty(flat.size, np.float32)
+    kind = kernels.INT8 if values is None else kernels.TABLE
+    if kernels.dequantize(kind, flat, scales, block, out, b"" if values is None else values):
+        return out
     full = flat.size // block
     for piece in pieces(full, block):
         at = slice(piece.start * block, piece.stop * block)

@@ -68,7 +68,7 @@ class Codebook:
 
     def _by_table(self, numbers: Any) -> Any:
         """The first 17 bits of a number say its code up to one border, with which it is compared."""
-        below, border = _table(self)
+        below, border = table(self)
         index = numbers.view(np.uint32) >> np.uint32(15)
         found = below[index]
         found += (numbers > border[index]).view(np.uint8)
@@ -76,7 +76,7 @@ class Codebook:
 
 
 @cache
-def _table(book: Codebook) -> tuple[Any, Any]:
+def table(book: Codebook) -> tuple[Any, Any]:
     """For each sign, exponent and 8 bits of mantissa: borders below all such numbers, and the one among them."""
     first = np.arange(1 << 17, dtype=np.uint32) << np.uint32(15)
     ends = np.stack([first, first | np.uint32(0x7FFF)]).view(np.float32)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from weigh.dtypes import FLOAT32, UINT8
-from weigh.quant import codebooks
+from weigh.quant import codebooks, kernels
 from weigh.quant.arrays import in_blocks, pieces
 from weigh.quant.base import Packed, Part, Quantizer, at_least, ceil, one_of, refuse_infinite
 from weigh.quant.blockwise import Dynamic, largest, normalized
@@ -61,7 +61,9 @@ class FourBit(Quantizer):
     def pack(self, array: Any) -> dict[str, Any]:
         book = self._book()
         codes, absmax = np.empty((ceil(array.size, 2), 1), np.uint8), np.empty(ceil(array.size, self.block), np.float32)
-        for piece, numbers in in_blocks(array, self.block):
+        tables = (book.borders, book.order)
+        by_kernel = kernels.quantize(kernels.FOUR_BIT, array, self.block, codes, absmax, *tables)
+        for piece, numbers in () if by_kernel else in_blocks(array, self.block):
             absmax[piece] = found = largest(numbers)
             nibbles = book.nearest(normalized(numbers, found)).reshape(-1)
             at = slice(piece.start * self.block // 2, piece.stop * self.block // 2)
@@ -73,6 +75,9 @@ class FourBit(Quantizer):
         absmax = unnest(packed.parts) if self.double_quantization else packed.parts["absmax"]
         flat, elements = packed.parts["codes"].reshape(-1), prod(packed.shape)
         book = self._book().values
+        out = np.empty(elements, np.float32)
+        if kernels.dequantize(kernels.FOUR_BIT, flat, absmax, self.block, out, book):
+            return out
         pairs = np.stack([np.repeat(book, 16), np.tile(book, 16)], axis=1).reshape(-1).view(np.uint64)
         out = np.empty(ceil(elements, self.block) * self.block, np.float32)
         half = self.block // 2
