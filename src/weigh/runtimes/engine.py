@@ -113,10 +113,14 @@ class Place:
     device: Device | None
     """Of the catalogue; None where none is named."""
     count: int = 1
+    known_bytes: int | None = None
+    """Memory of one of them, where that is all that is known."""
 
     @property
     def memory_bytes(self) -> int | None:
         """Of one device, as programs see it."""
+        if self.known_bytes is not None:
+            return self.known_bytes
         if self.device is None:
             return None
         return self.device.memory_bytes - (self.device.reserved_bytes or 0)

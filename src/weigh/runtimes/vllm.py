@@ -1,21 +1,28 @@
-"""vLLM: what it lays out as it starts, and how many tokens its cache holds in a budget of bytes.
+"""vLLM: what it lays out on its devices as it starts.
 
-Read: vLLM 0.12 (`vllm/v1/core/kv_cache_utils.py`: `get_num_blocks`, `_get_kv_cache_groups_uniform_page_size`,
-`get_kv_cache_config_from_groups`; `vllm/model_executor/models/config.py`: `HybridAttentionMambaModelConfig`).
+It loads the weights, runs the largest step that it may have to (`weigh.runtimes.profiling`), and gives what is left of
+its share of the memory to the cache (`weigh.runtimes.paged`). CUDA graphs come afterwards, out of what is not its
+share; from 0.21 on an estimate of them is taken off the cache first.
+
+Read: 0.6.4, 0.8.5, 0.9.2, 0.12, 0.17, 0.21, 0.22, 0.25 (`v1/worker/gpu_worker.py: determine_available_memory`,
+`worker/worker.py`, `utils/mem_utils.py`, `engine/arg_utils.py`, `config/cache.py`, `config/compilation.py`).
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from weigh.formats.prediction import predict
-from weigh.models.layout import NOTHING
-from weigh.recipes.keeping import Keeping, keep
+from weigh.errors import UsageError
+from weigh.kernels.workspaces import workspace_bytes
+from weigh.runtimes import fused, paged, profiling
 from weigh.runtimes.engine import (
+    ACTIVATIONS,
+    ASSUMED,
     EXACT,
     KV_CACHE,
+    MODELLED,
+    OVERHEAD,
     WEIGHTS,
     Engine,
     Launch,
@@ -24,92 +31,27 @@ from weigh.runtimes.engine import (
     Served,
     ServeJob,
     Share,
+    Text,
     Version,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
 
     from weigh.dtypes import DType
-    from weigh.models.layout import LayerCache
 
-BLOCK = 16
-"""Tokens of a block."""
-
-
-def blocks(layers: Sequence[LayerCache], budget: int, dtype: DType, kv_dtype: str = "auto", tensor: int = 1) -> int:
-    """Whole blocks in a budget of bytes on one rank.
-
-    Layers of several kinds (windows and full attention) share blocks: each kind is divided into groups of as many
-    layers as the rarest kind has, and a block holds the tokens of one group.
-    """
-    group, _ = _groups(layers)
-    return budget // (BLOCK * _bytes_per_token(layers, dtype, kv_dtype, tensor) * group // _attentions(layers))
-
-
-def tokens(layers: Sequence[LayerCache], budget: int, dtype: DType, kv_dtype: str = "auto", tensor: int = 1) -> int:
-    """Tokens that all groups have room for.
-
-    >>> from weigh.dtypes import BFLOAT16
-    >>> from weigh.models.layout import FULL, LayerCache
-    >>> tokens((LayerCache(FULL, 8, 128, 128),) * 36, 42176578847, BFLOAT16)
-    286016
-    """
-    _, groups = _groups(layers)
-    return blocks(layers, budget, dtype, kv_dtype, tensor) // groups * BLOCK
-
-
-def _groups(layers: Sequence[LayerCache]) -> tuple[int, int]:
-    """How many layers a group has, and how many groups there are."""
-    kinds = Counter(layer.kind for layer in layers if layer.kind != NOTHING)
-    size = min(kinds.values())
-    return size, sum(-(-count // size) for count in kinds.values())
-
-
-def _attentions(layers: Sequence[LayerCache]) -> int:
-    return sum(layer.kind != NOTHING for layer in layers)
-
-
-def _bytes_per_token(layers: Sequence[LayerCache], dtype: DType, kv_dtype: str, tensor: int) -> int:
-    kept = keep(layers, Keeping(1, kv_dtype=kv_dtype, tensor=tensor), dtype)
-    return sum(layer.bytes_per_token for layer in kept)
-
-
-def hybrid_tokens(
-    layers: Sequence[LayerCache],
-    budget: int,
-    dtype: DType,
-    longest: int,
-    drafts: int = 0,
-    mtp_layers: int = 0,
-    tensor: int = 1,
-) -> int:
-    """Tokens of requests of the `longest` length, where some layers have a state instead of keys and values.
-
-    A page holds either one state or so many tokens that it is as large. A request needs pages for its tokens, and for
-    its states: one and one for each token that a draft proposes, in each of the groups that the states' layers make.
-    """
-    attention = [layer for layer in layers if not layer.states]
-    states = [layer for layer in layers if layer.states]
-    per_token = _bytes_per_token(attention[:1], dtype, "auto", tensor)
-    page = BLOCK * per_token
-    state = _state_bytes(states[0], dtype, drafts, tensor)
-    block = -(-state // page) * BLOCK
-    page = block * per_token
-    groups = -(-len(states) // len(attention))
-    pages = budget // (page * (len(attention) + mtp_layers))
-    needed = -(-longest // block) + groups * (1 + drafts)
-    return pages * longest // needed
-
-
-def _state_bytes(layer: LayerCache, dtype: DType, drafts: int, tensor: int) -> int:
-    """Of one sequence: the convolution keeps its last inputs but one, and as many more as a draft may take back."""
-    conv, recurrent = layer.states
-    width, kernel = conv.shape
-    inputs = width * (kernel - 1 + drafts)
-    return (
-        (conv.dtype or dtype).num_bytes(inputs) + (recurrent.dtype or dtype).num_bytes(recurrent.elements)
-    ) // tensor
+LATER_SHARE = (0, 21)
+"""From here on it takes 0.92 of a device where nobody says, 0.9 before; and graphs come off the cache."""
+FILTERS_IN_PLACE = (0, 17)
+"""From here on the sampler filters with a kernel of its own, and sorts no more."""
+LARGE_DEVICE = 70 * 2**30
+"""Devices with more, A100 apart, take larger steps."""
+NON_TORCH, NON_TORCH_RANKS = 60 * 2**20, 200 * 2**20
+"""What the profiling run finds outside of PyTorch's memory: kernels as they are loaded, and NCCL's buffers."""
+GRAPH_LAYER_BYTES = 275_000
+"""Memory of a captured graph for each layer of the model."""
+SIZES = (1, 2, 4)
+"""The first sizes that are captured; then every eighth to 256, and every sixteenth beyond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,50 +59,318 @@ class VllmOptions:
     """Settings of `vllm serve`, in its words."""
 
     gpu_memory_utilization: float | None = None
-    """The share of the device's memory that it may take; 0.9, and 0.92 from 0.22 on, where nobody says."""
+    """The share of a device's memory that it may take; 0.92, before 0.21 0.9, where nobody says."""
+    kv_cache_memory_bytes: int | None = None
+    """Bytes of the cache, in place of what the share leaves."""
+    num_gpu_blocks_override: int | None = None
+    """Blocks of the cache, in place of what the memory allows."""
     max_num_seqs: int | None = None
-    """Requests in a step at most."""
+    """Requests in a step at most; 256, or 1,024 on a large device, where nobody says."""
     max_num_batched_tokens: int | None = None
-    """Tokens in a step at most."""
+    """Tokens in a step at most; 2,048, or 8,192 on a large device, where nobody says."""
+    block_size: int | None = None
+    """Tokens of a block of the cache."""
     enforce_eager: bool = False
     """No CUDA graphs, no compiled code."""
+    max_cudagraph_capture_size: int | None = None
+    """Tokens of the largest step that is captured as a graph."""
+    enable_prefix_caching: bool = True
+    """Keep blocks for requests that begin alike."""
+    disable_hybrid_kv_cache_manager: bool = False
+    """Windows keep every token."""
+    enable_lora: bool = False
+    """Room for adapters beside every layer."""
+    max_loras: int = 1
+    """Adapters at once."""
+    max_lora_rank: int = 16
+    """Their rank at most."""
+    num_speculative_tokens: int | None = None
+    """Tokens that a draft proposes."""
+    speculative_method: Text | None = None
+    """How they are proposed: "mtp" by layers of the model's own, "draft_model" by another one, "ngram" by none."""
+    runner: Text = "auto"
+    """ "pooling" makes embeddings, without the output layer."""
+    cpu_offload_gb: float = 0.0
+    """GiB of weights on each rank that stay in the host's memory."""
+    language_model_only: bool = False
+    """The parts that see or hear are not loaded."""
 
 
 class Vllm(Engine):
     """vLLM."""
 
     name = "vllm"
-    versions = ("0.12",)
+    versions = ("0.6.4", "0.8.5", "0.9.2", "0.12", "0.17", "0.21", "0.22", "0.25")
     options = VllmOptions
 
     def launch(self, served: Served, job: ServeJob, options: VllmOptions, place: Place, version: Version) -> Launch:
-        """Weights, and all that the utilization leaves for the cache."""
-        weights = sum(s.num_bytes * s.count for s in predict(served.model, None, served.dtype)) // job.tensor
-        share = options.gpu_memory_utilization or 0.9
-        budget = None if place.memory_bytes is None else int(place.memory_bytes * share) - weights
-        kept = keep(served.layers, Keeping(1, kv_dtype=job.kv_dtype, tensor=job.tensor), served.dtype)
-        per_token = sum(layer.bytes_per_token for layer in kept)
+        """Weights, the profiling run, and the cache in what is left."""
+        return _Start(served, job, options, place, version).launch()
 
-        def demand(context: int, users: int) -> int:
-            return -(-context // BLOCK) * BLOCK * per_token * users
 
-        how = (served.layers, budget or 0, served.dtype, job.kv_dtype, job.tensor)
-        held = None if budget is None else tokens(*how)
-        cache = budget if budget is not None else demand(job.context or served.longest or 1, job.concurrency)
-        parts = (
-            Part("weights", WEIGHTS, weights, EXACT, "parameters x bytes, a share of each rank"),
-            Part("KV cache", KV_CACHE, cache, EXACT, "what the utilization leaves"),
+class _Start:
+    def __init__(self, served: Served, job: ServeJob, options: VllmOptions, place: Place, version: Version) -> None:
+        self.served, self.job, self.options, self.place, self.version = served, job, options, place, version
+        self.device = place.device
+        self.capability = None if place.device is None else place.device.compute_capability
+        self.taken: list[tuple[str, str, str]] = list(_unread(version))
+        self.longest = job.context or served.longest
+        _check(served, job)
+        self.utilization = options.gpu_memory_utilization or (0.92 if version.numbers >= LATER_SHARE else 0.9)
+        if not 0 < self.utilization <= 1:
+            raise UsageError(
+                f"is {self.utilization}", where="gpu_memory_utilization", hint="It must be above 0 and at most 1."
+            )
+        self.step_tokens, self.requests = self._step()
+
+    def launch(self) -> Launch:
+        stages = [self._stage(stage) for stage in range(self.job.pipeline)]
+        pools = [self._pool(stage) for stage in range(self.job.pipeline)]
+        budgets = [self._budget(parts) for parts in stages]
+        blocks = self._blocks(pools, budgets)
+        tightest = self._tightest(pools, budgets)
+        supply = None if blocks is None else blocks * pools[tightest].block_bytes
+        shares = tuple(
+            Share(self._label(stage), self.place.memory_bytes, tuple(self._parts(stages[stage], pools[stage], blocks)))
+            for stage in range(self.job.pipeline)
         )
-        label = "GPU 0" if place.count == 1 else f"GPU 0 to {place.count - 1}"
+        pool = pools[tightest]
+        longest = self.longest or 1
+        held = None if supply is None else pool.tokens(supply, longest)
         return Launch(
-            (Share(label, place.memory_bytes, parts),),
-            demand,
-            budget,
-            served.longest,
+            self._together(shares),
+            lambda context, users: pool.demand(context, -(-users // self.job.data)),
+            supply,
+            self.served.longest,
             tokens=held,
-            blocks=None if budget is None else blocks(*how),
-            block_size=BLOCK,
+            blocks=blocks,
+            block_size=pool.block,
+            printed=self._printed(stages[tightest], budgets[tightest], held, blocks),
+            assumptions=tuple(self.taken),
+            most_sequences=self.requests * self.job.data,
         )
+
+    # -- what is taken before the cache
+    def _stage(self, stage: int) -> list[Part]:
+        """The parts of a rank of a pipeline stage, without the cache."""
+        rank = fused.rank_of(self.job, stage)
+        held = list(self._held(rank))
+        total = fused.allocated(held)
+        sums = {kind: sum(one.num_bytes for one in held if one.of == kind) for kind in {one.of for one in held}}
+        loaded = sums.pop("weights", 0)
+        offloaded = min(loaded, int(self.options.cpu_offload_gb * 2**30))
+        parts = [Part("weights", WEIGHTS, loaded - offloaded, EXACT, "each tensor of a rank, fused and padded")]
+        for kind, size in sorted(sums.items()):
+            parts.append(Part(kind, WEIGHTS, size, EXACT, "buffers that the model's layers make"))
+        rest = total - loaded - sum(sums.values())
+        parts.append(Part("ends of blocks", WEIGHTS, rest, MODELLED, "what PyTorch's allocator does not cut off"))
+        parts += self._slots(rank)
+        parts += self._drafts(rank)
+        parts.append(self._activations(rank))
+        ranks = self.job.ranks > 1
+        size, why = (NON_TORCH_RANKS, "kernels and NCCL") if ranks else (NON_TORCH, "kernels as they are loaded")
+        parts.append(Part("outside of PyTorch", OVERHEAD, size, ASSUMED, f"{why}: 0.01 to 0.2 GiB in published logs"))
+        return parts
+
+    def _held(self, rank: fused.Rank) -> Iterator[fused.Held]:
+        found = fused.held(self.served, rank, self.job.quantization, self.capability, self.options.runner == "pooling")
+        for one in found:
+            if not (self.options.language_model_only and any(part in one.name for part in fused.TOWERS)):
+                yield one
+
+    def _slots(self, rank: fused.Rank) -> list[Part]:
+        if not self.options.enable_lora:
+            return []
+        slots = fused.LoraSlots(self.options.max_loras, self.options.max_lora_rank)
+        size = fused.lora_slots(self.served, rank, slots)
+        return [Part("LoRA slots", WEIGHTS, size, MODELLED, "empty adapters beside every linear layer and the head")]
+
+    def _drafts(self, rank: fused.Rank) -> list[Part]:
+        if self.options.speculative_method == "mtp":
+            size = fused.mtp_layers(self.served, rank, self.job.quantization)
+            return [Part("drafting layer", WEIGHTS, size, MODELLED, "a block with attention and one more product")]
+        if self.served.draft is None:
+            return []
+        held = list(fused.held(self.served.draft, fused.Rank(self.job.tensor, self.job.tensor)))
+        return [Part("draft model", WEIGHTS, fused.allocated(held), EXACT, "each tensor of a rank of the draft")]
+
+    def _activations(self, rank: fused.Rank) -> Part:
+        config, numbers = self.served.text_config, self.version.numbers
+        capability = ".".join(map(str, self.capability or (8, 0)))
+        form = fused.form_of(self.served, self.job.quantization)
+        step = profiling.Step(
+            self.step_tokens,
+            self.requests,
+            int(config.get("hidden_size") or config.get("n_embd") or config.get("d_model") or 0),
+            int(config["vocab_size"]),
+            self.served.dtype,
+            compiled=not self.options.enforce_eager and numbers >= paged.V1,
+            sorts=numbers < FILTERS_IN_PLACE,
+            ranks=rank.tensor,
+            experts_per_token=_experts_per_token(config),
+            workspace=workspace_bytes(capability),
+            chunk=16 * 1024 if numbers >= (0, 10) else 64 * 1024,
+            dequantizes=form is not None and self.job.quantization == "awq",
+        )
+        found = profiling.peak(step, list(fused.matrices(self.served, rank)))
+        why = (
+            f"the profiling run of {step.tokens:,} tokens and {step.requests} requests, at {found.what}: {found.alive}"
+        )
+        if any(part in str(self.served.config) for part in ("vision_config", "audio_config")):
+            what = "the encoder takes no more than the language model's step"
+            self.taken.append((what, "its own run is not modelled", "the cache can be smaller by the encoder's peak"))
+        return Part("activations of the largest step", ACTIVATIONS, found.num_bytes, MODELLED, why)
+
+    # -- the cache
+    def _pool(self, stage: int) -> paged.Pool:
+        layers = self.served.layers
+        if self.job.pipeline > 1:
+            here = fused.stage_layers(len(layers), self.job.pipeline)[stage]
+            layers = layers[here.start : here.stop]
+        if self.served.draft is not None:
+            layers = (*layers, *self.served.draft.layers)
+        options, config = self.options, self.served.text_config
+        mtp = 1 if options.speculative_method == "mtp" else 0
+        keeps = paged.Keeps(
+            self.served.dtype,
+            self.job.kv_dtype,
+            self.job.tensor,
+            options.block_size or paged.BLOCK,
+            self.version.numbers,
+            _state_dtype(config),
+            self.step_tokens,
+            options.num_speculative_tokens or 0,
+            mtp,
+            hybrid=not options.disable_hybrid_kv_cache_manager,
+            prefix_caching=options.enable_prefix_caching,
+        )
+        return paged.pool(layers, keeps)
+
+    def _budget(self, parts: list[Part]) -> int | None:
+        """Bytes of a rank for its cache."""
+        if self.options.kv_cache_memory_bytes is not None:
+            return self.options.kv_cache_memory_bytes
+        if self.place.memory_bytes is None:
+            return None
+        taken = sum(part.num_bytes for part in parts)
+        if self.version.numbers >= LATER_SHARE:
+            taken += self._graphs().num_bytes
+        return int(self.place.memory_bytes * self.utilization) - taken
+
+    def _blocks(self, pools: list[paged.Pool], budgets: list[int | None]) -> int | None:
+        """As many as every rank has room for."""
+        if self.options.num_gpu_blocks_override is not None:
+            return self.options.num_gpu_blocks_override
+        found = [pool.blocks(budget) for pool, budget in zip(pools, budgets, strict=True) if budget is not None]
+        return min(found, default=None)
+
+    def _tightest(self, pools: list[paged.Pool], budgets: list[int | None]) -> int:
+        if budgets[0] is None:
+            return max(range(len(pools)), key=lambda stage: pools[stage].block_bytes)
+        return min(range(len(pools)), key=lambda stage: pools[stage].blocks(budgets[stage] or 0))
+
+    def _parts(self, parts: list[Part], pool: paged.Pool, blocks: int | None) -> Iterator[Part]:
+        yield from parts
+        if blocks is not None:
+            yield Part("KV cache", KV_CACHE, blocks * pool.block_bytes, EXACT, "whole blocks in what the share leaves")
+        else:
+            longest = self.longest or 1
+            size = pool.demand(longest, -(-self.job.concurrency // self.job.data))
+            yield Part("KV cache", KV_CACHE, size, EXACT, "blocks of the requests")
+        graphs = self._graphs()
+        if graphs.num_bytes:
+            yield graphs
+
+    def _graphs(self) -> Part:
+        """Memory of the driver for each captured graph: a figure per layer, from published logs."""
+        sizes = capture_sizes(self.options.max_cudagraph_capture_size or min(2 * self.requests, 512))
+        captured = 0 if self.options.enforce_eager else len(sizes)
+        size = captured * len(self.served.layers) * GRAPH_LAYER_BYTES // self.job.pipeline
+        why = f"{captured} sizes x layers x {GRAPH_LAYER_BYTES // 1000} kB: within a factor of 2 of published logs"
+        return Part("CUDA graphs", OVERHEAD, size, ASSUMED, why)
+
+    # -- defaults
+    def _step(self) -> tuple[int, int]:
+        """Tokens and requests of the largest step."""
+        device, numbers, options = self.device, self.version.numbers, self.options
+        large = device is not None and device.memory_bytes >= LARGE_DEVICE
+        if numbers >= (0, 9):
+            large = large and device is not None and "a100" not in device.name
+        if device is None and (options.max_num_batched_tokens is None or options.max_num_seqs is None):
+            self.taken.append(("steps of 2,048 tokens and 256 requests", "no device is named", "large ones take more"))
+        requests = options.max_num_seqs or (1024 if large and numbers >= paged.V1 else 256)
+        tokens = options.max_num_batched_tokens or (8192 if large else 2048)
+        if numbers < paged.V1 and options.max_num_batched_tokens is None:
+            tokens = max(2048, self.longest or 0)
+        return max(tokens, requests), requests
+
+    def _label(self, stage: int) -> str:
+        first = stage * self.job.tensor
+        last = first + self.job.tensor - 1
+        return f"GPU {first}" if first == last else f"GPU {first} to {last}"
+
+    def _together(self, shares: tuple[Share, ...]) -> tuple[Share, ...]:
+        """Replicas hold the same."""
+        if len(shares) == 1 and self.job.ranks > 1:
+            only = shares[0]
+            return (Share(f"GPU 0 to {self.job.ranks - 1}", only.memory_bytes, only.parts),)
+        return shares
+
+    def _printed(self, parts: list[Part], budget: int | None, held: int | None, blocks: int | None) -> dict[str, int]:
+        found = {"weights": sum(part.num_bytes for part in parts if part.of == WEIGHTS)}
+        found["activation_peak"] = sum(part.num_bytes for part in parts if part.of == ACTIVATIONS)
+        found["torch_peak"] = found["weights"] + found["activation_peak"]
+        cache = {"kv_cache": budget, "kv_cache_tokens": held, "kv_blocks": blocks}
+        return found | {name: value for name, value in cache.items() if value is not None}
+
+
+def capture_sizes(largest: int) -> list[int]:
+    """Tokens of the steps that are captured as graphs (`config/vllm.py: _set_cudagraph_sizes`).
+
+    >>> len(capture_sizes(512)), capture_sizes(16)
+    (51, [1, 2, 4, 8, 16])
+    """
+    sizes = [*SIZES, *range(8, 256, 8), *range(256, largest + 1, 16)]
+    return [size for size in sizes if size <= largest]
+
+
+def _unread(version: Version) -> Iterator[tuple[str, str, str]]:
+    if not version.read:
+        why = f"sources were read of {', '.join(Vllm.versions)}"
+        yield (
+            f"vLLM {version} accounts as the release read before it",
+            why,
+            "defaults and the sampler's peak may differ",
+        )
+
+
+def _check(served: Served, job: ServeJob) -> None:
+    """What vLLM refuses.
+
+    Raises:
+        UsageError: it does so here.
+    """
+    if job.context is not None and served.longest is not None and job.context > served.longest:
+        what = f"{job.context:,} tokens are more than the model's {served.longest:,}"
+        raise UsageError(what, where="context", hint="Give fewer, or scale its positions in the config.")
+    heads = served.text_config.get("num_attention_heads") or served.text_config.get("n_head")
+    if isinstance(heads, int) and heads % job.tensor:
+        what = f"{job.tensor} ranks cannot share {heads} attention heads"
+        raise UsageError(what, where="tensor", hint="Take a divisor of the heads.")
+
+
+def _experts_per_token(config: Any) -> int:
+    keys = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")
+    found = next((config[key] for key in keys if isinstance(config.get(key), int)), 0)
+    return int(found)
+
+
+def _state_dtype(config: Any) -> DType | None:
+    """What recurrent states are kept in, where the config says."""
+    from weigh import dtypes
+
+    named = config.get("mamba_ssm_dtype") or config.get("mamba_ssm_cache_dtype")
+    return dtypes.get(str(named)) if named and named != "auto" else None
 
 
 ENGINE = Vllm()

@@ -13,7 +13,9 @@ from weigh.errors import NotModelledError, WeighError
 from weigh.ghost.state import recording
 from weigh.models.layout import FULL, SLIDING, LayerCache
 from weigh.recipes.keeping import Keeping, keep
-from weigh.runtimes import llama_cpp, sglang, vllm
+from weigh.runtimes import engine, llama_cpp, sglang, vllm
+from weigh.runtimes.engine import Place, Served, ServeJob
+from weigh.sources.source import Source
 
 if TYPE_CHECKING:
     from weigh.dtypes import DType
@@ -36,6 +38,8 @@ def serving_case(row: Mapping[str, Any], where: str) -> dict[str, int]:
         given = {ours: serving[theirs] for theirs, ours in _LLAMA_CPP.items() if serving.get(theirs) is not None}
         layers = llama_cpp.layout(row["model"]["gguf"])
         return llama_cpp.cache_bytes(layers, llama_cpp.Cache(serving["n_ctx"], **given))
+    if runtime == "vllm":
+        return _vllm(row, where)
     layers = _layers(row, where)
     if runtime == "sglang" and any(layer.kind == SLIDING for layer in layers):
         return _pools(row, layers)
@@ -43,8 +47,6 @@ def serving_case(row: Mapping[str, Any], where: str) -> dict[str, int]:
     if budget is None:
         raise WeighError("the case prints neither a GPU's size nor the budget of its cache")
     tensor = _ranks(row)
-    if runtime == "vllm":
-        return _vllm(row, layers, budget, tensor)
     per_token = _per_token(layers, dtypes.BFLOAT16, tensor)
     if runtime == "sglang":
         page, requests = serving.get("page_size") or 1, serving.get("max_running_requests")
@@ -80,18 +82,76 @@ def _per_token(layers: tuple[LayerCache, ...], dtype: DType, tensor: int, kv_dty
     return sum(layer.bytes_per_token for layer in kept)
 
 
-def _vllm(row: Mapping[str, Any], layers: tuple[LayerCache, ...], budget: int, tensor: int) -> dict[str, int]:
-    serving = row["serving"]
-    if any(layer.states for layer in layers):
-        speculative = str((serving.get("speculative") or {}).get("printed", ""))
-        drafts = int("".join(c for c in speculative.partition("num_speculative_tokens")[2] if c.isdecimal()) or 0)
-        mtp = 1 if "mtp" in speculative else 0
-        longest = serving["max_model_len"]
-        return {"kv_cache_tokens": vllm.hybrid_tokens(layers, budget, dtypes.BFLOAT16, longest, drafts, mtp, tensor)}
-    if any(layer.kind == SLIDING and layer.window is None for layer in layers):
-        raise WeighError("the case does not say how wide its windows are")
-    how = (layers, budget, dtypes.BFLOAT16, serving.get("kv_cache_dtype") or "auto", tensor)
-    return {"kv_cache_tokens": vllm.tokens(*how), "kv_blocks": vllm.blocks(*how)}
+METHODS = {"awq": "awq_marlin", "fp8": "compressed-tensors-fp8", "int8": "w8a8", "int4": "w4a16"} | {
+    name: name for name in ("mxfp4", "nvfp4")
+}
+"""A case's words for how weights are stored, and the checkpoints that people publish so."""
+LARGEST_CAPTURE = 512
+"""Tokens of the largest step that vLLM captures where nobody says."""
+OPTIONS = (
+    "block_size enable_lora enable_prefix_caching enforce_eager gpu_memory_utilization max_num_batched_tokens "
+    "max_num_seqs"
+).split()
+"""Settings that a case and vLLM name alike."""
+
+
+def _vllm(row: Mapping[str, Any], where: str) -> dict[str, int]:
+    """What vLLM prints: weights, the profiling run's peak, and the cache.
+
+    Where the GPU's size is printed the cache's budget is predicted, else what fits in the budget that is printed.
+    """
+    config, serving, parallel = row["model"].get("config"), row.get("serving") or {}, row.get("parallel") or {}
+    if not isinstance(config, dict):
+        raise WeighError("the case has no config, which says how its weights and its cache are stored")
+    measured, spelled = row["measured"], (row.get("weights") or {}).get("dtype") or "bf16"
+    draft = str((serving.get("speculative") or {}).get("printed", ""))
+    served = Served(Source(where, config, where, where), dtypes.get(spelled))
+    memory = (row.get("device") or {}).get("memory_bytes")
+    budget = None if memory else measured.get("kv_cache")
+    job = ServeJob(
+        context=None if served.longest is None else min(serving.get("max_model_len") or served.longest, served.longest),
+        kv_dtype=serving.get("kv_cache_dtype") or "auto",
+        quantization=_method(row),
+        tensor=parallel.get("tensor") or 1,
+        pipeline=parallel.get("pipeline") or 1,
+    )
+    given = {name: serving[name] for name in OPTIONS if serving.get(name) is not None}
+    captured = serving.get("cudagraph_capture_sizes_max")
+    if captured and captured < LARGEST_CAPTURE and "max_num_seqs" not in given:
+        given["max_num_seqs"] = captured // 2  # it is twice the requests, up to a limit
+    options = vllm.VllmOptions(
+        **given,
+        kv_cache_memory_bytes=budget,
+        num_speculative_tokens=int("".join(filter(str.isdecimal, draft.partition("num_speculative_tokens")[2])) or 0),
+        speculative_method="mtp" if "mtp" in draft else None,
+        max_cudagraph_capture_size=captured or None,
+        runner="pooling" if "without an output layer" in str(_extra(row).get("config_parameters_note")) else "auto",
+    )
+    release = engine.version(vllm.ENGINE, str(row.get("runtime_version") or ""))
+    printed = vllm.ENGINE.launch(served, job, options, Place(None, known_bytes=memory), release).printed
+    wanted = {"weights", "activation_peak", "torch_peak"}
+    if budget is not None or memory:
+        wanted |= {"kv_cache_tokens", "kv_blocks"} | ({"kv_cache"} if memory else set())
+    return {name: value for name, value in printed.items() if name in wanted}
+
+
+def _extra(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = row.get("extra") or {}
+    return found
+
+
+def _method(row: Mapping[str, Any]) -> str | None:
+    """How the weights are stored, in the engine's words; the arguments may ask for plain kernels."""
+    found = ((row.get("weights") or {}).get("quantization") or {}).get("method")
+    if found is None:
+        return None
+    if found == "awq" and _extra(row).get("quantization_container") == "compressed-tensors":
+        found = "int4"
+    if "'quantization': 'awq'" in str(_extra(row).get("non_default_args")):
+        return "awq"
+    if found not in METHODS:
+        raise NotModelledError(f"{found} weights in vLLM", where="weights.quantization")
+    return METHODS[found]
 
 
 def _pools(row: Mapping[str, Any], layers: tuple[LayerCache, ...]) -> dict[str, int]:

@@ -1,0 +1,591 @@
+"""The layers of vLLM, which SGLang took over: fused, cut over ranks, padded, in the order in which they are made.
+
+A family's parameters come under Hugging Face's names. vLLM makes one matrix of queries, keys and values and one of gate
+and up, gives each rank a share of the heads, of the inner width or of the experts (key-value heads are copied where
+there are fewer than ranks), and pads the vocabulary. Which matrix is cut along which side is told by its name; an
+unknown one is refused where there is more than one rank.
+
+Read: vLLM 0.6.4 to 0.25 (`model_executor/layers/linear.py`, `vocab_parallel_embedding.py`, `fused_moe/layer.py`,
+`rotary_embedding/`, `distributed/utils.py: get_pp_indices`, `attention/layer.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from weigh import formats
+from weigh.dims import product
+from weigh.dtypes import FLOAT32
+from weigh.errors import NotModelledError, UsageError
+from weigh.formats.base import EMBEDDING, EXPERTS, HEAD, LINEAR, Format, Weight
+from weigh.ghost import nn
+from weigh.recipes.keeping import heads_of_rank
+from weigh.trace.allocator import CachingAllocator
+
+if TYPE_CHECKING:
+    from weigh.dtypes import DType
+    from weigh.ghost.nn import Module
+    from weigh.runtimes.engine import Served, ServeJob
+
+PADDING = 64
+"""Rows of the vocabulary are padded to a multiple of it (`DEFAULT_VOCAB_PADDING_SIZE`)."""
+
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"), ("wi_0", "wi_1"))
+"""Matrices that become one."""
+COLUMN = frozenset(
+    """q_proj k_proj v_proj qkv_proj query_key_value c_attn Wqkv W_pack qkv gate_proj up_proj gate_up_proj w1 w3 wi
+    c_fc fc1 fc_in dense_h_to_4h up_gate q_b_proj kv_b_proj in_proj in_proj_qkvz in_proj_ba in_proj_qkv in_proj_z
+    in_proj_b in_proj_a linear_1 linear_fc1 ffn_up""".split()
+)
+"""Matrices whose outputs are divided."""
+ROW = frozenset(
+    """o_proj out_proj down_proj dense c_proj dense_4h_to_h fc2 fc_out w2 wo linear_2 linear_fc2 ffn_down
+    proj""".split()
+)
+"""Matrices whose inputs are divided."""
+WHOLE = frozenset(
+    """gate router q_a_proj kv_a_proj_with_mqa shared_expert_gate patch_embedding position_embedding embed_positions
+    wpe merger wk weights_proj wq_b""".split()
+)
+"""Matrices that every rank has."""
+PER_HEAD = frozenset("sinks A_log D dt_bias conv1d".split())
+"""Small tensors of which each rank has its heads' or channels' part."""
+KEYS_VALUES = ("k_proj", "v_proj")
+PACKED = frozenset("qkv_proj query_key_value c_attn Wqkv W_pack qkv".split())
+"""Queries, keys and values that a family keeps in one matrix."""
+
+MARLIN = (8, 0)
+"""Which row of the table below is taken where nothing else is said."""
+MXFP4_PADDING = {(9, 0): (1, 64), (10, 0): (256, 256), MARLIN: (256, 128)}
+"""Experts in MXFP4: hidden and inner width are padded to these multiples by the kernels that a device runs
+(`mxfp4.py: get_mxfp4_backend, create_weights`: Triton's on Hopper, FlashInfer's on Blackwell, else Marlin)."""
+TOWERS = ("vision", "visual", "audio", "projector")
+"""Parts of the names of modules that see or hear."""
+
+SCALES = 7
+"""Numbers of four bytes that every attention has on the device: its scales of q, k, v and p, and ranges of q, k, v."""
+
+
+class Held(NamedTuple):
+    """A tensor that a rank holds."""
+
+    name: str
+    num_bytes: int
+    of: str
+    """ "weights", "rotary tables", "attention scales", "LoRA slots"."""
+    first: tuple[int, ...] = ()
+    """Temporaries that were made for it, and are gone when it is."""
+    beside: int = 0
+    """One that goes when it is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """Which part of the model a rank has."""
+
+    tensor: int = 1
+    """Ranks that share every layer."""
+    experts_over: int = 1
+    """Ranks that share the experts: those of all replicas too."""
+    whole_experts: bool = False
+    """They have whole experts."""
+    stage: int = 0
+    stages: int = 1
+
+
+class _Parameter(NamedTuple):
+    """One of a family's, of one block."""
+
+    module: str
+    attribute: str
+    shape: tuple[int, ...]
+    owner: Module
+
+    @property
+    def leaf(self) -> str:
+        """What the module is called in its parent."""
+        return self.module.rpartition(".")[2]
+
+    @property
+    def parent(self) -> str:
+        """The name of the module that has it."""
+        return self.module.rpartition(".")[0]
+
+    @property
+    def block(self) -> int | None:
+        """The number of its block."""
+        return next((int(part) for part in self.module.split(".") if part.isdecimal()), None)
+
+
+def rank_of(job: ServeJob, stage: int = 0) -> Rank:
+    """The part of one rank of a job."""
+    return Rank(job.tensor, job.tensor * job.data, job.expert, stage, job.pipeline)
+
+
+def held(
+    served: Served,
+    rank: Rank,
+    wanted: str | None = None,
+    capability: tuple[int, int] | None = None,
+    is_pooling: bool = False,
+) -> Iterator[Held]:
+    """The tensors of a rank, in the order in which they are made.
+
+    `wanted` is a method of quantization where the model's config names none; `capability` the device's, which decides
+    by which kernels quantized layers run, and so how they are padded. A model for pooling loses its head.
+
+    Raises:
+        NotModelledError: ranks share a matrix that no list above has.
+        UsageError: they cannot share it.
+    """
+    yield from _Loading(served, rank, wanted, capability, is_pooling).tensors()
+
+
+def allocated(tensors: Iterable[Held]) -> int:
+    """What PyTorch's allocator counts as allocated once all of them are there.
+
+    A request that leaves less than 1 MiB of a large block keeps the whole block: engines print these bytes too.
+    """
+    allocator = CachingAllocator()
+    for one in tensors:
+        first = [allocator.malloc(size) for size in one.first if size]
+        beside = allocator.malloc(one.beside) if one.beside else None
+        for block in first:
+            allocator.free(block)
+        if one.num_bytes:
+            allocator.malloc(one.num_bytes)
+        if beside is not None:
+            allocator.free(beside)
+    return allocator.allocated
+
+
+class _Loading:
+    def __init__(
+        self, served: Served, rank: Rank, wanted: str | None, capability: tuple[int, int] | None, is_pooling: bool
+    ) -> None:
+        self.served, self.rank = served, rank
+        self.form = form_of(served, wanted)
+        self.wanted = wanted if formats.settings(served.config) is None else None
+        self.mxfp4 = MXFP4_PADDING.get(capability or MARLIN, MXFP4_PADDING[MARLIN])
+        self.dtype = served.dtype
+        self.is_pooling = is_pooling
+        self.seen_layers = _seen_layers(served)
+        self.rotary = list(_rotary(served))
+        self.parameters = _in_order(served.model)
+        self.beside: dict[tuple[str, str], list[_Parameter]] = {}
+        for one in self.parameters:
+            self.beside.setdefault((one.parent, one.attribute), []).append(one)
+
+    def tensors(self) -> Iterator[Held]:
+        blocks = stage_layers(len(self.served.layers), self.rank.stages)[self.rank.stage]
+        for one in self.parameters:
+            together = self._fused_with(one)
+            if one is not together[0] or not self._is_here(one, blocks):
+                continue
+            yield from self._made(together)
+            if one.block is not None and one.leaf in ROW and "att" in one.module:
+                yield from self._attention(one)
+
+    def matrices(self) -> Iterator[Matrix]:
+        """Those that vectors are multiplied by."""
+        for one in self.parameters:
+            together = self._fused_with(one)
+            weight = self._weight(together) if one is together[0] else None
+            if weight is not None and weight.kind in (LINEAR, HEAD, EXPERTS):
+                packed = 3 if one.leaf in PACKED else 2 if one.leaf == "gate_up_proj" else 1
+                parts, experts = max(packed, len(together)), weight.experts if weight.kind == EXPERTS else 0
+                yield Matrix(one.module, one.block, weight.rows, weight.columns, parts, experts)
+
+    def _is_here(self, one: _Parameter, blocks: range) -> bool:
+        """Whether a pipeline stage has it: the first one the embedding, the last one the norm and the head."""
+        if self.is_pooling and one.owner.role == nn.HEAD:
+            return False
+        if one.block is not None and "vision_tower" in one.module and one.block >= self.seen_layers:
+            return False
+        if self.rank.stages == 1:
+            return True
+        if one.block is not None and one.owner.role not in nn.TOWERS:
+            return one.block in blocks
+        first = isinstance(one.owner, nn.Embedding)
+        if first and self.served.text_config.get("tie_word_embeddings"):
+            return self.rank.stage in (0, self.rank.stages - 1)
+        return self.rank.stage == (0 if first else self.rank.stages - 1)
+
+    def _fused_with(self, one: _Parameter) -> list[_Parameter]:
+        """The parameters that become one with it, itself among them."""
+        for names in FUSED:
+            if one.leaf in names and len(one.shape) < 3:
+                return [p for p in self.beside[one.parent, one.attribute] if p.leaf in names]
+        return [one]
+
+    def _made(self, together: list[_Parameter]) -> Iterator[Held]:
+        """A matrix with what its format stores beside it, a vector, or the experts' matrices."""
+        one = together[0]
+        weight = self._weight(together)
+        if weight is None:
+            shape = self._vector(together)
+            yield Held(f"{one.module}.{one.attribute}", self._dtype(one).num_bytes(_count(shape)), "weights")
+        elif self.form is not None and self._is_quantized(one, weight, self.form):
+            yield from self._quantized(weight, self.form)
+        else:
+            yield Held(weight.name, self.dtype.num_bytes(weight.elements * weight.experts), "weights")
+
+    def _is_quantized(self, one: _Parameter, weight: Weight, form: Format) -> bool:
+        """Checkpoints of methods that are only named leave what sees and hears as it is."""
+        if self.wanted is not None and any(part in one.module for part in TOWERS):
+            return False
+        return form.converts(replace(weight, name=f"{one.module}.weight"))
+
+    def _quantized(self, weight: Weight, form: Format) -> Iterator[Held]:
+        experts = 1 if form.method == "mxfp4" else weight.experts  # it says all experts' bytes itself
+        for stored in form.store(self._padded(weight)):
+            size = stored.num_bytes
+            if form.method == "compressed-tensors" and stored.name.endswith("weight_scale") and self._is_float(form):
+                size = FLOAT32.num_bytes(stored.elements)  # `ChannelQuantScaleParameter` and its like
+            yield Held(stored.name, size * experts, "weights")
+
+    @staticmethod
+    def _is_float(form: Format) -> bool:
+        return form.title.startswith(("float-quantized", "int-quantized", "naive-quantized"))
+
+    def _dtype(self, one: _Parameter) -> DType:
+        return FLOAT32 if one.attribute in ("A_log", "e_score_correction_bias") else self.dtype
+
+    def _weight(self, together: list[_Parameter]) -> Weight | None:
+        one = together[0]
+        name = f"{one.module}.{one.attribute}"
+        if len(one.shape) == 3 and one.owner.active_share != 1:
+            return self._experts(one, name)
+        if len(one.shape) != 2 or one.attribute != "weight":
+            return None
+        if isinstance(one.owner, nn.Embedding) and one.leaf not in WHOLE:
+            return Weight(name, self._vocabulary(one.shape[0]), one.shape[1], self.dtype, EMBEDDING)
+        if one.owner.role == nn.HEAD:
+            return Weight(name, self._vocabulary(one.shape[0]), one.shape[1], self.dtype, HEAD)
+        rows = columns = 0
+        for part in together:
+            out, into = part.shape[::-1] if isinstance(part.owner, nn.Conv1D) else part.shape
+            out, into = self._cut(part, out, into)
+            rows, columns = rows + out, into
+        is_linear = isinstance(one.owner, nn.Linear | nn.Conv1D)
+        return Weight(name, rows, columns, self.dtype, LINEAR if is_linear else "")
+
+    def _vocabulary(self, rows: int) -> int:
+        return -(-rows // PADDING) * PADDING // self.rank.tensor
+
+    def _experts(self, one: _Parameter, name: str) -> Weight:
+        rank, (count, rows, columns) = self.rank, one.shape
+        if getattr(one.owner, "is_transposed", False):
+            rows, columns = columns, rows
+        joined = 2 if one.attribute == "gate_up_proj" else 1
+        if rank.whole_experts:
+            count = -(-count // rank.experts_over)
+        elif joined == 2:
+            rows = 2 * self._divide(rows // 2, one, rank.experts_over)
+        else:
+            columns = self._divide(columns, one, rank.experts_over)
+        return Weight(name, rows, columns, self.dtype, EXPERTS, count, joined)
+
+    def _padded(self, weight: Weight) -> Weight:
+        """The experts' kernels for four-bit floats want sizes of their own (`mxfp4.py: create_weights`, Triton's)."""
+        if self.form is None or self.form.method != "mxfp4":
+            return weight
+        hidden, inner = self.mxfp4
+        if weight.joined == 2:
+            return replace(weight, rows=2 * _up(weight.rows // 2, inner), columns=_up(weight.columns, hidden))
+        return replace(weight, rows=_up(weight.rows, hidden), columns=_up(weight.columns, inner))
+
+    def _cut(self, one: _Parameter, out: int, into: int) -> tuple[int, int]:
+        """Outputs and inputs of a matrix on this rank."""
+        if self.rank.tensor == 1 or one.leaf in WHOLE:
+            return out, into
+        if one.leaf in ROW:
+            return out, self._divide(into, one)
+        if one.leaf in COLUMN:
+            return self._rows(one, out), into
+        raise NotModelledError(f"how ranks share {one.module}", where="tensor", hint="Serve it on one device.")
+
+    def _rows(self, one: _Parameter, out: int) -> int:
+        """Outputs of a column-parallel matrix or of its bias; key-value heads are copied where there are too few."""
+        if one.leaf in PACKED:
+            keys = self._keys_values(one)
+            return self._divide(out - keys[0], one) + keys[1]
+        if one.leaf in KEYS_VALUES:
+            heads = self._heads(one)
+            return out // heads * heads_of_rank(heads, self.rank.tensor)
+        return self._divide(out, one)
+
+    def _heads(self, one: _Parameter) -> int:
+        layers, block = self.served.layers, one.block
+        found = layers[block].heads if block is not None and block < len(layers) else 0
+        return found or int(self.served.text_config.get("num_key_value_heads") or 0) or self.rank.tensor
+
+    def _keys_values(self, one: _Parameter) -> tuple[int, int]:
+        """Rows of keys and values, of the model's and of a rank's heads."""
+        layer = self.served.layers[one.block or 0]
+        width, heads = layer.key_width + layer.value_width, self._heads(one)
+        return width * heads, width * heads_of_rank(heads, self.rank.tensor)
+
+    def _vector(self, together: list[_Parameter]) -> tuple[int, ...]:
+        one, ranks = together[0], self.rank.tensor
+        if len(one.shape) == 2 and one.owner.active_share != 1:  # biases of experts
+            count, width = one.shape
+            if self.rank.whole_experts:
+                return -(-count // self.rank.experts_over), width
+            cut = "gate_up" in one.attribute
+            return count, self._divide(width, one, self.rank.experts_over) if cut else width
+        if one.attribute == "bias" and one.leaf in COLUMN and ranks > 1:
+            return (sum(self._rows(part, part.shape[0]) for part in together),)
+        if ranks > 1 and (one.attribute in PER_HEAD or one.leaf in PER_HEAD):
+            return (self._divide(one.shape[0], one), *one.shape[1:])
+        return (sum(part.shape[0] for part in together), *one.shape[1:])
+
+    def _divide(self, size: int, one: _Parameter, ranks: int | None = None) -> int:
+        ranks = ranks or self.rank.tensor
+        if size % ranks:
+            what = f"{ranks} ranks cannot share the {size} of {one.module}"
+            raise UsageError(what, where="tensor", hint="Take a divisor.")
+        return size // ranks
+
+    def _attention(self, one: _Parameter) -> Iterator[Held]:
+        """The scales of an attention, and with the first one that uses it a table of positions."""
+        if self.rotary:
+            yield self.rotary.pop(0)
+        for number in range(SCALES):
+            yield Held(f"{one.parent}.scale.{number}", 4, "attention scales")
+
+
+def _in_order(model: Module) -> list[_Parameter]:
+    """Every parameter of every block, block by block."""
+    found: list[tuple[int, int, _Parameter]] = []
+    segment, stack = 0, ""
+    for parameter in model.parameters():
+        names = parameter.names
+        shape: tuple[int, ...] = parameter.tensor.shape  # type: ignore[assignment]
+        for name in names:
+            module, _, attribute = name.rpartition(".")
+            one = _Parameter(module, attribute, shape, parameter.module)
+            prefix = "" if one.block is None else name.partition(f".{one.block}.")[0]
+            if prefix != stack:
+                segment, stack = segment + 1, prefix
+            found.append((segment, one.block or 0, one))
+    found.sort(key=lambda entry: entry[:2])
+    return [one for _, _, one in found]
+
+
+def _up(size: int, step: int) -> int:
+    return -(-size // step) * step
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    found = product(shape)
+    assert isinstance(found, int)
+    return found
+
+
+def stage_layers(layers: int, stages: int) -> list[range]:
+    """Which blocks each pipeline stage has: what is left over goes to the last stages but the very last.
+
+    >>> stage_layers(10, 4)
+    [range(0, 2), range(2, 5), range(5, 8), range(8, 10)]
+    """
+    each, left = divmod(layers, stages)
+    counts = [each] * stages
+    for index in range(2, left + 2):
+        counts[-index] += 1
+    starts = [sum(counts[:index]) for index in range(stages)]
+    return [range(start, start + count) for start, count in zip(starts, counts, strict=True)]
+
+
+def _seen_layers(served: Served) -> int:
+    """Blocks of a vision tower that are made: those up to the one whose output is taken (`llava.py`)."""
+    count = (served.config.get("vision_config") or {}).get("num_hidden_layers")
+    wanted = served.config.get("vision_feature_layer")
+    if not isinstance(count, int) or not isinstance(wanted, int):
+        return 2**31
+    return count + wanted + 1 if wanted < 0 else wanted
+
+
+def _rotary(served: Served) -> Iterator[Held]:
+    """Cosines and sines of every position (`cos_sin_cache`); layers that rotate alike share a table."""
+    config = served.text_config
+    rotary = (module for module in served.model.modules() if module.role == nn.ROTARY)
+    widths = {2 * int(module.inv_freq.shape[0]) for module in rotary if hasattr(module, "inv_freq")}
+    positions = served.longest or 0
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
+    factor = float(scaling.get("factor") or 1)
+    if kind == "yarn":
+        original = scaling.get("original_max_position_embeddings") or positions
+        positions = int(original * factor)
+    elif kind in ("linear", "dynamic"):
+        positions = int(positions * factor)
+    elif kind == "mrope" or "mrope_section" in scaling:
+        positions *= 4
+    dtype = FLOAT32 if config.get("model_type") == "gpt_oss" else served.dtype
+    for width in sorted(widths):
+        half = 4 * positions * width // 2  # `_compute_cos_sin_cache`: times, angles, cosines, sines, all in fp32
+        table = dtype.num_bytes(positions * width)
+        yield Held("rotary_emb.cos_sin_cache", table, "rotary tables", (4 * positions, half, half, half), 2 * half)
+
+
+def form_of(served: Served, wanted: str | None) -> Format | None:
+    """How the weights are stored: as the model's config says, or as is wanted instead.
+
+    Raises:
+        UnknownNameError: no such method.
+        UsageError: the weights are stored otherwise already.
+    """
+    own = formats.read(served.config, served.source.where)
+    if wanted is None:
+        return own
+    if own is not None:
+        if wanted.partition("_marlin")[0] in own.method.replace("-", "_") or wanted == own.method:
+            return own
+        what = f"the weights are stored as {own.title}, not as {wanted}"
+        raise UsageError(what, where="quantization", hint="Leave it out.")
+    return formats.read(dict(served.config) | {"quantization_config": config_of(wanted)}, served.source.where)
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSlots:
+    """Room for adapters that requests may name."""
+
+    adapters: int
+    """At once (`--max-loras`)."""
+    rank: int
+    """At most (`--max-lora-rank`)."""
+
+
+def lora_slots(served: Served, rank: Rank, slots: LoraSlots) -> int:
+    """Bytes of the empty adapters beside every linear layer and the head (`lora/layers`): A of each fused part, B."""
+    elements = sum(one.parts * one.columns + one.rows for one in matrices(served, rank) if not one.experts)
+    head = int(served.text_config.get("vocab_size") or 0) if served.text_config.get("tie_word_embeddings") else 0
+    return served.dtype.num_bytes(slots.adapters * slots.rank * (elements + head))
+
+
+def mtp_layers(served: Served, rank: Rank, wanted: str | None) -> int:
+    """Bytes of a layer of the model's own that drafts tokens: a block with attention, and one product of two states.
+
+    It shares the embedding and the head. Checkpoints of methods that are only named leave it as it is.
+    """
+    kept = [index for index, layer in enumerate(served.layers) if layer.heads or layer.latent_width]
+    name = f".{kept[-1]}." if kept else ""
+    own = None if formats.settings(served.config) is None else wanted
+    block = sum(one.num_bytes for one in held(served, rank, own) if name in one.name and one.of == "weights")
+    hidden = int(served.text_config["hidden_size"])
+    return block + served.dtype.num_bytes(2 * hidden * hidden)
+
+
+class Matrix(NamedTuple):
+    """A matrix of a rank."""
+
+    name: str
+    """Of its module."""
+    block: int | None
+    rows: int
+    columns: int
+    parts: int = 1
+    """How many matrices of the model it is."""
+    experts: int = 0
+    """How many of them lie one behind the other."""
+
+    @property
+    def leaf(self) -> str:
+        """What the module is called in its parent."""
+        return self.name.rpartition(".")[2]
+
+    @property
+    def makes_queries(self) -> bool:
+        """Queries, keys and values come out of it."""
+        return self.leaf in PACKED or self.leaf in FUSED[0]
+
+    @property
+    def makes_inner(self) -> bool:
+        """It is the first of a feed-forward."""
+        return not self.experts and self.leaf in COLUMN and not self.makes_queries and "attn" not in self.name
+
+    @property
+    def is_output(self) -> bool:
+        """Attention's output goes through it."""
+        return self.leaf in ROW and "att" in self.name
+
+
+def matrices(served: Served, rank: Rank) -> Iterator[Matrix]:
+    """The matrices of a rank, fused and cut, the embedding left out."""
+    yield from _Loading(served, rank, None, None, is_pooling=False).matrices()
+
+
+METHODS: dict[str, dict[str, object]] = {
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True},
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False},
+    "fp8": {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
+    "compressed-tensors-fp8": {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "ignore": ["lm_head"],
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True},
+                "input_activations": {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True},
+            }
+        },
+    },
+    "w8a8": {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "ignore": ["lm_head"],
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True},
+                "input_activations": {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True},
+            }
+        },
+    },
+    "w4a16": {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "ignore": ["lm_head"],
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128, "symmetric": True},
+            }
+        },
+    },
+    "nvfp4": {
+        "quant_method": "compressed-tensors",
+        "format": "nvfp4-pack-quantized",
+        "ignore": ["lm_head"],
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16},
+                "input_activations": {"num_bits": 4, "type": "float", "strategy": "tensor_group", "dynamic": "local"},
+            }
+        },
+    },
+    "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "mxfp4": {"quant_method": "mxfp4", "modules_to_not_convert": []},
+}
+"""Checkpoints as people publish them, by the method's name: the settings that almost all of them have."""
+
+
+def config_of(method: str) -> dict[str, object]:
+    """The `quantization_config` of a method by its name.
+
+    Raises:
+        UsageError: there is no such method.
+    """
+    from weigh.errors import suggest
+
+    method = method.removesuffix("_marlin")
+    if method not in METHODS:
+        near = suggest(method, METHODS)
+        hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(METHODS)}."
+        raise UsageError(f"there is no method {method!r}", where="quantization", hint=hint)
+    return dict(METHODS[method])

@@ -1,0 +1,206 @@
+"""vLLM's cache: a pool of blocks that layers of every kind share.
+
+Layers alike are one kind; each kind is cut into groups of as many layers as the rarest has, and a block of the pool
+holds the tokens of one group. A state takes a whole block, whose tokens are as many as make it as large. Before
+version 1 of the engine, and where the hybrid manager is off, every layer keeps every token.
+
+Read: vLLM 0.6.4, 0.8.5 (`worker/cache_engine.py`), 0.9.2 to 0.25 (`v1/core/kv_cache_utils.py`,
+`v1/kv_cache_interface.py`), 0.12 (`model_executor/models/config.py: HybridAttentionMambaModelConfig`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from weigh.errors import NotModelledError, UsageError
+from weigh.models.layout import CHUNKED, CROSS, LATENT, NOTHING, SLIDING, LayerCache
+from weigh.recipes.keeping import heads_of_rank, key_value_dtypes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from weigh.dtypes import DType
+
+BLOCK = 16
+"""Tokens of a block where nobody says."""
+INDEX_SCALE = 128
+"""Numbers of an indexer's key, in eight bits each, that share a scale of four bytes (`DeepseekV32IndexerCache`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keeps:
+    """How the cache is kept."""
+
+    dtype: DType
+    """The model's."""
+    kv_dtype: str = "auto"
+    tensor: int = 1
+    """Ranks that share the heads."""
+    block: int = BLOCK
+    """Tokens of a block (`--block-size`)."""
+    version: tuple[int, ...] = (0, 25)
+    state_dtype: DType | None = None
+    """Of the recurrence's states (`mamba_ssm_cache_dtype`); None: what the family keeps them in."""
+    step: int = 8192
+    """Tokens of a step at most, which a window keeps besides."""
+    drafts: int = 0
+    """Tokens that a draft proposes."""
+    mtp_layers: int = 0
+    """Layers of the model's own that draft."""
+    hybrid: bool = True
+    """Windows keep their tokens only (`--disable-hybrid-kv-cache-manager`)."""
+    prefix_caching: bool = False
+    """States are kept for reuse: one more of each."""
+
+
+class Kind(NamedTuple):
+    """What layers that keep alike keep."""
+
+    token_bytes: int
+    """Of a token, on a rank."""
+    window: int | None = None
+    """Tokens that a layer sees; None: all."""
+    state_bytes: int = 0
+
+
+class Group(NamedTuple):
+    """Layers that share a block."""
+
+    kind: Kind
+    layers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The blocks that all layers share."""
+
+    groups: tuple[Group, ...]
+    block: int
+    """Tokens of a block."""
+    block_bytes: int
+    """Of a block, in all layers of a group."""
+    keeps: Keeps
+
+    def blocks(self, budget: int) -> int:
+        """Whole blocks in a budget of bytes on one rank."""
+        return max(0, budget) // self.block_bytes if self.block_bytes else 0
+
+    def pages(self, context: int) -> int:
+        """Blocks of the pool that a request of so many tokens takes."""
+        return sum(self._pages(group.kind, context) for group in self.groups)
+
+    def _pages(self, kind: Kind, context: int) -> int:
+        if kind.state_bytes:
+            return self.keeps.drafts + (2 if self.keeps.prefix_caching and not self.keeps.drafts else 1)
+        if kind.window is None:
+            return -(-context // self.block)
+        seen = min(kind.window - 1 + self.keeps.step, context)
+        return -(-seen // self.block) + 1
+
+    def demand(self, context: int, requests: int) -> int:
+        """Bytes of so many requests with so many tokens each."""
+        return self.pages(context) * requests * self.block_bytes
+
+    def tokens(self, budget: int, longest: int) -> int:
+        """Tokens that there is room for, as the log has it; `longest` is what a request may have.
+
+        >>> from weigh.dtypes import BFLOAT16
+        >>> from weigh.models.layout import FULL, LayerCache
+        >>> pool((LayerCache(FULL, 8, 128, 128),) * 36, Keeps(BFLOAT16)).tokens(42176578847, 40960)
+        286016
+        """
+        if self.keeps.version < CONCURRENT and not any(group.kind.state_bytes for group in self.groups):
+            return self.blocks(budget) // max(1, len(self.groups)) * self.block
+        return self.blocks(budget) * longest // max(1, self.pages(longest))
+
+
+V1 = (0, 8)
+"""From here on the engine's version 1 is what runs where nothing rules it out."""
+HYBRID = (0, 9)
+"""From here on windows keep their tokens only."""
+CONCURRENT = (0, 21)
+"""From here on the tokens are the longest requests that fit, times their length."""
+PADDED = 5, 4
+"""Groups are as large as the commonest kind where it has less than 5/4 of the rarest's layers ..."""
+PADDED_LATER = 3, 2
+"""... or 3/2, from 0.21 on."""
+
+
+def pool(layers: Sequence[LayerCache], keeps: Keeps) -> Pool:
+    """The pool of a model's layers, on one rank.
+
+    Raises:
+        NotModelledError: a layer attends to an encoder, or ranks cannot share a state.
+        UsageError: there is no such format, or ranks cannot share the heads.
+    """
+    kinds = Counter(kind for layer in layers for kind in _kinds(layer, keeps))
+    if keeps.mtp_layers:
+        full = max((k for k in kinds if not k.state_bytes and k.window is None), default=None)
+        if full is not None:
+            kinds[full] += keeps.mtp_layers
+    if not kinds:
+        return Pool((), keeps.block, 0, keeps)
+    states = [kind for kind in kinds if kind.state_bytes]
+    attention = [kind for kind in kinds if not kind.state_bytes]
+    if not states and all(kind.window is None for kind in attention):
+        size = keeps.block * sum(kind.token_bytes * count for kind, count in kinds.items())
+        return Pool((Group(attention[0], sum(kinds.values())),), keeps.block, size, keeps)
+    return _shared(kinds, attention, states, keeps)
+
+
+def _shared(kinds: Counter[Kind], attention: list[Kind], states: list[Kind], keeps: Keeps) -> Pool:
+    """Kinds that differ in how many tokens they keep share blocks, a page of each layer of a group."""
+    least, most = min(kinds.values()), max(kinds.values())
+    over, under = PADDED_LATER if keeps.version >= CONCURRENT else PADDED
+    size = most if most * under < least * over else least
+    wide = max((kind.token_bytes for kind in attention), default=0)
+    block = keeps.block
+    if states and wide:
+        block = -(-max(kind.state_bytes for kind in states) // (keeps.block * wide)) * keeps.block
+    page = block * wide if wide else max(kind.state_bytes for kind in states)
+    groups = []
+    for kind, count in kinds.items():
+        groups += [Group(kind, size)] * -(-count // size)
+    return Pool(tuple(groups), block, page * size, keeps)
+
+
+def _kinds(layer: LayerCache, keeps: Keeps) -> list[Kind]:
+    """What a layer keeps: keys and values, a state, or both."""
+    found = []
+    if layer.states:
+        found.append(Kind(0, state_bytes=_state_bytes(layer, keeps)))
+    if layer.kind == CROSS:
+        raise NotModelledError("the cache of cross attention in vLLM")
+    if layer.kind != NOTHING and (layer.heads or layer.latent_width):
+        windowed = layer.kind in (SLIDING, CHUNKED) and keeps.hybrid and keeps.version >= HYBRID
+        found.append(Kind(_token_bytes(layer, keeps), layer.window if windowed else None))
+    return found
+
+
+def _token_bytes(layer: LayerCache, keeps: Keeps) -> int:
+    key, value = key_value_dtypes(keeps.kv_dtype, keeps.dtype)
+    if key.name.startswith("q") or value.name.startswith("q"):
+        hint = "vLLM keeps them as the model has them, or in fp8."
+        raise UsageError(f"vLLM has no cache in {keeps.kv_dtype}", where="kv_dtype", hint=hint)
+    index = layer.index_width + 4 * -(-layer.index_width // INDEX_SCALE)
+    if layer.kind == LATENT and layer.latent_width:
+        return key.num_bytes(layer.latent_width) + index
+    heads = heads_of_rank(layer.heads, keeps.tensor)
+    return key.num_bytes(heads * layer.key_width) + value.num_bytes(heads * layer.value_width) + index
+
+
+def _state_bytes(layer: LayerCache, keeps: Keeps) -> int:
+    """Of one sequence: the convolution keeps its last inputs but one, and as many more as a draft may take back."""
+    total = 0
+    for state in layer.states:
+        elements = state.elements
+        if state.name == "convolution":
+            width, kernel = state.shape
+            elements = width * (kernel - 1 + keeps.drafts)
+        if elements % keeps.tensor:
+            raise NotModelledError(f"a state of {list(state.shape)} shared by {keeps.tensor} ranks", where="tensor")
+        dtype = (keeps.state_dtype or state.dtype) if state.dtype is not None else keeps.dtype
+        total += dtype.num_bytes(elements) // keeps.tensor
+    return total
