@@ -63,7 +63,15 @@ def test_heads_shared_by_groups_are_kept_once() -> None:
     assert weigh.kv(CHATGLM3_6B, context=1000, dtype="fp16").num_bytes == 28 * 1000 * 2 * 2 * 128 * 2
 
 
-@pytest.mark.parametrize("config", [QWEN_7B, CHATGLM3_6B, BAICHUAN2_7B])
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
+def test_qwen_runs(attention: str) -> None:
+    small = QWEN_7B | {"num_hidden_layers": 4, "vocab_size": 1000}
+    trained = weigh.train(small, sequence=64, dtype="bf16", attention=attention)
+    assert trained.peak > 8 * trained.as_dict()["parameters"]["total"]
+    assert weigh.generate(small, prompt=8, new_tokens=3, dtype="bf16", attention=attention).peak < trained.peak
+
+
+@pytest.mark.parametrize("config", [CHATGLM3_6B, BAICHUAN2_7B])
 def test_their_runs_are_refused(config: dict[str, object]) -> None:
     with pytest.raises(NotModelledError):
         weigh.train(config, sequence=16)

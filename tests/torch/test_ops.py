@@ -33,6 +33,7 @@ COMPARED = ("saved", "outputs", "forward", "after forward", "backward", "after b
 ELSEWHERE = {
     "LigerCrossEntropyFunction": "kernels/test_measured_kernels.py",
     "LigerFusedLinearCrossEntropyFunction": "kernels/test_measured_kernels.py",
+    "flash_attn::apply_rotary": "validate/test_training_cases.py",
     "MatMul4Bit": "validate/test_training_cases.py",
 }
 """Rows whose real kernels need a GPU, and the tests that hold them against what GPUs measured."""

@@ -258,6 +258,9 @@ class Loop:
     no_sync: ClassVar[bool] = False
     """Under FSDP1 the gradients of all micro-batches but the last are summed whole, on every rank."""
 
+    early_bitsandbytes: ClassVar[bool] = False
+    """Four-bit layers are those of bitsandbytes before 0.43."""
+
     def build(self, config: Mapping[str, Any], recipe: Training, where: str) -> CausalModel:
         """The model, before any technique."""
         return models.build(config, recipe.dtype, where, to_run=True)
@@ -280,7 +283,8 @@ class Loop:
             from weigh.techniques.quantization import Quantization
 
             storage = recipe.dtype if recipe.shard is not None else UINT8
-            yield Quantization(recipe.quantization, recipe.double_quantization, storage, recipe.upcast)
+            early = self.early_bitsandbytes
+            yield Quantization(recipe.quantization, recipe.double_quantization, storage, recipe.upcast, early)
         if recipe.freeze is not None:
             from weigh.techniques.freezing import Freezing
 

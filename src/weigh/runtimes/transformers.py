@@ -18,7 +18,7 @@ from typing import Any
 from weigh.dtypes import BFLOAT16, FLOAT16
 from weigh.ghost.autocast import autocast
 from weigh.ghost.tensor import Tensor
-from weigh.models.common import CausalModel
+from weigh.models.common import CausalModel, CausalOutput
 from weigh.recipes.training import Loop, Training
 from weigh.runtimes import Overhead, Runtime
 from weigh.techniques.lora import Lora
@@ -48,7 +48,12 @@ class TrainerLoop(Loop):
     waits_after = (BACKWARD,)  # `torch.isnan(tr_loss_step)` (`logging_nan_inf_filter`)
 
     def loss(self, model: CausalModel, recipe: Training, input_ids: Tensor, labels: Tensor) -> Tensor:
-        """`compute_loss`: accelerate runs the model under autocast and makes copies of half outputs in fp32.
+        """`compute_loss`: the outputs die with it."""
+        loss: Tensor = self.outputs(model, recipe, input_ids, labels).loss  # type: ignore[assignment]
+        return loss
+
+    def outputs(self, model: CausalModel, recipe: Training, input_ids: Tensor, labels: Tensor) -> CausalOutput:
+        """What the model says: accelerate runs the model under autocast and makes copies of half outputs in fp32.
 
         Read: accelerate/utils/operations.py, `convert_outputs_to_fp32`.
         """
@@ -56,8 +61,7 @@ class TrainerLoop(Loop):
             out = model(input_ids, labels)
         if recipe.autocast is not None and out.logits is not None and out.logits.dtype in (BFLOAT16, FLOAT16):
             out.logits = out.logits.float()
-        loss: Tensor = out.loss
-        return loss
+        return out  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from weigh.recipes import training
 from weigh.recipes.settings import make
 from weigh.recipes.training import Training
 from weigh.runtimes.litgpt import ADAPTERS, DROPOUT
-from weigh.techniques.lora import Lora
+from weigh.techniques.lora import ALL_LINEAR, Lora
 from weigh.validate.counts import counting_case
 from weigh.validate.measured import training_metrics
 from weigh.validate.megatron import megatron_version, megatron_words
@@ -202,7 +202,8 @@ def _precision(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     weights, precision = case.get("weights") or {}, case.get("precision") or {}
     if weights.get("quantization"):
         yield from _quantization(case, weights["quantization"])
-    dtype = weights.get("dtype") or "fp32"
+    packed = precision.get("compute") if case.get("runtime") == "ms-swift" else None  # one dtype for everything else
+    dtype = weights.get("dtype") or packed or "fp32"
     if precision.get("master_weights") not in (None, dtype):
         raise NotModelledError(f"{precision['master_weights']} master weights", where="precision.master_weights")
     yield "dtype", dtype
@@ -214,6 +215,10 @@ def _quantization(case: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator
     if case.get("runtime") in ("litgpt", "fsdp_qlora") and found.get("method") == "nf4":
         yield "quantization", "nf4"
         yield "double_quantization", bool(found.get("double_quantization"))
+        return
+    if case.get("runtime") == "ms-swift" and found.get("method") == "nf4":
+        yield "quantization", "nf4"
+        yield "double_quantization", True  # `bnb_4bit_use_double_quant` of its arguments
         return
     configuration = (case.get("extra") or {}).get("framework_config")
     if found.get("method") != "nf4" or FMS_QUANTIZED not in str(configuration):
@@ -245,7 +250,9 @@ def _parallel(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _adapter(adapter: Mapping[str, Any]) -> Lora:
     if adapter.get("kind") not in ("lora", "dora"):
         raise NotModelledError(f"the adapter {adapter.get('kind')!r}", where="adapter")
-    found: dict[str, Any] = {"rank": adapter["rank"], "targets": tuple(adapter["targets"])}
+    targets = adapter["targets"]
+    every = targets in ("all_linear", "all-linear")
+    found: dict[str, Any] = {"rank": adapter["rank"], "targets": (ALL_LINEAR,) if every else tuple(targets)}
     found["dora"] = adapter["kind"] == "dora"
     found["modules_to_save"] = tuple(adapter.get("modules_to_save") or ())
     if adapter.get("dropout") is not None:

@@ -97,6 +97,7 @@ program("masked_fill_", "masked_fill_", _masked, lambda ops, x, mask: ops.masked
 program("var", "var mean", unary(1), lambda ops, x: ops.var(x, -1))
 program("unbind", "unbind", unary(1), lambda ops, x: ops.unbind(x)[0])
 program("unbind all", "unbind", unary(1), lambda ops, x: sum(part * 2.0 for part in ops.unbind(x)))
+program("unbind rows", "unbind", unary(2), lambda ops, x: sum(part * 2.0 for part in ops.unbind(x, -2)))
 
 
 def _zeros_and_columns(draw: Draw) -> Drawn:
@@ -167,7 +168,7 @@ class TorchFamilyOps:
     masked_fill = staticmethod(lambda x, mask: x.masked_fill(mask, 0.0))
     masked_fill_ = staticmethod(lambda x, mask: x.masked_fill_(mask, 0.0))
     var = staticmethod(lambda x, dim: x.var(dim, unbiased=False, keepdim=True))
-    unbind = staticmethod(lambda x: x.unbind())
+    unbind = staticmethod(lambda x, dim=0: x.unbind(dim))
     index_copy = staticmethod(lambda x, index, source: x.index_copy(-1, index, source))
     index_copy_last_ = staticmethod(lambda x, index, source: x.index_copy_(-1, index, source))
     index_add_ = staticmethod(lambda x, index, source: x.index_add_(0, index, source))

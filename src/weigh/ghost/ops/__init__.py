@@ -5,6 +5,7 @@ from weigh.ghost.ops.attention import (
     efficient_attention,
     flash_attention,
     flash_attention_cpu,
+    flash_rotary,
     safe_softmax,
     scaled_dot_product_attention,
 )
@@ -258,6 +259,7 @@ __all__ = [
     "expand",
     "flash_attention",
     "flash_attention_cpu",
+    "flash_rotary",
     "foreach",
     "foreach_norm",
     "full",

@@ -253,6 +253,28 @@ class SafeSoftmax(Op):
     flops = Softmax.flops
 
 
+class FlashRotary(Op):
+    """flash-attn's Triton rotation of (batch, length, heads, width): a new tensor laid out alike, forward and back."""
+
+    name = "flash_attn::apply_rotary"
+    source = "flash_attn 2.3.4, layers/rotary.py (ApplyRotaryEmb) and ops/triton/rotary.py"
+
+    @classmethod
+    def forward(cls, ctx: Any, x: Tensor, *, cos: Tensor, sin: Tensor) -> Tensor:
+        if ctx:
+            ctx.meta = cos, sin
+        return new_like(x, cls.name)
+
+    @classmethod
+    def backward(cls, ctx: Any, grad: Tensor) -> list[Any]:
+        return [new_like(grad, cls.name)]
+
+
+def flash_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`flash_attn.layers.rotary.apply_rotary_emb_func(x, cos, sin)`."""
+    return apply(FlashRotary, x, cos=cos, sin=sin)  # type: ignore[no-any-return]
+
+
 def flash_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
     """FlashAttention-2: (batch, heads, length, width), 16-bit, no mask."""
     return apply(FlashAttention, query, key, value, causal=causal)[0]  # type: ignore[no-any-return]

@@ -238,7 +238,7 @@ class Split(Op):
 
 
 class Unbind(Op):
-    """`x.unbind()`, or `a, b = x`. UnbindBackward0: the gradients stacked, zeros for those that did not come."""
+    """`x.unbind(dim)`, or `a, b = x`. UnbindBackward0: the gradients stacked, zeros for those that did not come."""
 
     name = "aten::unbind"
     source = "FunctionsManual.cpp, unbind_backward"
@@ -246,19 +246,20 @@ class Unbind(Op):
     differentiable = 1 << 30
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> list[Tensor]:
-        count, *sizes = x.shape
-        shape = tuple(sizes)
-        return [_view_of(x, shape, x.stride()[1:], product(shape)) for _ in range(count)]  # type: ignore[arg-type]
+    def forward(ctx: Any, x: Tensor, *, dim: int) -> list[Tensor]:
+        if ctx:
+            ctx.meta = dim
+        shape, strides = (sizes[:dim] + sizes[dim + 1 :] for sizes in (x.shape, x.stride()))
+        return [_view_of(x, shape, strides, product(shape)) for _ in range(x.shape[dim])]  # type: ignore[arg-type]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> list[Any]:
         from weigh.ghost.ops.creation import zeros
 
-        (count, *sizes), dtype = ctx.inputs[0]
-        came = [*grads, *[None] * (count - len(grads))]
+        shape, dtype = ctx.inputs[0]
+        came = [*grads, *[None] * (shape[ctx.meta] - len(grads))]
         parts = [zeros((), dtype) if part is None else part for part in came]  # expanded
-        stacked = empty((count, *sizes), dtype, "aten::stack")
+        stacked = empty(shape, dtype, "aten::stack")
         del parts
         return [stacked]
 
@@ -447,9 +448,9 @@ def split(x: Tensor, sizes: list[Size] | Size, dim: int = 0) -> list[Tensor]:
     return apply(Split, x, sizes=tuple(sizes), dim=dim)  # type: ignore[no-any-return]
 
 
-def unbind(x: Tensor) -> list[Tensor]:
-    """`x.unbind()`: views along the first dimension."""
-    return apply(Unbind, x)  # type: ignore[no-any-return]
+def unbind(x: Tensor, dim: int = 0) -> list[Tensor]:
+    """`x.unbind(dim)`: views along a dimension."""
+    return apply(Unbind, x, dim=dim % len(x.shape))  # type: ignore[no-any-return]
 
 
 def cat(tensors: Sequence[Tensor], dim: int) -> Tensor:
