@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from weigh.sources.source import Source
 
 ENGINES = {
+    "llama.cpp": "weigh.runtimes.llama_cpp",
     "vllm": "weigh.runtimes.vllm",
 }
 """Name -> the module that describes it, as `ENGINE`."""

@@ -118,6 +118,20 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, str]]] = {
         COMMON | HEAD | WINDOW | EXPERTS | {"expert_count": "num_local_experts"},
     ),
     "mamba": ("mamba", MAMBA),
+    "falcon": (
+        "falcon",
+        {
+            "embedding_length": "hidden_size",
+            "block_count": "num_hidden_layers",
+            "attention.head_count": "num_attention_heads",
+            "attention.head_count_kv": "num_kv_heads",
+            "attention.layer_norm_epsilon": "layer_norm_epsilon",
+            "vocab_size": "vocab_size",
+        },
+    ),
+    "phimoe": ("phimoe", NEOX | LOCAL_EXPERTS),
+    "nemotron": ("nemotron", {**NEOX, "attention.layer_norm_epsilon": "norm_eps"}),
+    "dots1": ("dots1", DEEPSEEK | HEAD),
 }
 """llama.cpp's architecture -> the family that it is, and the keys of that family's config by those of the file."""
 IGNORED = (

@@ -1,0 +1,498 @@
+"""llama.cpp's graphs: the operations of one ubatch, in the order in which llama.cpp adds them.
+
+Read: `src/llama-graph.cpp`, `src/llama-kv-cache.cpp` and `src/models/*.cpp` of llama.cpp 4227c9be (August 2025), of its
+state when Gemma 4 came (April 2026) and of af6528e6d (later in 2026). What a layer does follows mostly from the tensors
+that it has; what does not is in `STYLES`. Operations that always write over their operand and change nothing else
+(scaling queries) are left out where no size depends on them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from weigh import dtypes
+from weigh.dtypes import FLOAT16, FLOAT32, INT32, INT64
+from weigh.errors import NotModelledError
+from weigh.models.layout import NOTHING, RECURRENT, SLIDING
+from weigh.runtimes.llama_cpp import ggml
+from weigh.runtimes.llama_cpp.ggml import Graph, Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from weigh.models.layout import LayerCache
+    from weigh.runtimes.llama_cpp.placement import Placement
+
+OLDER, MIDDLE, NEWER = (2025, 8), (2026, 4), (2026, 6)
+"""Releases that were read, by year and month: sizes of masks and what is put into the graph first changed between."""
+MASK_PADDING = 64
+"""Rows of a mask are a multiple of it, until the end of 2025 (`GGML_KQ_MASK_PAD`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """What an architecture does that its tensors do not show."""
+
+    norm: str = "RMS_NORM"
+    parallel: str = ""
+    """Attention and feed-forward read the same input, and this is the order in which they and it are added."""
+    rotates: bool = True
+    scales_embedding: bool = False
+    caps_logits: int = 0
+    """Operations after the head that cap or scale the logits."""
+    caps_scores: bool = False
+    fused_activation: bool = False
+    """Gate and up are one matrix."""
+    squares: bool = False
+    """Squared ReLU."""
+    normalizes_experts: bool = True
+    gating: str = "softmax"
+    scales_experts: bool = False
+    norm_on_output: bool = False
+    """No norm before attention and feed-forward, one after each."""
+    residual_first: bool = False
+    """The feed-forward's output is added to the residual stream, not the stream to it."""
+
+
+STYLES: Mapping[str, Style] = {
+    **dict.fromkeys(
+        "llama qwen2 qwen3 olmo2 smollm3 seed_oss exaone4 arcee qwen3vl internlm2 mistral3 deci".split(), Style()
+    ),
+    **dict.fromkeys(("qwen3moe", "qwen3vlmoe", "olmoe"), Style()),
+    "qwen2moe": Style(normalizes_experts=False),
+    "olmoe": Style(normalizes_experts=False),
+    "olmo": Style("NORM"),
+    "olmo2": Style(norm_on_output=True),
+    "exaone4": Style(norm_on_output=True),
+    "arcee": Style(squares=True),
+    "nemotron": Style("NORM", squares=True),
+    "granite": Style(scales_embedding=True, caps_logits=1),
+    "granitemoe": Style(scales_embedding=True, caps_logits=1),
+    "phi3": Style(fused_activation=True, residual_first=True),
+    "glm4": Style(fused_activation=True),
+    "glm4moe": Style(gating="sigmoid", scales_experts=True),
+    "phi2": Style("NORM", "attention mlp input"),
+    "gptneox": Style("NORM", "mlp input attention"),
+    "falcon": Style("NORM", "mlp attention input"),
+    "command-r": Style("NORM", "mlp input attention", caps_logits=1),
+    "cohere2": Style("NORM", "mlp input attention", caps_logits=1),
+    "gpt2": Style("NORM", rotates=False),
+    "starcoder": Style("NORM", rotates=False),
+    "starcoder2": Style("NORM"),
+    "stablelm": Style("NORM"),
+    "phimoe": Style("NORM"),
+    "gemma": Style(scales_embedding=True),
+    "gemma2": Style(scales_embedding=True, caps_logits=3, caps_scores=True),
+    "gemma3": Style(scales_embedding=True),
+    "gpt-oss": Style(gating="after"),
+}
+"""Architectures whose graphs are described."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a graph is built for."""
+
+    tokens: int
+    """Of the ubatch."""
+    outputs: int
+    """Tokens whose logits are wanted."""
+    sequences: int
+    """Sequences that the tokens are of."""
+
+
+class Builder:
+    """One graph of a model that is placed."""
+
+    def __init__(
+        self, placed: Placement, batch: Batch, release: tuple[int, ...], layers: Sequence[int] | None = None
+    ) -> None:
+        self.placed, self.batch, self.release = placed, batch, release
+        self.layers = range(len(placed.gguf.layers)) if layers is None else layers
+        self.gguf, self.how = placed.gguf, placed.how
+        self.architecture = self.gguf.architecture
+        if self.architecture not in STYLES:
+            raise NotModelledError(f"the compute graph of {self.architecture}")
+        self.style = STYLES[self.architecture]
+        self.graph = Graph()
+        self.flash = placed.how.flash_attention
+        self.tokens = batch.tokens
+        self.streams = 1 if self.how.kv_unified else self.how.n_seq_max
+        self._leaves: dict[str, Tensor] = {}
+        self._masks: dict[bool, tuple[Tensor, Tensor]] = {}
+        self._numbers: dict[tuple[bool, str], Tensor] = {}
+
+    # -- leaves ----------------------------------------------------------------------------------
+
+    def weight(self, name: str) -> Tensor | None:
+        """A weight, if the model has it."""
+        found = self._leaves.get(name)
+        if found is None and name in self.gguf.tensors:
+            stored = self.gguf.tensors[name]
+            found = Tensor("NONE", ggml.four(reversed(stored.shape)), dtypes.get(stored.dtype))
+            found.buffer, found.is_weight = self.placed.buffer_of(name), True
+            self._leaves[name] = found
+        return found
+
+    def output_matrix(self) -> Tensor:
+        """The head, which is a copy of the embedding where it is tied."""
+        own = self.weight("output.weight")
+        if own is not None:
+            return own
+        tied = self.gguf.tensors["token_embd.weight"]
+        made = Tensor("NONE", ggml.four(reversed(tied.shape)), dtypes.get(tied.dtype))
+        made.buffer, made.is_weight = self.placed.output_buffer, True
+        return made
+
+    def _cache(self, layer: int, which: str) -> Tensor:
+        """Keys or values of a layer: (width, cells, streams)."""
+        name = f"cache_{which}_l{layer}"
+        found = self._leaves.get(name)
+        if found is None:
+            kept = self.gguf.layers[layer]
+            width = kept.heads * (kept.key_width if which == "k" else kept.value_width)
+            cells = self.placed.cells(kept) // self.streams
+            dtype = dtypes.get(self.how.type_k if which == "k" else self.how.type_v)
+            found = ggml.new((width, cells, self.streams), dtype)
+            found.buffer = self.placed.cache_buffer(layer)
+            self._leaves[name] = found
+        return found
+
+    def _mask(self, kept: LayerCache) -> Tensor:
+        """Which cells a token sees: as it is written, and as attention reads it."""
+        sliding = kept.kind == SLIDING
+        if sliding not in self._masks:
+            cells, rows = self.placed.cells(kept) // self.streams, self.tokens // self.streams
+            if self.release <= OLDER:
+                rows = -(-rows // MASK_PADDING) * MASK_PADDING
+            is_half = self.flash and self.release >= NEWER
+            made = ggml.given((cells, rows, 1, self.streams), FLOAT16 if is_half else FLOAT32)
+            read = ggml.cast(made, FLOAT16) if self.flash and not is_half else made
+            self._masks[sliding] = made, read
+        return self._masks[sliding][1]
+
+    def _indices(self, kept: LayerCache, which: str) -> Tensor:
+        """Which cells the tokens are written to."""
+        key = kept.kind == SLIDING, which
+        if key not in self._numbers:
+            widest = max(one.heads * one.value_width for one in self.gguf.layers if one.heads)
+            by_number = self.tokens * (widest if which == "v" and not self.flash else 1)
+            self._numbers[key] = ggml.given((by_number,), INT64)
+        return self._numbers[key]
+
+    # -- parts -----------------------------------------------------------------------------------
+
+    def norm(self, x: Tensor, name: str, layer: int = -1, op: str | None = None) -> Tensor:
+        """`build_norm`: put on its layer's device by hand where all layers are on devices."""
+        weight, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
+        made = ggml.like(op or self.style.norm, x)
+        if (weight is not None or bias is not None) and layer >= 0 and self.placed.pins_norms(self.tokens):
+            made.backend = self.placed.backend_of_layer(layer)
+        if weight is not None:
+            made = ggml.like("MUL", made, weight)
+        return made if bias is None else ggml.like("ADD", made, bias)
+
+    def linear(self, x: Tensor, name: str) -> Tensor:
+        """A matrix and its bias."""
+        weight, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
+        if weight is None:
+            raise NotModelledError(f"a graph without {name}")
+        made = ggml.mul_mat(weight, x)
+        return made if bias is None else ggml.like("ADD", made, bias)
+
+    def has(self, name: str) -> bool:
+        """The model has a tensor of that name."""
+        return name in self.gguf.tensors
+
+    def embed(self) -> Tensor:
+        """Tokens to vectors; newer releases put the other way in, vectors that are given, into the graph too."""
+        embedding = self.weight("token_embd.weight")
+        assert embedding is not None
+        tokens = ggml.given((self.tokens,), INT32)
+        x = ggml.get_rows(embedding, tokens)
+        if self.release > OLDER:
+            self.graph.expand(x)
+            self.graph.expand(ggml.given((embedding.ne[0], self.tokens)))
+        if self.style.scales_embedding:
+            x = ggml.like("SCALE", x)
+        if self.release > OLDER:
+            self.graph.expand(x)
+        return x
+
+    def attend(self, q: Tensor, k: Tensor | None, v: Tensor | None, layer: int, stem: str) -> Tensor:
+        """`build_attn`: into the cache, attention, and the matrix after it."""
+        kept, graph = self.gguf.layers[layer], self.graph
+        windows = any(one.kind == SLIDING for one in self.gguf.layers)
+        order = (q, v, k) if self.release > OLDER and not windows else (q, k, v)
+        for tensor in order:
+            if tensor is not None:
+                graph.expand(tensor)
+        if k is not None:
+            graph.expand(self._write(k, "k", layer))
+        if v is not None:
+            graph.expand(self._write(v, "v", layer))
+        x = self._attention(q, layer, self.weight(f"blk.{layer}.attn_sinks.weight"), kept)
+        return self.linear(x, stem)
+
+    def _write(self, x: Tensor, which: str, layer: int) -> Tensor:
+        kept, cache = self.gguf.layers[layer], self._cache(layer, which)
+        numbers = self._indices(kept, which)
+        rows = x.ne[0] * x.ne[1]
+        if which == "v" and not self.flash:
+            flat = (
+                ggml.reshape(x, rows, x.ne[2]) if x.nb[2] == ggml.row(x.dtype, rows) else ggml.cont(x, (rows, x.ne[2]))
+            )
+            cells = ggml.reshape(cache, 1, cache.elements)
+            return ggml.set_rows(cells, ggml.reshape(flat, 1, flat.elements), numbers)
+        flat = ggml.view(x, (rows, x.ne[2]), (x.nb[2],))
+        if self.streams > 1:
+            cache = ggml.reshape(cache, cache.ne[0], cache.ne[1] * cache.ne[2])
+        return ggml.set_rows(cache, flat, numbers)
+
+    def _read(self, which: str, layer: int) -> Tensor:
+        kept, cache = self.gguf.layers[layer], self._cache(layer, which)
+        width = kept.key_width if which == "k" else kept.value_width
+        cells, row = cache.ne[1], ggml.row
+        if which == "v" and not self.flash:
+            nb = row(cache.dtype, cells * width), row(cache.dtype, cells), row(cache.dtype, cells * cache.ne[0])
+            return ggml.view(cache, (cells, kept.heads, width, self.streams), nb)
+        nb = row(cache.dtype, width), row(cache.dtype, cache.ne[0]), row(cache.dtype, cache.ne[0] * cells)
+        return ggml.view(cache, (width, kept.heads, cells, self.streams), nb)
+
+    def _attention(self, q: Tensor, layer: int, sinks: Tensor | None, kept: LayerCache) -> Tensor:
+        """`build_attn_mha`."""
+        k, v, mask = self._read("k", layer), self._read("v", layer), self._mask(kept)
+        n = self.streams
+        q = ggml.view(q, (q.ne[0], q.ne[1], q.ne[2] // n, n), (q.nb[1], q.nb[2], q.nb[3] // n))
+        q, k, v = (ggml.permute(t, 0, 2, 1, 3) for t in (q, k, v))
+        if self.flash:
+            x = ggml.flash_attention(q, k, v, mask, sinks)
+            x = ggml.reshape(x, x.ne[0] * x.ne[1], x.ne[2] * x.ne[3])
+        else:
+            scores = ggml.mul_mat(k, q)
+            for _ in range(3 if self.style.caps_scores else 0):
+                scores = ggml.like("SCALE", scores)
+            scores = ggml.like("SOFT_MAX", scores, mask, sinks)
+            x = ggml.permute(ggml.mul_mat(v, scores), 0, 2, 1, 3)
+            x = ggml.cont(x, (x.ne[0] * x.ne[1], x.ne[2] * x.ne[3]))
+            if not self.how.offload_kqv:
+                x.backend = len(self.placed.backends) - 1
+        self.graph.expand(x)
+        return x
+
+    def heads_of(self, x: Tensor, width: int) -> Tensor:
+        """(width, heads, tokens)."""
+        return ggml.reshape(x, width, x.ne[0] // width, self.tokens)
+
+    def queries(self, x: Tensor, layer: int, rope: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of a layer with attention, normalized and rotated."""
+        kept, stem = self.gguf.layers[layer], f"blk.{layer}.attn_"
+        if self.has(f"{stem}qkv.weight"):
+            fused = self.linear(x, f"{stem}qkv")
+            count = fused.ne[0] - kept.heads * (kept.key_width + kept.value_width)
+            sizes = (count, kept.key_width), (kept.heads * kept.key_width, kept.key_width)
+            sizes = (*sizes, (kept.heads * kept.value_width, kept.value_width))  # type: ignore[assignment]
+            q, k, v = (
+                ggml.view(fused, (width, size // width, self.tokens), (ggml.row(FLOAT32, width), fused.nb[1]))
+                for size, width in sizes
+            )
+        else:
+            q, k, v = (self.linear(x, f"{stem}{which}") for which in "qkv")
+            if self._norms_whole_rows(layer):
+                q, k = self.norm(q, f"{stem}q_norm", layer), self.norm(k, f"{stem}k_norm", layer)
+            q, k, v = (
+                self.heads_of(q, kept.key_width),
+                self.heads_of(k, kept.key_width),
+                self.heads_of(v, kept.value_width),
+            )
+        if self.has(f"{stem}q_norm.weight") and not self._norms_whole_rows(layer):
+            q, k = self.norm(q, f"{stem}q_norm", layer), self.norm(k, f"{stem}k_norm", layer)
+        if self.style.rotates:
+            q, k = ggml.like("ROPE", q, *rope), ggml.like("ROPE", k, *rope)
+        return q, k, v
+
+    def _norms_whole_rows(self, layer: int) -> bool:
+        stored = self.gguf.tensors.get(f"blk.{layer}.attn_q_norm.weight")
+        return stored is not None and stored.num_elements != self.gguf.layers[layer].key_width
+
+    def feed_forward(self, x: Tensor, layer: int, suffix: str = "") -> Tensor:
+        """`build_ffn`: gated, fused or plain."""
+        stem = f"blk.{layer}.ffn_"
+        up = self.linear(x, f"{stem}up{suffix}")
+        if self.has(f"{stem}gate{suffix}.weight"):
+            gate = self.linear(x, f"{stem}gate{suffix}")
+            x = ggml.like("GLU", gate, up)
+        elif self.style.fused_activation:
+            x = Tensor("GLU", (up.ne[0] // 2, *up.ne[1:]), FLOAT32, (up,))
+        else:
+            x = ggml.like("UNARY", up)
+            if self.style.squares:
+                x = ggml.like("SQR", x)
+        return self.linear(x, f"{stem}down{suffix}")
+
+    def experts(self, x: Tensor, layer: int, logits: Tensor | None = None) -> Tensor:
+        """`build_moe_ffn`."""
+        stem, style, graph = f"blk.{layer}.ffn_", self.style, self.graph
+        logits = self.linear(x, f"{stem}gate_inp") if logits is None else logits
+        tokens, count, used = x.ne[1], logits.ne[0], self.gguf.experts_used
+        chances = logits
+        if style.gating != "after":
+            chances = ggml.like("SOFT_MAX" if style.gating == "softmax" else "UNARY", logits)
+        bias = self.weight(f"blk.{layer}.exp_probs_b.bias")
+        chosen_by = chances if bias is None else ggml.like("ADD", chances, bias)
+        groups, used_groups = self.gguf.expert_groups
+        if groups > 1 and self.release > OLDER:
+            chosen_by = self._best_groups(chosen_by, groups, used_groups)
+        chosen = ggml.top_k(chosen_by, used)
+        weights = ggml.get_rows(ggml.reshape(chances, 1, count, tokens), chosen)
+        if style.gating == "after":
+            weights = ggml.reshape(ggml.like("SOFT_MAX", ggml.reshape(weights, used, tokens)), 1, used, tokens)
+        elif style.normalizes_experts:
+            weights = ggml.reshape(weights, used, tokens)
+            total = ggml.sum_rows(weights)
+            if self.release > OLDER:
+                total = ggml.like("CLAMP", total)
+            weights = ggml.reshape(ggml.like("DIV", weights, total), 1, used, tokens)
+        if style.scales_experts:
+            weights = ggml.like("SCALE", weights)
+        if self.release > OLDER:
+            graph.expand(weights)
+        x = self._through_experts(ggml.reshape(x, x.ne[0], 1, tokens), stem, chosen)
+        x = ggml.like("MUL", x, weights)
+        if self.release > OLDER:
+            graph.expand(x)
+        parts = [ggml.view(x, (x.ne[0], tokens), (x.nb[2],)) for _ in range(used)]
+        for part in parts:
+            graph.expand(part)
+        out = parts[0]
+        for part in parts[1:]:
+            out = ggml.like("ADD", out, part)
+            if self.release >= NEWER:
+                graph.expand(out)
+        return ggml.cont(out) if used == 1 else out
+
+    def _through_experts(self, x: Tensor, stem: str, chosen: Tensor) -> Tensor:
+        def through(x: Tensor, which: str) -> Tensor:
+            weight, bias = self.weight(f"{stem}{which}_exps.weight"), self.weight(f"{stem}{which}_exps.bias")
+            assert weight is not None
+            made = ggml.mul_mat_id(weight, x, chosen)
+            return made if bias is None else ggml.like("ADD_ID", made, bias, chosen)
+
+        if self.has(f"{stem}gate_up_exps.weight"):
+            both = through(x, "gate_up")
+            half = both.ne[0] // 2, both.ne[1], both.ne[2]
+            gate, up = ggml.view(both, half, both.nb[1:3]), ggml.view(both, half, both.nb[1:3])
+            return through(Tensor("GLU", ggml.four(half), FLOAT32, (gate, up)), "down")
+        up = through(x, "up")
+        if not self.has(f"{stem}gate_exps.weight"):
+            active = ggml.like("UNARY", up)
+            return through(ggml.like("SQR", active) if self.style.squares else active, "down")
+        return through(ggml.like("GLU", through(x, "gate"), up), "down")
+
+    def _best_groups(self, chances: Tensor, groups: int, used: int) -> Tensor:
+        count, tokens = chances.ne[0], chances.ne[1]
+        each = ggml.reshape(chances, count // groups, groups, tokens)
+        best = ggml.top_k(each, 2)
+        scores = ggml.get_rows(ggml.reshape(each, 1, *each.ne[:3]), best)
+        scores = ggml.sum_rows(ggml.reshape(scores, *scores.ne[1:4]))
+        chosen = ggml.top_k(ggml.reshape(scores, *scores.ne[1:3]), used)
+        kept = ggml.get_rows(each, chosen)
+        return ggml.reshape(ggml.set_rows(ggml.like("FILL", each), kept, chosen), count, tokens)
+
+    def mlp(self, x: Tensor, layer: int) -> Tensor:
+        """Feed-forward, experts, and experts that every token visits."""
+        stem = f"blk.{layer}.ffn_"
+        if not self.has(f"{stem}gate_inp.weight"):
+            return self.feed_forward(x, layer)
+        out = self.experts(x, layer)
+        if self.has(f"{stem}up_shexp.weight"):
+            shared = self._shared(x, layer)
+            out = ggml.like("ADD", out, shared)
+        return out
+
+    def _shared(self, x: Tensor, layer: int) -> Tensor:
+        stem = f"blk.{layer}.ffn_"
+        gate = self.weight(f"{stem}gate_inp_shexp.weight")
+        if gate is None:
+            return self.feed_forward(x, layer, "_shexp")
+        if self.architecture == "qwen2moe":
+            logits = ggml.mul_mat(gate, x)
+            chance = ggml.like("DIV", ggml.like("UNARY", logits), logits)
+            return ggml.like("MUL", self.feed_forward(x, layer, "_shexp"), chance)
+        shared = self.feed_forward(x, layer, "_shexp")
+        return ggml.like("MUL", shared, ggml.like("UNARY", ggml.mul_mat(gate, x)))
+
+    # -- the whole -------------------------------------------------------------------------------
+
+    def build(self) -> Graph:
+        """From tokens to logits."""
+        x = self.embed()
+        positions = ggml.given((self.tokens * self.gguf.positions_per_token,), INT32)
+        if self.has("position_embd.weight"):
+            table = self.weight("position_embd.weight")
+            assert table is not None
+            x = ggml.like("ADD", x, ggml.get_rows(table, positions))
+        outputs = ggml.given((self.batch.outputs,), INT32)
+        factors = self.weight("rope_freqs.weight") or self.weight(self.gguf.rope_factors(self.how.context_of_each))
+        for layer in self.layers:
+            wanted = outputs if layer == len(self.gguf.layers) - 1 else None
+            x = self.layer(x, layer, (positions, factors), wanted)
+        x = self.norm(x, "output_norm")
+        x = ggml.mul_mat(self.output_matrix(), x)
+        bias = self.weight("output.bias")
+        if bias is not None:
+            x = ggml.like("ADD", x, bias)
+        for _ in range(self.style.caps_logits):
+            x = ggml.like("SCALE", x)
+        self.graph.expand(x)
+        return self.graph
+
+    def layer(self, x: Tensor, layer: int, rope: tuple[Tensor, Tensor | None], wanted: Tensor | None) -> Tensor:
+        """One block; the last one keeps the tokens whose logits are wanted."""
+        if self.style.parallel and self.gguf.config.get("use_parallel_residual") is not False:
+            return self._parallel(x, layer, rope, wanted)
+        before = x
+        cur = x if self.style.norm_on_output else self.norm(x, f"blk.{layer}.attn_norm", layer)
+        kept = self.gguf.layers[layer]
+        if kept.kind == RECURRENT or (kept.kind == NOTHING and not kept.heads):
+            raise NotModelledError(f"the compute graph of {self.architecture}'s layer {layer}")
+        cur = self.attend(*self.queries(cur, layer, rope), layer, f"blk.{layer}.attn_output")
+        if wanted is not None:
+            cur, before = ggml.get_rows(cur, wanted), ggml.get_rows(before, wanted)
+        post = f"blk.{layer}.post_attention_norm"
+        has_ffn_norm = self.has(f"blk.{layer}.ffn_norm.weight")
+        if self.has(f"{post}.weight") and (has_ffn_norm or self.style.norm_on_output):
+            cur = self.norm(cur, post, layer)
+        middle = ggml.like("ADD", cur, before)
+        if self.style.norm_on_output:
+            cur = middle
+        else:
+            cur = self.norm(middle, f"blk.{layer}.ffn_norm" if has_ffn_norm else post, layer)
+        cur = self.mlp(cur, layer)
+        if self.has(f"blk.{layer}.post_ffw_norm.weight"):
+            cur = self.norm(cur, f"blk.{layer}.post_ffw_norm", -1 if self.architecture.startswith("gemma") else layer)
+        return ggml.like("ADD", middle, cur) if self.style.residual_first else ggml.like("ADD", cur, middle)
+
+    def _parallel(self, x: Tensor, layer: int, rope: tuple[Tensor, Tensor | None], wanted: Tensor | None) -> Tensor:
+        stem = f"blk.{layer}."
+        read = self.norm(x, f"{stem}attn_norm", layer)
+        second = f"{stem}attn_norm_2"
+        first = self.norm(x, second, layer) if self.has(f"{second}.weight") else read
+        cur = self.attend(*self.queries(first, layer, rope), layer, f"{stem}attn_output")
+        if wanted is not None:
+            cur, x, read = (ggml.get_rows(t, wanted) for t in (cur, x, read))
+        if self.has(f"{stem}ffn_norm.weight"):
+            read = self.norm(x, f"{stem}ffn_norm", layer)
+        terms = {"attention": cur, "mlp": self.feed_forward(read, layer), "input": x}
+        one, two, three = (terms[name] for name in self.style.parallel.split())
+        return ggml.like("ADD", ggml.like("ADD", one, two), three)
+
+
+def build(placed: Placement, batch: Batch, release: tuple[int, ...], layers: Sequence[int] | None = None) -> Graph:
+    """The graph of a batch, with the layers that are named or all.
+
+    Raises:
+        NotModelledError: the architecture's graph is not described.
+    """
+    return Builder(placed, batch, release, layers).build()

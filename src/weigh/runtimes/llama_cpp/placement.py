@@ -1,0 +1,406 @@
+"""Where llama.cpp puts a model: which layer on which device, which tensor in which buffer, and the cache's cells.
+
+Read: `src/llama-model.cpp` (`load_tensors`), `src/llama-model-loader.cpp` (`create_tensor`, `get_mapping_range`),
+`src/llama-kv-cache.cpp`, `src/llama-context.cpp` of llama.cpp 4227c9be (August 2025) to af6528e6d (2026);
+`ggml-cuda.cu`, `ggml-vulkan.cpp`, `ggml-metal` for alignment, `ggml-cpu/repack.cpp` for what is stored once more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from weigh import dtypes
+from weigh.models.common import period_of
+from weigh.models.layout import FULL, SLIDING
+from weigh.runtimes.llama_cpp.allocator import BufferType
+from weigh.runtimes.llama_cpp.scheduler import Backend
+
+if TYPE_CHECKING:
+    from weigh.models.layout import LayerCache
+    from weigh.sources.checkpoint import Checkpoint, StoredTensor
+
+CPU, REPACK, SPLIT = "CPU", "CPU_REPACK", "Split"
+PADDING = 256
+"""Cells of a cache are a multiple of it."""
+EXPERTS_ON_HOST = r"blk\.{}\.ffn_(up|down|gate|gate_up)_(ch|)exps"
+"""What `--n-cpu-moe` keeps in host memory, by layer (`common/common.h`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A kind of device, as GGML has a back end for it."""
+
+    name: str
+    alignment: int
+    row_padding: int = 0
+    host: str | None = None
+    """Its host buffer's name."""
+    maps_files: bool = False
+    """Weights stay where the file is mapped."""
+    is_async: bool = False
+    """Can run pipeline parallelism: asynchronous copies and events."""
+
+
+FAMILIES = {
+    f.name.lower(): f
+    for f in (
+        Family("CUDA", 128, 512, "CUDA_Host", is_async=True),
+        Family("ROCm", 128, 512, "ROCm_Host", is_async=True),
+        Family("Vulkan", 64, 0, "Vulkan_Host"),
+        Family("Metal", 32, maps_files=True),
+        Family("SYCL", 128, 512, "SYCL_Host"),
+    )
+}
+"""By name in small letters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gguf:
+    """A model as llama.cpp reads it."""
+
+    architecture: str
+    tensors: Mapping[str, StoredTensor]
+    """By name, in the order of the file."""
+    layers: tuple[LayerCache, ...]
+    """What each layer keeps."""
+    config: Mapping[str, Any]
+    """Its `config.json`, the language model's part."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens: rows of the embedding."""
+        return self.tensors["token_embd.weight"].shape[0]
+
+    @property
+    def width(self) -> int:
+        """Of the residual stream (`n_embd`)."""
+        return self.tensors["token_embd.weight"].shape[1]
+
+    @property
+    def experts_used(self) -> int:
+        """Experts that a token visits."""
+        keys = ("num_experts_per_tok", "moe_topk", "top_k_experts", "moe_k", "num_experts_per_token")
+        return next((int(self.config[key]) for key in keys if self.config.get(key)), 0)
+
+    @property
+    def expert_groups(self) -> tuple[int, int]:
+        """Groups of experts, and how many of them are searched."""
+        return int(self.config.get("n_group") or 1), int(self.config.get("topk_group") or 1)
+
+    @property
+    def positions_per_token(self) -> int:
+        """4 where positions have time, height and width."""
+        return 4 if self.architecture in ("qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe") else 1
+
+    def rope_factors(self, context: int) -> str:
+        """The factors that a context of that length is turned with."""
+        original = self.config.get("original_max_position_embeddings") or 0
+        return f"rope_factors_{'long' if original and context > original else 'short'}.weight"
+
+
+@dataclass(frozen=True)
+class How:
+    """How it is run, in llama.cpp's words."""
+
+    n_ctx: int
+    """Cells over all sequences."""
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    n_seq_max: int = 1
+    kv_unified: bool = True
+    swa_full: bool = False
+    flash_attention: bool = True
+    type_k: str = "f16"
+    type_v: str = "f16"
+    offload_kqv: bool = True
+    n_gpu_layers: int = -1
+    """Layers on devices, from the last; the output layer is one more; -1 is all."""
+    devices: int = 1
+    family: str = "cuda"
+    split_mode: str = "layer"
+    tensor_split: tuple[float, ...] = ()
+    main_gpu: int = 0
+    overrides: tuple[tuple[str, str], ...] = ()
+    """Patterns of tensors and the buffers that they go to, the first that fits counts (`--override-tensor`)."""
+    n_cpu_moe: int = 0
+    use_mmap: bool = True
+    op_offload: bool = True
+    repack: frozenset[str] = field(default_factory=frozenset)
+    """Formats that the CPU stores in an order of its own, as far as no device's host buffer comes first."""
+    embeddings: bool = False
+
+    @property
+    def context_of_each(self) -> int:
+        """Cells of one sequence."""
+        return self.n_ctx if self.kv_unified else self.n_ctx // self.n_seq_max
+
+
+class Placement:
+    """A model placed on devices."""
+
+    def __init__(self, gguf: Gguf, how: How) -> None:
+        self.gguf, self.how = gguf, how
+        self.family = FAMILIES[how.family]
+        self.count = (1 if how.split_mode == "none" else how.devices) if how.devices else 0
+        self.names = [f"{self.family.name}{how.main_gpu if how.split_mode == 'none' else n}" for n in range(self.count)]
+        if self.family.maps_files:
+            self.names = [self.family.name] * self.count
+        layers = len(gguf.layers)
+        self.gpu_layers = layers + 1 if how.n_gpu_layers < 0 else min(how.n_gpu_layers, layers + 1)
+        patterns = [EXPERTS_ON_HOST.format(n) for n in range(how.n_cpu_moe)]
+        self.overrides = [(re.compile(p), b) for p, b in (*((p, CPU) for p in patterns), *how.overrides)]
+
+    # -- layers ----------------------------------------------------------------------------------
+
+    @cached_property
+    def device_of_layer(self) -> list[int | None]:
+        """The device of each layer and, last, of the output layer; None is the host."""
+        layers = len(self.gguf.layers)
+        first = max(layers + 1 - self.gpu_layers, 0)
+        if not self.count:
+            return [None] * (layers + 1)
+        shares = self.how.tensor_split[: self.count] or (1.0,) * self.count
+        shares = (*shares, *(0.0,) * (self.count - len(shares)))
+        total, ends, sum_so_far = sum(shares), [], 0.0
+        for share in shares:
+            sum_so_far += share
+            ends.append(sum_so_far / total)
+        placed: list[int | None] = []
+        for layer in range(layers + 1):
+            if layer < first:
+                placed.append(None)
+                continue
+            at = (layer - first) / self.gpu_layers
+            placed.append(next((n for n, end in enumerate(ends) if at < end), self.count - 1))
+        return placed
+
+    def backend_of_layer(self, layer: int) -> int:
+        """The number of its backend; the host's is the last."""
+        device = self.device_of_layer[layer]
+        return self.count if device is None else device
+
+    def typical_layers(self) -> list[int]:
+        """The layers whose graph says it all: of a device's layers that repeat, the first and the last few."""
+        found: list[int] = []
+        layers = range(len(self.gguf.layers))
+        for device in dict.fromkeys(self.device_of_layer[:-1]):
+            here = [n for n in layers if self.device_of_layer[n] == device]
+            marks = [self._mark(n) for n in here]
+            period = period_of(marks[1:]) if len(marks) > 1 else 1
+            keep = 3 * period + 1
+            found += here if len(here) <= 2 * keep else [*here[:keep], *here[len(here) - keep :]]
+        return sorted(found)
+
+    def _mark(self, layer: int) -> tuple[object, ...]:
+        """What makes a layer's graph what it is; formats matter where a device copies weights from the host."""
+        stem, found = f"blk.{layer}.", []
+        for name, buffer in self._by_layer.get(layer, ()):
+            stored = self.gguf.tensors[name]
+            found.append(
+                (name.removeprefix(stem), buffer, stored.shape, not self.count or buffer in self.names or stored.dtype)
+            )
+        return self.gguf.layers[layer], tuple(found)
+
+    @cached_property
+    def _by_layer(self) -> dict[int, list[tuple[str, str]]]:
+        found: dict[int, list[tuple[str, str]]] = {}
+        for name, buffer in self.buffers.items():
+            if name.startswith("blk."):
+                found.setdefault(int(name.split(".", 2)[1]), []).append((name, buffer))
+        return found
+
+    def pins_norms(self, tokens: int) -> bool:
+        """Norms are put on their layer's device by hand (`graph_get_cb`)."""
+        return tokens < 32 or self.gpu_layers > len(self.gguf.layers)
+
+    # -- tensors ---------------------------------------------------------------------------------
+
+    @cached_property
+    def buffers(self) -> dict[str, str]:
+        """The buffer of every tensor."""
+        return {name: self._buffer(name) for name in self.gguf.tensors}
+
+    def buffer_of(self, name: str) -> str:
+        """The buffer of a tensor."""
+        return self.buffers[name]
+
+    @property
+    def output_buffer(self) -> str:
+        """Where the head is: with the embedding on the host, if it is tied and nothing is on a device."""
+        return self._on(self.device_of_layer[-1], "output.weight", self.gguf.tensors["token_embd.weight"])
+
+    @property
+    def has_tied_copy(self) -> bool:
+        """The head is a second copy of the embedding, on a device."""
+        return "output.weight" not in self.gguf.tensors and self.output_buffer != self.buffers["token_embd.weight"]
+
+    def _buffer(self, name: str) -> str:
+        stored = self.gguf.tensors[name]
+        for pattern, buffer in self.overrides:
+            if pattern.search(name):
+                return buffer if buffer != CPU else self._on(None, name, stored)
+        if name.startswith("blk."):
+            return self._on(self.device_of_layer[int(name.split(".")[1])], name, stored)
+        if name.startswith(("token_embd.", "position_embd", "token_types", "per_layer_token_embd")):
+            return self._host(name, stored)
+        if name.startswith(("output", "cls")):
+            return self._on(self.device_of_layer[-1], name, stored)
+        if name.startswith("rope_"):
+            return self._on(self.device_of_layer[0], name, stored)
+        return self._host(name, stored)
+
+    def _on(self, device: int | None, name: str, stored: StoredTensor) -> str:
+        if device is None:
+            return self._host(name, stored)
+        if self.how.split_mode == "row" and _is_matrix(name, stored):
+            return f"{self.family.name}_{SPLIT}"
+        return self.names[device]
+
+    def _host(self, name: str, stored: StoredTensor) -> str:
+        if not self.count and _is_matrix(name, stored) and dtypes.get(stored.dtype).name in self.how.repack:
+            return REPACK
+        if self.count and not self.how.use_mmap and self.family.host is not None:
+            return self.family.host
+        return CPU
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each model buffer, by the name that llama.cpp prints."""
+        found: dict[str, int] = {}
+        kinds = {b.kind.name: b.kind for b in self.backends}
+        for name, stored in self.gguf.tensors.items():
+            found[self.buffers[name]] = found.get(self.buffers[name], 0) + self._padded(
+                self.buffers[name], stored, kinds
+            )
+        if self.has_tied_copy:
+            tied = self.gguf.tensors["token_embd.weight"]
+            found[self.output_buffer] = found.get(self.output_buffer, 0) + self._padded(self.output_buffer, tied, kinds)
+        for layer, name in self._copied_factors():
+            buffer = self._on(self.device_of_layer[layer], name, self.gguf.tensors[name])
+            found[buffer] = found.get(buffer, 0) + self._padded(buffer, self.gguf.tensors[name], kinds)
+        return self._mapped(found) if self.how.use_mmap else found
+
+    def _copied_factors(self) -> list[tuple[int, str]]:
+        """Rotary factors are there once a device (`TENSOR_DUPLICATED`), beside the first layer's."""
+        names = [n for n in self.gguf.tensors if n.startswith("rope_") and n in self.buffers]
+        seen, copied = {self.device_of_layer[0]}, []
+        for layer, device in enumerate(self.device_of_layer[:-1]):
+            if device not in seen:
+                seen.add(device)
+                copied += [(layer, name) for name in names]
+        return copied
+
+    def _padded(self, buffer: str, stored: StoredTensor, kinds: Mapping[str, BufferType]) -> int:
+        kind = kinds.get(buffer)
+        alignment, padding = (32, 0) if kind is None else (kind.alignment, kind.row_padding)
+        if buffer.endswith(SPLIT):
+            alignment, padding = 1, self.family.row_padding
+        found, dtype = stored.num_bytes, dtypes.get(stored.dtype)
+        if padding and dtype.kind == "block" and stored.shape[-1] % padding:
+            found += dtype.num_bytes(padding - stored.shape[-1] % padding)
+        return -(-found // alignment) * alignment
+
+    def _mapped(self, sizes: dict[str, int]) -> dict[str, int]:
+        """Buffers over the mapped file reach from their first tensor to their last, whatever lies between."""
+        mapped = {CPU} if not self.family.maps_files else {CPU, *self.names}
+        found = {name: size for name, size in sizes.items() if name not in mapped}
+        for buffer in mapped & sizes.keys():
+            at, first, last = 0, None, 0
+            for name, stored in self.gguf.tensors.items():
+                mine = self.buffers[name] == buffer or (
+                    name == "token_embd.weight" and self.has_tied_copy and self.output_buffer == buffer
+                )
+                if mine:
+                    first = at if first is None else first
+                    last = at + stored.num_bytes
+                at += -(-stored.num_bytes // 32) * 32
+            found[f"{buffer}_Mapped"] = last - (first or 0)
+        return found
+
+    # -- caches ----------------------------------------------------------------------------------
+
+    def cells(self, layer: LayerCache) -> int:
+        """Cells of a layer, over all streams."""
+        how = self.how
+        if layer.kind != SLIDING or how.swa_full or layer.window is None:
+            return how.n_ctx
+        streams = 1 if how.kv_unified else how.n_seq_max
+        seen = layer.window * (how.n_seq_max if how.kv_unified else 1) + how.n_ubatch
+        return streams * min(how.n_ctx // streams, -(-seen // PADDING) * PADDING)
+
+    def cache_buffer(self, layer: int) -> str:
+        """Where a layer's keys and values are."""
+        device = self.device_of_layer[layer] if self.how.offload_kqv else None
+        return CPU if device is None else self.names[device]
+
+    def cache_sizes(self) -> dict[str, int]:
+        """Bytes of keys and values, by buffer."""
+        found: dict[str, int] = {}
+        for number, layer in enumerate(self.gguf.layers):
+            if not layer.heads:
+                continue
+            key, value = dtypes.get(self.how.type_k), dtypes.get(self.how.type_v)
+            row = key.num_bytes(layer.heads * layer.key_width) + value.num_bytes(layer.heads * layer.value_width)
+            buffer = self.cache_buffer(number)
+            found[buffer] = found.get(buffer, 0) + self.cells(layer) * row
+        return found
+
+    def state_sizes(self) -> dict[str, int]:
+        """Bytes of recurrent states, by buffer."""
+        found: dict[str, int] = {}
+        for number, layer in enumerate(self.gguf.layers):
+            if layer.states:
+                buffer = self.cache_buffer(number)
+                each = sum(dtypes.FLOAT32.num_bytes(state.elements) for state in layer.states)
+                found[buffer] = found.get(buffer, 0) + self.how.n_seq_max * each
+        return found
+
+    # -- backends --------------------------------------------------------------------------------
+
+    @cached_property
+    def backends(self) -> list[Backend]:
+        """The devices that the model is on, and the host."""
+        family = self.family
+        devices = [
+            Backend(
+                BufferType(name, family.alignment, family.row_padding),
+                frozenset((name, f"{family.name}_{SPLIT}"))
+                if number == self.how.main_gpu or self.count == 1
+                else frozenset((name,)),
+            )
+            for number, name in enumerate(self.names)
+        ]
+        host = family.host if self.count and family.host is not None else CPU
+        buffers = frozenset((CPU, REPACK, host))
+        return [*devices, Backend(BufferType(host, 32), buffers, is_host=True)]
+
+    @property
+    def is_pipelined(self) -> bool:
+        """Several ubatches are under way at once."""
+        return (
+            self.count > 1
+            and self.gpu_layers > len(self.gguf.layers)
+            and self.how.split_mode == "layer"
+            and self.how.offload_kqv
+            and not self.overrides
+            and self.family.is_async
+        )
+
+
+def _is_matrix(name: str, stored: StoredTensor) -> bool:
+    return len(stored.shape) > 1 and name.endswith("weight") and not name.startswith(("token_embd", "position_embd"))
+
+
+WINDOWED = frozenset("gemma2 gemma3 gemma3n gemma4 gpt-oss cohere2 exaone4 olmo2 llama4".split())
+"""Architectures whose windows llama.cpp knows; others see, and keep, everything."""
+
+
+def gguf_of(checkpoint: Checkpoint, layers: tuple[LayerCache, ...], config: Mapping[str, Any]) -> Gguf:
+    """A model, from a header or a prediction of one."""
+    architecture = str(checkpoint.metadata["general.architecture"])
+    if architecture not in WINDOWED:
+        layers = tuple(replace(one, kind=FULL, window=None) if one.kind == SLIDING else one for one in layers)
+    return Gguf(architecture, checkpoint.tensors, layers, config)
