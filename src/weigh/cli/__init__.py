@@ -29,6 +29,8 @@ COMMANDS = {
     "snapshot": ("snapshotting", "what a memory snapshot of PyTorch shows, beside the prediction"),
     "quantize": ("quantizing", "rewrite a checkpoint in fewer bits, whatever its architecture"),
     "dequantize": ("quantizing", "write a quantized checkpoint in plain numbers again"),
+    "errors": ("erring", "what formats do to a checkpoint's values: errors tensor by tensor"),
+    "outliers": ("erring", "what one large value does to int8; the outlier features of inputs"),
     "dtypes": ("lists", "the number formats: bytes, ranges, precision"),
     "models": ("lists", "the models that are known by name"),
     "devices": ("lists", "the devices that are known by name"),
