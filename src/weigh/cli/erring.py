@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from weigh.cli import sentence
 from weigh.cli.options import Parser
 from weigh.cli.weighing import save, style
-from weigh.errors import InputError, UsageError
+from weigh.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,9 +59,10 @@ def _errors(found: Any) -> tuple[str, int]:
         missing = "SOURCE" if found.source is None else "--to"
         raise UsageError("is missing", where=missing, hint="As in: weigh errors DIR --to nf4,int8.")
     quant.require()
+    from weigh.quant.arrays import load
     from weigh.quant.survey import survey
 
-    inputs = _arrays(found.inputs) if found.inputs else None
+    inputs = load(found.inputs) if found.inputs else None
     report = survey(found.source, _words(found.to), found.tensors, inputs=inputs, progress=_progress())
     if found.csv is not None:
         save(found.csv, report.csv())
@@ -89,10 +90,11 @@ def _outliers(found: Any) -> tuple[str, int]:
 
 
 def _features(found: Any) -> tuple[str, int]:
+    from weigh.quant.arrays import load
     from weigh.quant.llm_int8 import outliers
     from weigh.quant.outlier_report import as_dict, text
 
-    report = outliers(_arrays(found.inputs), found.threshold)
+    report = outliers(load(found.inputs), found.threshold)
     if found.json:
         return json.dumps(as_dict(report), indent=2, ensure_ascii=False), 0
     return text(report, style()), 0
@@ -128,17 +130,6 @@ def _numbers(text: str) -> tuple[float, ...]:
         return tuple(float(word) for word in text.split(","))
     except ValueError:
         raise UsageError(f"{text!r} is no list of numbers", where="--vector", hint="Give 1.2,-0.5,3.") from None
-
-
-def _arrays(path: str) -> dict[str, Any]:
-    import numpy as np
-
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, AttributeError) as error:
-        hint = "Write it with numpy.savez: a name for each array."
-        raise InputError(f"is no .npz file: {error}", where=path, hint=hint) from None
 
 
 def _progress() -> Any:

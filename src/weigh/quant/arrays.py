@@ -87,3 +87,17 @@ def in_blocks(array: Any, block: int) -> Iterator[tuple[slice, Any]]:
         last = np.zeros((1, block), np.float32)
         last[0, : rest.size] = rest
         yield slice(full, full + 1), last
+
+
+def load(path: str) -> dict[str, Any]:
+    """The arrays of an .npz file by name.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, AttributeError) as error:
+        hint = "Write it with numpy.savez: a name for each array."
+        raise InputError(f"is no .npz file: {error}", where=path, hint=hint) from None
