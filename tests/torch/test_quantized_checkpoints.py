@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import bitsandbytes
+import gguf
 import pytest
+import tokenizers
 import torch
 import transformers
 from safetensors.torch import load_file
@@ -25,7 +27,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A small Llama in shards, with an outlier."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        hidden_size=128, intermediate_size=384, num_hidden_layers=2, num_attention_heads=4, vocab_size=99
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=400,
     )
     made = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
     with torch.no_grad():
@@ -33,6 +40,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         made.model.layers[0].self_attn.k_proj.weight[:64] = 0
     folder = tmp_path_factory.mktemp("model")
     made.save_pretrained(folder / "plain")
+    words = tokenizers.Tokenizer(tokenizers.models.BPE())
+    words.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=350, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"], show_progress=False
+    )
+    words.train_from_iterator([Path(__file__).read_text()], trainer)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>")
+    tokenizer.save_pretrained(folder / "plain")
     return folder / "plain"
 
 
@@ -98,3 +115,36 @@ def test_dequantized_by_transformers(model: Path, tmp_path: Path, words: str) ->
     changed = [name for name in plain if not torch.equal(plain[name], ours[name])]
     assert len(changed) == 14
     assert all((ours[n].float() - plain[n].float()).norm() < 0.2 * plain[n].float().norm() for n in changed)
+
+
+KINDS = {"q8_0": 0.02, "q4_0": 0.12, "q4_k": 0.12, "q6_k": 0.03, "iq4_xs": 0.12, "tq2_0": 0.9, "bf16": 0.0, "f16": 1e-4}
+"""With the largest relative error of a matrix of normal numbers."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gguf(model: Path, tmp_path: Path, kind: str) -> None:
+    """The gguf package reads the bytes as weigh does; transformers finds the model in them."""
+    plain = load_file(model / "model.safetensors")
+    assert main(["quantize", str(model), "--out", str(tmp_path / "out"), "--workers", "1", "--to", kind]) == 0
+    reader = gguf.GGUFReader(tmp_path / "out/model.gguf")
+    values = {t.name: gguf.dequantize(t.data, t.tensor_type) for t in reader.tensors}
+    if kind not in ("bf16", "f16"):
+        assert main(["dequantize", str(tmp_path / "out"), "--out", str(tmp_path / "plain"), "--workers", "1"]) == 0
+        ours = load_file(tmp_path / "plain/model.safetensors")
+        assert values.keys() == ours.keys()
+        for name, found in values.items():
+            assert torch.equal(torch.from_numpy(found.copy()), ours[name].float()), name
+    made = loaded(tmp_path / "out", gguf_file="model.gguf", dtype=torch.float32).state_dict()
+    assert made.keys() == plain.keys()
+    for name, original in plain.items():
+        error = (made[name] - original.float()).norm() / original.float().norm()
+        assert error <= KINDS[kind], name
+
+
+def test_gguf_keeps_the_tokenizer(model: Path, tmp_path: Path) -> None:
+    """A tokenizer of byte pairs, as transformers reads it out of the file again."""
+    assert main(["quantize", str(model), "--out", str(tmp_path / "out"), "--workers", "1", "--to", "q8_0"]) == 0
+    mine = transformers.AutoTokenizer.from_pretrained(model)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", gguf_file="model.gguf")
+    for text in ("the other tensor", "a  b\n\n12345", "é €"):
+        assert theirs(text).input_ids == mine(text).input_ids

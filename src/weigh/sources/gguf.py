@@ -58,6 +58,25 @@ def read_gguf(file: Readable) -> Checkpoint:
     return _Reader(file).read()
 
 
+def read_pairs(file: Readable) -> dict[str, bytes]:
+    """Type and value of every key, as they stand in the file, long arrays too.
+
+    Raises:
+        InputError: it is no GGUF file of version 2 or 3, or big-endian.
+    """
+    reader = _Reader(file)
+    _, pairs = reader.begin()
+    if reader.order != "<" or reader.length != "Q":
+        reader.cursor.refuse("is of version 1 or big-endian, which is not rewritten")
+    found = {}
+    for _ in range(pairs):
+        key = reader.text(limit=LONGEST_NAME)
+        start = reader.cursor.at
+        reader.value(reader.number("I"))
+        found[key] = reader.cursor.data[start : reader.cursor.at]
+    return found
+
+
 class _Reader:
     """One file, read from the front."""
 
@@ -68,6 +87,13 @@ class _Reader:
         self.length = "Q"
 
     def read(self) -> Checkpoint:
+        tensors, pairs = self.begin()
+        metadata = self.pairs(pairs)
+        infos = [self.info() for _ in range(tensors)]
+        return self.checkpoint(metadata, infos)
+
+    def begin(self) -> tuple[int, int]:
+        """The numbers of tensors and of key-value pairs."""
         if self.cursor.take(4) != b"GGUF":
             self.cursor.refuse("is no GGUF file")
         version = self.number("I")
@@ -81,9 +107,7 @@ class _Reader:
         tensors, pairs = self.number(self.length), self.number(self.length)
         if tensors > MOST_TENSORS or pairs > MOST_PAIRS:
             self.cursor.refuse(f"says that it has {tensors:,} tensors and {pairs:,} key-value pairs")
-        metadata = self.pairs(pairs)
-        infos = [self.info() for _ in range(tensors)]
-        return self.checkpoint(metadata, infos)
+        return tensors, pairs
 
     def number(self, code: str) -> Any:
         kind = self.order + code

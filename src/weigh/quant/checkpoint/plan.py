@@ -62,6 +62,12 @@ class Decision(NamedTuple):
     """Where the source holds it quantized: what it is read from."""
 
     @property
+    def is_copied(self) -> bool:
+        """Whether the bytes stay as they are."""
+        same = self.kept is not None and self.matrix is None and self.cut == 1
+        return same and self.outputs[0].dtype is dtypes.get(self.tensor.dtype)
+
+    @property
     def num_bytes(self) -> int:
         """Of all outputs."""
         return sum(output.num_bytes for output in self.outputs)
@@ -159,6 +165,7 @@ def make_plan(
     rules = rules or Rules()
     config = read_config(weights.folder)
     _check_source(weights)
+    target = target.of(weights, config)
     tensors, matrices = read_stored(weights, config, dtype)
     rules.check(tensors)
     decisions = tuple(_decide(t, matrices.get(t.name), target, rules) for t in tensors)
@@ -189,11 +196,14 @@ def read_config(folder: Folder) -> dict[str, Any] | None:
 
 def _decide(tensor: StoredTensor, matrix: Matrix | None, target: Target, rules: Rules) -> Decision:
     kept = rules.kept(tensor)
+    if kept is not None and target.name == "gguf" and matrix is not None and "blocks" in matrix.parts:
+        tensor, matrix = matrix.parts["blocks"], None  # blocks stay the blocks that they are
     if target.name == "plain":
         kept = None if matrix is not None else "as it is"
     if kept is not None:
-        return Decision(tensor, kept, target.keep(tensor), 0, matrix.state if matrix else 0, 1, matrix)
-    cut = target.cut(tensor.shape)
+        cut = lcm(target.cut(tensor) if target.name == "gguf" else 1, matrix.cut() if matrix else 1)
+        return Decision(tensor, kept, target.keep(tensor), 0, matrix.state if matrix else 0, cut, matrix)
+    cut = target.cut(tensor)
     state = target.state_bytes(tensor.shape)
     if matrix is not None:
         cut, state = lcm(cut, matrix.cut()), state + matrix.state
@@ -268,7 +278,7 @@ def _processes(workers: int) -> int:
 def _slab(decision: Decision, wanted: int) -> int:
     """About so many bytes of a tensor, in whole cuts; all of it where that is less."""
     tensor = decision.tensor
-    if decision.kept and decision.matrix is None:
+    if decision.kept and decision.matrix is None and decision.cut == 1:
         return min(tensor.num_bytes, max(wanted, 1 << 20))
     cut = dtypes.get(tensor.dtype).num_bytes(decision.cut)
     return min(tensor.num_bytes, max(wanted // cut, 1) * cut)

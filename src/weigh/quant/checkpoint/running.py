@@ -16,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weigh import __version__, dtypes
+from weigh import __version__
 from weigh.errors import InputError, UsageError
 from weigh.quant.checkpoint.journal import NAME as JOURNAL
 from weigh.quant.checkpoint.journal import Hashes, Journal
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from weigh.quant.checkpoint.executors import Executor
     from weigh.quant.checkpoint.layout import File
     from weigh.quant.checkpoint.plan import Decision, Plan
-    from weigh.quant.checkpoint.targets.base import Target
+    from weigh.quant.checkpoint.targets.base import Encoder, Target
     from weigh.sources.weights import Weights
 
     Tick = Callable[[int], None]
@@ -84,35 +84,38 @@ class Task:
 
 def _contents(weights: Weights, target: Target, d: Decision, tick: Tick | None) -> Iterator[tuple[str, memoryview]]:
     """The bytes of every output, in order, in pieces."""
-    from weigh.quant.checkpoint.reading import raw, slabs
+    from weigh.quant.checkpoint.reading import raw
 
-    def told(size: int) -> None:
-        if tick is not None:
-            tick(size)
-
-    if d.kept is not None and d.matrix is None and d.outputs[0].dtype is dtypes.get(d.tensor.dtype):
-        for data in raw(weights, d.tensor, max(d.slab, 1)):
+    if not d.outputs or d.is_copied:
+        for data in raw(weights, d.tensor, max(d.slab, 1)) if d.outputs else ():
             yield d.outputs[0].name, memoryview(data)
-            told(len(data))
+        if tick is not None:
+            tick(d.tensor.num_bytes)
         return
-    encoder = target.encoder(d.tensor) if d.kept is None else target.caster(d.outputs[0])
+    encoder = target.encoder(d.tensor) if d.kept is None else target.caster(d.tensor, d.outputs[0])
     stem = len(d.tensor.name.removesuffix("weight"))
     names = {"" if len(d.outputs) == 1 else o.name[stem:]: o.name for o in d.outputs}
     try:
-        if encoder.surveys:
-            for slab in slabs(weights, d):
-                encoder.survey(slab)
-        for slab in slabs(weights, d):
-            for suffix, array in encoder.encode(slab).items():
-                yield names[suffix], _bytes(array)
-            told(slab.nbytes)
-        for suffix, array in encoder.finish().items():
+        for suffix, array in _encoded(encoder, weights, d, tick):
             yield names[suffix], _bytes(array)
     except InputError as error:
         if error.where is not None:
             raise
         hint = f"Leave it as it is (--keep {d.tensor.name.removesuffix('.weight')!r}), or mend it."
         raise InputError(error.what, where=d.tensor.name, hint=hint) from None
+
+
+def _encoded(encoder: Encoder, weights: Weights, d: Decision, tick: Tick | None) -> Iterator[tuple[str, Any]]:
+    from weigh.quant.checkpoint.reading import slabs
+
+    if encoder.surveys:
+        for slab in slabs(weights, d):
+            encoder.survey(slab)
+    for slab in slabs(weights, d):
+        yield from encoder.encode(slab).items()
+        if tick is not None:
+            tick(slab.nbytes)
+    yield from encoder.finish().items()
 
 
 def _bytes(array: Any) -> memoryview:

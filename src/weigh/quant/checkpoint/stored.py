@@ -127,9 +127,18 @@ def read(
     stored = weights.checkpoint.tensors
     form = formats.read(config) if config else None
     plain = SPELLED[dtypes.get(dtype or _own(config)).name]
+    spelled = plain if dtype else "F32"
     matrices: dict[str, Matrix] = {}
     used: set[str] = set()
-    for name, tensor in stored.items():
+    for name, tensor in stored.items() if weights.checkpoint.format == "gguf" else ():
+        block = dtypes.get("nvfp4_ggml" if tensor.dtype == "NVFP4" else tensor.dtype)
+        if block.kind == "block":
+            size = dtypes.get(spelled).num_bytes(tensor.num_elements)
+            logical = StoredTensor(name, tensor.shape, spelled, size, tensor.file)
+            quantizer = "mxfp4_ggml" if block.name == "mxfp4" else block.name
+            matrices[name] = Matrix(logical, {"blocks": tensor}, quantizer)
+            used.add(name)
+    for name, tensor in stored.items() if weights.checkpoint.format != "gguf" else ():
         module, _, last = name.rpartition(".")
         found = _matrix(weights, stored, module, last, tensor, form, plain, bool(dtype))
         if found is not None:

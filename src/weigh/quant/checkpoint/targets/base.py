@@ -53,8 +53,12 @@ class Target(ABC):
         """The `quantization_config` of a checkpoint in which the modules `kept` stayed as they were."""
 
     @abstractmethod
-    def cut(self, shape: tuple[int, ...]) -> int:
+    def cut(self, tensor: StoredTensor) -> int:
         """Slabs are of a multiple of so many elements."""
+
+    def of(self, weights: Weights, config: Mapping[str, Any] | None) -> Target:
+        """What it is for this source, where that matters."""
+        return self
 
     def refuses(self, shape: tuple[int, ...]) -> str | None:
         """Why a matrix cannot be stored so; None where it can."""
@@ -84,7 +88,7 @@ class Target(ABC):
     def encoder(self, tensor: StoredTensor) -> Encoder:
         """The arithmetic of one matrix."""
 
-    def caster(self, output: Output) -> Encoder:
+    def caster(self, tensor: StoredTensor, output: Output) -> Encoder:
         """That of a tensor which is kept in another number format, or was quantized before."""
         return Cast(output)
 

@@ -45,7 +45,7 @@ class FourBit(Target):
             "llm_int8_skip_modules": kept_modules(kept),
         }
 
-    def cut(self, shape: tuple[int, ...]) -> int:
+    def cut(self, tensor: StoredTensor) -> int:
         return BLOCK
 
     def state_bytes(self, shape: tuple[int, ...]) -> int:
@@ -129,8 +129,8 @@ class Int8(Target):
             "llm_int8_skip_modules": kept_modules(kept),
         }
 
-    def cut(self, shape: tuple[int, ...]) -> int:
-        return shape[-1]
+    def cut(self, tensor: StoredTensor) -> int:
+        return tensor.shape[-1]
 
     def encoder(self, tensor: StoredTensor) -> Encoder:
         return Int8Encoder(tensor)

@@ -34,8 +34,8 @@ class BlockFp8(Target):
             "modules_to_not_convert": kept_modules(kept),
         }
 
-    def cut(self, shape: tuple[int, ...]) -> int:
-        return SIDE * shape[-1]
+    def cut(self, tensor: StoredTensor) -> int:
+        return SIDE * tensor.shape[-1]
 
     def encoder(self, tensor: StoredTensor) -> Encoder:
         return Rows("fp8_block", tensor, {"codes": "weight", "scale": "weight_scale_inv"})

@@ -55,8 +55,8 @@ class CompressedTensors(Target):
             "kv_cache_scheme": None,
         }
 
-    def cut(self, shape: tuple[int, ...]) -> int:
-        return shape[-1]
+    def cut(self, tensor: StoredTensor) -> int:
+        return tensor.shape[-1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,11 +24,11 @@ class Plain(Target):
     def config(self, kept: Sequence[str]) -> dict[str, Any]:
         return {}
 
-    def cut(self, shape: tuple[int, ...]) -> int:
+    def cut(self, tensor: StoredTensor) -> int:
         return 1
 
     def outputs(self, tensor: StoredTensor) -> tuple[Output, ...]:
         return (Output(tensor.name, tensor.shape, dtypes.get(tensor.dtype), tensor.dtype),)
 
     def encoder(self, tensor: StoredTensor) -> Encoder:
-        return self.caster(*self.outputs(tensor))
+        return self.caster(tensor, *self.outputs(tensor))
