@@ -78,7 +78,7 @@ def test_there_are_enough_and_of_many_makers() -> None:
     assert len(all_devices()) >= 80
     assert {"NVIDIA", "AMD", "Intel", "Apple", "Google", "Huawei"} <= set(makers)
     assert {"Pascal", "Volta", "Turing", "Ampere", "Ada", "Hopper", "Blackwell"} <= {
-        d.generation for d in all_devices() if d.maker == "NVIDIA"
+        d.generation.split()[0] for d in all_devices() if d.maker == "NVIDIA"
     }
 
 
@@ -131,8 +131,8 @@ def test_the_published_h100() -> None:
 
 
 def test_a_speed_without_a_source_is_refused() -> None:
-    with pytest.raises(NotModelledError, match="bf16 speed of NVIDIA GeForce RTX 3070"):
-        get_device("rtx-3070").peak_flops("bf16")
+    with pytest.raises(NotModelledError, match="bf16 speed of NVIDIA GeForce RTX 2080 Ti"):
+        get_device("rtx-2080-ti").peak_flops("bf16")
 
 
 def test_two_sizes_that_drivers_call_alike_are_both_named() -> None:
