@@ -20,6 +20,7 @@ from weigh.validate import Line, validate
 ROOT = Path(__file__).parent.parent
 CASES = sorted((ROOT / "tests/data/measured").glob("*.jsonl"))
 NOTES = ROOT / "tests/data/measured/notes.json"
+CACHES = (ROOT / "tests/data/kv_cases.jsonl", ROOT / "tests/data/measured/serving.jsonl")
 PAGE = ROOT / "docs/measured.md"
 LARGE = 0.10
 
@@ -112,12 +113,32 @@ def _note(line: Line, notes: dict[str, str]) -> str:
     return notes[found[-1]] if found else "The mechanism is not known."
 
 
+def caches(notes: dict[str, str]) -> list[str]:
+    """Beside what serving programs print of their caches: how many figures are met, and each that is not."""
+    lines = [x for file in CACHES for x in validate(str(file)).lines if x.metric.startswith(("kv_", "recurrent_"))]
+    equal = sum(x.predicted == x.reference for x in lines)
+    met = sum(x.rounds_to_reference for x in lines)
+    missed = [x for x in lines if x.predicted is not None and not x.rounds_to_reference]
+    unsaid = {x.id: x for x in lines if x.predicted is None and x.id in notes}
+    text = f"""\
+Keys, values and states that llama.cpp, vLLM, SGLang and TensorRT-LLM said they had room for, from shapes alone. A
+budget of bytes that the memory of a GPU decides is an input where that memory was not printed, and the tokens in it are
+compared. {equal} of {met + len(missed)} figures are equal, {met - equal} more are within the digits that were printed.
+"""
+    out = [text]
+    for x in missed:
+        unsaid.pop(x.id, None)
+        out.append(f"- `{x.id}` {x.metric}: {x.reference:,} printed, {x.predicted:,} predicted. {_note(x, notes)}")
+    return out + [f"- `{name}`: not predicted. {_note(x, notes)}" for name, x in unsaid.items()]
+
+
 def page() -> str:
     """The whole page."""
     found = cases()
     lines = predicted(found.values())
     notes = json.loads(NOTES.read_text(encoding="utf-8")) if NOTES.exists() else {}
     out = ["## Summary", "", *summary(lines, found), "", f"## Misses above {LARGE:.0%}", "", *misses(lines, notes)]
+    out += ["", "## Caches of serving programs", "", *caches(notes)]
     out += [
         "",
         "## Every figure",

@@ -12,18 +12,12 @@ import pytest
 
 from weigh.errors import WeighError
 from weigh.validate.cases import predict_case
+from weigh.validate.rounding import rounding
 
 LINES = (Path(__file__).parents[1] / "data" / "kv_cases.jsonl").read_text(encoding="utf-8").splitlines()
 CASES: dict[str, dict[str, Any]] = {row["id"]: row for row in map(json.loads, LINES)}
-REASONS = {
-    "lc-054": "a build of April 2023, before caches in half precision: twice the bytes, to the byte",
-}
-
-
-def allowed(row: dict[str, Any], metric: str) -> float:
-    """Half the last printed digit; quantized caches print up to 0.05 MiB more."""
-    quantized = any(row["serving"].get(k, "f16") != "f16" for k in ("cache_type_k", "cache_type_v"))
-    return float(row["resolution"][metric]) + (0.05 * 2**20 if quantized else 0)
+NOTES = json.loads((Path(__file__).parents[1] / "data/measured/notes.json").read_text(encoding="utf-8"))
+REASONS = [name for name in NOTES if name in CASES]
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in REASONS])
@@ -31,7 +25,7 @@ def test_the_figures_of_a_case(name: str) -> None:
     row = CASES[name]
     predicted = predict_case(row, name)
     for metric in row["measured"]:
-        assert abs(predicted[metric] - row["measured"][metric]) <= allowed(row, metric), metric
+        assert abs(predicted[metric] - row["measured"][metric]) <= rounding(row, metric), metric
 
 
 @pytest.mark.parametrize("name", REASONS)
@@ -41,7 +35,9 @@ def test_what_is_not_predicted_is_known_to_be_so(name: str) -> None:
         predicted = predict_case(row, name)
     except WeighError:
         return
-    missed = [k for k in predicted if k in row["measured"] and abs(predicted[k] - row["measured"][k]) > allowed(row, k)]
+    missed = [
+        k for k in predicted if k in row["measured"] and abs(predicted[k] - row["measured"][k]) > rounding(row, k)
+    ]
     assert missed, "it is predicted now: take it from the list"
 
 

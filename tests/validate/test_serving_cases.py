@@ -14,17 +14,13 @@ import pytest
 
 from weigh.errors import WeighError
 from weigh.validate.cases import predict_case
+from weigh.validate.rounding import rounding
 
 LINES = (Path(__file__).parents[1] / "data" / "measured" / "serving.jsonl").read_text(encoding="utf-8").splitlines()
 CASES: dict[str, dict[str, Any]] = {row["id"]: row for row in map(json.loads, LINES)}
 
-NO_BUDGET = "neither the GPU's size nor the budget of the cache was printed"
-NO_CONFIG = "the config of Laguna S, which says how windows and the cache are, is not known"
-CACHES = {
-    "sg-035": "keys and values were allocated for all 48 layers, where 12 have any: a fault of that build",
-    **dict.fromkeys(("vl-032", "vl-066", "vl-067", "vl-069"), NO_BUDGET),
-    **dict.fromkeys(("vl-044", "vl-048", "vl-049", "vl-051"), NO_CONFIG),
-}
+NOTES = json.loads((Path(__file__).parents[1] / "data/measured/notes.json").read_text(encoding="utf-8"))
+CACHES = [name for name in NOTES if name in CASES]
 """Caches that are not predicted."""
 WEIGHTS = {
     "vl-021": "94 MiB more than tensors and blocks, of which 60 in the run beside it too: not known",
@@ -36,22 +32,6 @@ WEIGHTS = {
 }
 """Weights that are not exact."""
 PEAKS = ("activation_peak", "torch_peak")
-
-
-def rounding(row: dict[str, Any], metric: str) -> float:
-    """Half the last printed digit of a figure."""
-    found = row["resolution"]
-    return float(found[metric] if isinstance(found, dict) else found)
-
-
-def allowed(row: dict[str, Any], metric: str) -> float:
-    """Of tokens and blocks, what the rounding of the budget is, and one block."""
-    if "tokens" not in metric and metric != "kv_blocks":
-        return rounding(row, metric)
-    budget = metric.replace("kv_cache_tokens", "kv_cache") if "tokens" in metric else "kv_cache"
-    per_token = row["measured"][budget] / row["measured"][metric]
-    block = 32 if row["runtime"] == "tensorrt-llm" else row["serving"].get("page_size", 16)
-    return float(rounding(row, budget) / per_token + block)
 
 
 def tokens_of(row: dict[str, Any]) -> list[str]:
@@ -66,7 +46,7 @@ def test_caches(name: str) -> None:
     row = CASES[name]
     predicted = predict_case(row, name)
     for metric in tokens_of(row):
-        assert abs(predicted[metric] - row["measured"][metric]) <= allowed(row, metric), metric
+        assert abs(predicted[metric] - row["measured"][metric]) <= rounding(row, metric), metric
 
 
 @pytest.mark.parametrize("name", CACHES)
@@ -77,7 +57,7 @@ def test_caches_that_are_not_predicted_are_known(name: str) -> None:
     except WeighError:
         return
     caches = [metric for metric in predicted if "kv_" in metric and metric in row["measured"]]
-    assert not [m for m in caches if abs(predicted[m] - row["measured"][m]) <= allowed(row, m)], "take it off the list"
+    assert not [m for m in caches if abs(predicted[m] - row["measured"][m]) <= rounding(row, m)], "take it off the list"
 
 
 def weights_of_vllm() -> dict[str, float]:
@@ -127,7 +107,7 @@ def test_states_of_running_requests() -> None:
     for metric in ("recurrent_state_conv", "recurrent_state_ssm"):
         assert abs(predicted[metric] - row["measured"][metric]) <= rounding(row, metric)
     tokens = predicted["kv_cache_tokens"] * 12 / 48
-    assert abs(tokens - row["measured"]["kv_cache_tokens"]) <= allowed(row, "kv_cache_tokens")
+    assert abs(tokens - row["measured"]["kv_cache_tokens"]) <= rounding(row, "kv_cache_tokens")
 
 
 def test_requests_with_states_share_pages() -> None:

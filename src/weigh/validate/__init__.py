@@ -16,6 +16,7 @@ from typing import Any
 from weigh.errors import InputError, WeighError
 from weigh.validate.cases import predict_case
 from weigh.validate.lines import Line, Validation
+from weigh.validate.rounding import rounding
 from weigh.validate.witnesses import generation_recipe, predict_witness, training_recipe
 
 __all__ = ["Line", "Validation", "generation_recipe", "training_recipe", "validate"]
@@ -66,10 +67,12 @@ def _validate_row(row: Mapping[str, Any], where: str) -> list[Line]:
         predicted, reason = predict(row, where), ""
     except WeighError as error:
         predicted, reason = {}, str(error)
-    return [
-        Line(row["id"], key, value, predicted.get(key), None if key in predicted else reason or _why(key), groups)
-        for key, value in wanted.items()
-    ]
+    lines = []
+    for key, value in wanted.items():
+        why = None if key in predicted else reason or _why(key)
+        printed = rounding(row, key) if measured else 0.0
+        lines.append(Line(row["id"], key, value, predicted.get(key), why, groups, printed))
+    return lines
 
 
 def _why(metric: str) -> str:

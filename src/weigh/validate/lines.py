@@ -18,6 +18,8 @@ class Line:
     """Why there is no prediction; None where there is one."""
     groups: tuple[str, ...] = ()
     """What the row is summed up under: its family and its settings."""
+    rounding: float = 0.0
+    """How far the reference may be off because it was printed with few digits."""
 
     @property
     def relative_error(self) -> float | None:
@@ -25,6 +27,13 @@ class Line:
         if self.predicted is None or self.reference is None:
             return None
         return (self.predicted - self.reference) / max(abs(self.reference), 1)
+
+    @property
+    def rounds_to_reference(self) -> bool:
+        """The prediction is the reference, as far as the reference was printed."""
+        if self.predicted is None or self.reference is None:
+            return False
+        return abs(self.predicted - self.reference) <= self.rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,7 @@ class Validation:
                 "reference": line.reference,
                 "predicted": line.predicted,
                 "relative_error": line.relative_error,
+                "rounding": line.rounding,
                 "reason": line.reason,
             }
             for line in self.lines
@@ -64,14 +74,13 @@ class Validation:
         out += [_text_of(line, row, metric) for line in self.lines]
         summary = self.summary()
         name_width = max([3, *(len(name) for name in summary["groups"])])
-        out += [
-            "",
-            f"{'':{name_width}} {'values':>8} {'exact':>8} {'none':>6} {'median':>10} {'90 %':>10} {'worst':>10}",
-        ]
+        heads = f"{'values':>8} {'exact':>8} {'rounded':>8} {'none':>6} {'median':>10} {'90 %':>10} {'worst':>10}"
+        out += ["", f"{'':{name_width}} {heads}"]
         for name, figures in [("all", summary["all"]), *summary["groups"].items()]:
             cells = [_percent(figures[k]) for k in ("median", "percentile_90", "worst")]
-            counts = f"{figures['values']:>8} {figures['exact']:>8} {figures['not_predicted']:>6}"
-            out.append(f"{name:{name_width}} {counts} {cells[0]:>10} {cells[1]:>10} {cells[2]:>10}")
+            counts = "".join(f" {figures[k]:>8}" for k in ("values", "exact", "rounded"))
+            counts += f" {figures['not_predicted']:>6}"
+            out.append(f"{name:{name_width}}{counts} {cells[0]:>10} {cells[1]:>10} {cells[2]:>10}")
         return "\n".join(out)
 
 
@@ -97,6 +106,7 @@ def _figures(lines: list[Line]) -> dict[str, Any]:
         "predicted": count,
         "not_predicted": len(lines) - count,
         "exact": sum(1 for e in errors if not e),
+        "rounded": sum(line.rounds_to_reference for line in lines),
         "median": errors[(count - 1) // 2] if errors else None,
         "percentile_90": errors[max(0, -(-9 * count // 10) - 1)] if errors else None,
         "worst": errors[-1] if errors else None,
