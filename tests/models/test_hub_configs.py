@@ -36,6 +36,7 @@ COUNTED = {
     "llama_3.2-3B-huggingface-shard0": 3_212_749_824,  # its index: 6,425,499,648 bytes
     "medgemma-27b-it": 27_432_406_640,  # its index: 54,864,813,280 bytes
     "mistralai-Devstral-Small-2507": 23_572_403_200,  # Mistral Small 24B
+    "oasstpythia1.5brm": 1_311_594_497,  # its index: 5,246,377,988 bytes
     "olmOCR": 8_291_375_616,  # its index: 16,582,751,232 bytes
     "qianwen-72B": 72_287_920_128,  # its index: 144,575,840,256 bytes
     "fast_qwen": 27_356_728_560,
@@ -45,7 +46,6 @@ COUNTED = {
 REFUSED = {
     "Logics-Thinking": "logics",
     "Molmo7B_D_NF4Quant": "molmo",
-    "oasstpythia1.5brm": "gpt_neox_reward_model",
 }
 
 

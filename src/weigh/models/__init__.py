@@ -94,6 +94,7 @@ FAMILIES = {
     "gpt_neo": "weigh.models.gpt_neo",
     "gpt_neox": "weigh.models.gpt_neox",
     "gpt_neox_japanese": "weigh.models.gpt_neox_japanese",
+    "gpt_neox_reward_model": "weigh.models.gpt_neox_reward_model",
     "gpt_oss": "weigh.models.gpt_oss",
     "gptj": "weigh.models.gptj",
     "granite": "weigh.models.granite",

@@ -18,7 +18,7 @@ def rounding(row: Mapping[str, Any], metric: str) -> float:
     budget = _budget(metric)
     if row.get("runtime") in ("llama.cpp", "ik_llama.cpp") or budget is None or not row["measured"].get(budget):
         return printed
-    per_count = row["measured"][budget] / row["measured"][metric]
+    per_count: float = row["measured"][budget] / row["measured"][metric]
     serving = row.get("serving") or {}
     block = 1 if metric == "kv_blocks" else BLOCKS.get(str(row.get("runtime")), serving.get("page_size") or 16)
     return _resolution(row, budget) / per_count + block
