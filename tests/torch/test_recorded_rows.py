@@ -51,9 +51,8 @@ def again(row: dict[str, Any], process: Process, folder: Path) -> tuple[Trace, A
 def test_a_row(name: str, process: Process, tmp_path: Path) -> None:
     row = ROWS[name]
     trace, answer = again(row, process, tmp_path)
-    metrics = witnesses._generation_metrics if row["kind"] == "infer" else witnesses._training_metrics
     wanted = row["bytes"] | {f"{key}_r512": value for key, value in row["bytes_r512"].items()}
-    assert witnesses._both(trace, metrics) == wanted
+    assert witnesses.recorded_figures(trace, row["kind"]) == wanted
     assert answer.attention == row["sdpa"]
     assert answer.opaque == {}
     phases = {"fwd": "forward", "bwd": "backward"}

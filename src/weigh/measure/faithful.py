@@ -7,7 +7,9 @@ Each of these, left alone, changes the bytes without a word:
 - optimizers and `clip_grad_norm_` take the for-loop, since a fake tensor is no `torch.Tensor` exactly;
 - `torch.autocast("cuda")` switches itself off where there is no CUDA (`weigh.measure.fake_cuda`);
 - `Module.to` swaps parameters, which fake ones refuse;
-- `copy.deepcopy` copies the mode into a fake tensor, whose views are then storages of their own.
+- `copy.deepcopy` copies the mode into a fake tensor, whose views are then storages of their own;
+- `grouped_mm` is refused in anything but bf16, where CUDA multiplies group by group into the same output
+  (GroupedBlas.cpp, `_grouped_mm_fallback`).
 
 `check` asserts afterwards that none of it happened.
 """
@@ -22,6 +24,7 @@ from unittest.mock import patch
 
 import torch
 import transformers
+from torch import _meta_registrations
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional
 from torch.optim import optimizer as optimizers
@@ -43,6 +46,7 @@ def as_real(attention: Attention) -> Iterator[FakeTensorMode]:
         change(functional, "scaled_dot_product_attention", attention)
         change(torch.nn.Module, "_apply", _apply)
         stack.enter_context(patch.object(FakeTensor, "__deepcopy__", _deepcopy, create=True))
+        change(_meta_registrations, "_meta_grouped_mm_common", _grouped_mm)
         change(masking_utils, "find_packed_sequence_indices", lambda _: None)
         change(masking_utils, "fast_all", lambda _: True)
         is_tracing = import_utils.is_tracing
@@ -53,6 +57,18 @@ def as_real(attention: Attention) -> Iterator[FakeTensorMode]:
             if FakeTensor not in types:
                 types.append(FakeTensor)
         yield stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+
+
+_grouped_mm_in_bf16 = _meta_registrations._meta_grouped_mm_common
+
+
+def _grouped_mm(mat_a: torch.Tensor, mat_b: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+    """The output of a grouped product, in any dtype that both factors have."""
+    if mat_a.dtype is not mat_b.dtype or mat_a.dtype not in (torch.float16, torch.float32):
+        return _grouped_mm_in_bf16(mat_a, mat_b, *rest, **options)
+    offs = options["offs"] if "offs" in options else rest[2]
+    dtype = options.get("out_dtype") or mat_a.dtype
+    return _meta_registrations._create_grouped_mm_output_tensor(mat_a, mat_b, offs, dtype)
 
 
 def _apply(module: torch.nn.Module, function: Callable[[Any], Any], _: bool = True) -> torch.nn.Module:

@@ -49,11 +49,11 @@ def predict_witness(row: Mapping[str, Any], where: str) -> dict[str, int]:
     if kind in ("train", "fsdp1", "fsdp2", "tp"):
         _check_settings(row, _TRAIN_SETTINGS)
         run = training.run(config, training_recipe(row), where)
-        return _both(run.trace, _training_metrics)
+        return recorded_figures(run.trace, "train")
     if kind == "infer":
         _check_settings(row, _INFER_SETTINGS)
         made = generation.run(config, generation_recipe(row), where)
-        return _both(made.trace, _generation_metrics)
+        return recorded_figures(made.trace, kind)
     raise WeighError(f"rows of kind {kind!r} are not predicted yet")
 
 
@@ -133,6 +133,11 @@ def generation_recipe(row: Mapping[str, Any]) -> Generation:
         traced=True,
         unchecked_attention=True,
     )
+
+
+def recorded_figures(trace: Trace, kind: str) -> dict[str, int]:
+    """The figures of a row of a kind, by name, out of any trace: a ghost's or a recorded one."""
+    return _both(trace, _generation_metrics if kind == "infer" else _training_metrics)
 
 
 def _both(trace: Trace, metrics: Callable[[Trace, bool], dict[str, int]]) -> dict[str, int]:

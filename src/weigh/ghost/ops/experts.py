@@ -35,6 +35,11 @@ class GatherBackward(ValueSelectingBackward):
     name = "aten::scatter_add"
     source = "FunctionsManual.cpp, gather_backward"
 
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, indices: Tensor, *, shape: Shape) -> Tensor:
+        zeros = empty(shape, grad.dtype, "aten::new_zeros")
+        return empty(shape, grad.dtype, "aten::scatter_add") if state.traced else zeros
+
 
 class MaxDim(Op):
     """`x.max(dim=-1, keepdim=True)`: values and int64 indices, which are saved."""
