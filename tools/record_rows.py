@@ -35,9 +35,7 @@ def recorded(row: dict[str, Any], process: Process) -> tuple[Trace, dict[str, in
     recipe = training_recipe(row) if train else generation_recipe(row)
     with tempfile.TemporaryDirectory() as folder:
         output = str(Path(folder) / "run.trace")
-        answer = process.ask(
-            Job("train" if train else "generate", words(recipe), config=row["config"], output=output)
-        )
+        answer = process.ask(Job("train" if train else "generate", words(recipe), config=row["config"], output=output))
         return load(output)[0], answer.attention
 
 
@@ -89,13 +87,13 @@ def fill(row: dict[str, Any], process: Process) -> Trace:
 
 
 def parting(theirs: Trace, ours: Trace, context: int = 6) -> str:
-    """Where two traces first allocate or free something else, phase by phase; deaths between two births in any order."""
+    """Where two traces first allocate or free something else, phase by phase, deaths between two births sorted."""
     for (name, a, b), (_, c, d) in zip(phases(theirs), phases(ours), strict=True):
         if name.startswith("load"):
             continue
         left, right = _happenings(theirs, a, b), _happenings(ours, c, d)
         for number, (x, y) in enumerate(zip(left, right, strict=False)):
-            if x != y:
+            if x[::2] != y[::2]:  # names of ops may differ
                 around = [f"  same    {event}" for event in left[max(0, number - context) : number]]
                 around += [f"  theirs  {event}" for event in left[number : number + context]]
                 around += [f"  ours    {event}" for event in right[number : number + context]]

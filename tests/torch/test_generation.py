@@ -72,10 +72,15 @@ VIT = {"embed_dim": 32, "hidden_size": 256, "depth": 2, "num_heads": 2}
 SIGLIP = CLIP | {"image_size": 32, "patch_size": 8}
 SECTIONS = {"rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}}
 PAIRS = {"rope_scaling": {"rope_type": "default", "mrope_section": [6, 5, 5]}, "head_dim": 32}
+DELTA = {"head_dim": 32, "linear_num_value_heads": 16, "linear_key_head_dim": 8}
 SEEING: dict[str, dict[str, Any]] = {
     "gemma3": {"vision_config": SIGLIP, "text_config": WINDOWS | TOKENS, "mm_tokens_per_image": 4},
     "llava": {"vision_config": CLIP | {"model_type": "clip_vision_model"}, "text_config": LLAMA | TOKENS},
     "qwen2_vl": {"vision_config": VIT, "text_config": LLAMA | TOKENS | SECTIONS | {"model_type": "qwen2_vl_text"}},
+    "qwen3_5": {
+        "vision_config": {"hidden_size": 32, "depth": 2, "num_heads": 2, "out_hidden_size": 256},
+        "text_config": LLAMA | TOKENS | DELTA | {"model_type": "qwen3_5_text"},
+    },
     "qwen3_vl": {
         "vision_config": {"hidden_size": 32, "depth": 2, "num_heads": 2, "out_hidden_size": 256},
         "text_config": LLAMA | TOKENS | PAIRS | {"model_type": "qwen3_vl_text"},
@@ -96,8 +101,9 @@ MIXED = WIDE | {"num_key_value_heads": 2, "intermediate_size": 256}
 HYBRIDS: dict[str, dict[str, Any]] = {
     "falcon_h1": {"mamba_d_ssm": 192, "mamba_n_heads": 12, "mamba_d_state": 16, "mamba_chunk_size": 32},
     "lfm2": {"full_attn_idxs": [2]},
+    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv", "conv"], "moe_intermediate_size": 64},
     "minimax": {"num_local_experts": 2, "block_size": 64},
-    "qwen3_5_text": {"head_dim": 32, "linear_num_value_heads": 16, "linear_key_head_dim": 8},
+    "qwen3_5_text": DELTA,
     "recurrent_gemma": {"attention_window_size": 64},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2 + ["mamba"], "n_mamba_heads": 8, "chunk_size": 32},
 }

@@ -109,12 +109,14 @@ def _class(made: Any, config: Mapping[str, Any]) -> Any:
             return found
     auto = transformers.models.auto.modeling_auto
     causal, masked = auto.MODEL_FOR_CAUSAL_LM_MAPPING, auto.MODEL_FOR_MASKED_LM_MAPPING
-    if made.is_encoder_decoder:
+    if made.get_text_config() is not made:  # a causal class of such a config is its language model alone
+        mappings = [auto.MODEL_FOR_MULTIMODAL_LM_MAPPING, causal]
+    elif made.is_encoder_decoder:
         mappings = [auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING]
     elif getattr(made, "is_decoder", False):
         mappings = [causal]
     else:
-        mappings = [masked, causal, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING]
+        mappings = [masked, causal, auto.MODEL_FOR_MULTIMODAL_LM_MAPPING]
     for mapping in mappings:
         if type(made) in mapping:
             return mapping[type(made)]

@@ -37,14 +37,16 @@ class Gemma3Model(MultimodalModel):
         super().__init__("language_model", **parts)
         self.replaces_image_token = replaces_image_token
 
+    def look_for_images(self, input_ids: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Where images stand, and the ids without their token, where that lies beyond the vocabulary."""
+        if self.replaces_image_token:
+            return ops.equal_to(input_ids), ops.clone(input_ids)
+        return None, input_ids
+
     def forward(
         self, input_ids: Tensor, cache: Cache | None, attention_mask: Tensor | None, positions: Tensor | None
     ) -> Tensor:
-        if self.replaces_image_token:
-            special_image_mask = ops.equal_to(input_ids)
-            llm_input_ids = ops.clone(input_ids)
-        else:
-            special_image_mask, llm_input_ids = None, input_ids
+        special_image_mask, llm_input_ids = self.look_for_images(input_ids)
         inputs_embeds = self.text.embed_tokens(llm_input_ids)
         causal_mask_mapping = self.text.causal_mask_mapping(inputs_embeds, cache, positions, attention_mask)
         hidden_states: Tensor = self.text(
@@ -73,4 +75,4 @@ def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> Cau
         ),
         language_model=language.model,
     )
-    return ConditionalGeneration(language, model, runs=True)
+    return ConditionalGeneration(language, model)

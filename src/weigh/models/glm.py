@@ -49,8 +49,11 @@ def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tupl
     """Neighbouring dimensions of the first part of the width turned, the rest appended, even where there is none."""
     cos = cos.unsqueeze(1)
     sin = sin.unsqueeze(1)
-    cos = interleave_half(cos)
-    sin = interleave_half(sin)
+    return turn_neighbours(q, k, interleave_half(cos), interleave_half(sin))
+
+
+def turn_neighbours(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys with the first dimensions turned, as many as there are cosines."""
     rotary_dim = cos.shape[-1]
     q_rot, q_pass = cut(q, rotary_dim)
     k_rot, k_pass = cut(k, rotary_dim)

@@ -122,11 +122,13 @@ class GraniteMoeHybridDecoderLayer(nn.Module):
 
 class GraniteMoeHybridModel(HybridModel):
     layer_class = GraniteMoeHybridDecoderLayer
-    passes_positions = False
 
     def rotary(self, config: Any) -> Any:
         """None, unless positions are turned."""
         return RotaryEmbedding(config.head_dim) if config.position_embedding_type == "rope" else None
+
+    def pass_on(self, text_positions: Tensor | None, positions: Tensor) -> None:
+        """None."""
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Scaled."""

@@ -35,4 +35,4 @@ def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> Cau
         ),
         language_model=language.model,
     )
-    return ConditionalGeneration(language, model, runs=not ocr)
+    return ConditionalGeneration(language, model)

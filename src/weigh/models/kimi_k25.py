@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import FLOAT32, DType
-from weigh.ghost import nn
-from weigh.models.common import CausalModel
+from weigh.ghost import nn, ops
+from weigh.ghost.tensor import Tensor
+from weigh.models.common import Cache, CausalModel
 from weigh.models.config import Keys, Pair
 from weigh.models.multimodal import ConditionalGeneration, MultimodalModel, check_class, part, text_model, ties
 from weigh.models.parts import Parts
@@ -61,6 +62,19 @@ class KimiVision(Tower):
         )
 
 
+class KimiK25Model(MultimodalModel):
+    def forward(
+        self, input_ids: Tensor, cache: Cache | None, attention_mask: Tensor | None, positions: Tensor | None
+    ) -> Tensor:
+        """Of text alone, in which pictures and films are looked for first."""
+        multimodal_mask = ops.logical_or(ops.equal_to(input_ids), ops.equal_to(input_ids))
+        llm_input_ids = ops.clone(input_ids)
+        inputs_embeds = self.text.embed_tokens(llm_input_ids)
+        hidden_states: Tensor = self.text(input_ids, cache, attention_mask, positions, inputs_embeds)
+        del multimodal_mask
+        return hidden_states
+
+
 def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> CausalModel:
     """The model of a `config.json`, every parameter in `dtype`."""
     check_class(config, "Kimi_K25ForConditionalGeneration", where=where)
@@ -72,7 +86,7 @@ def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> Cau
     language = text_model(text, ties(config, text, default=True), dtype, f"{where}: text_config")
     height, width = tower.merge_kernel_size
     merged = tower.hidden_size * height * width
-    model = MultimodalModel(
+    model = KimiK25Model(
         "language_model",
         vision_tower=tower.build(make),
         language_model=language.model,

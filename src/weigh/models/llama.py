@@ -254,8 +254,6 @@ class LlamaModel(nn.Module):
     embedding_class: ClassVar[type[nn.Embedding]] = nn.Embedding
     norm_name: ClassVar[str] = "norm"
     """What upstream calls the last norm."""
-    passes_positions: ClassVar[bool] = True
-    """Upstream gives its layers the positions, and so a checkpoint keeps them."""
 
     def __init__(self, config: DecoderConfig, dtype: DType) -> None:
         super().__init__()
@@ -289,6 +287,10 @@ class LlamaModel(nn.Module):
         if positions is None:
             positions = position_ids(inputs_embeds.shape[1], cache)
         return positions, positions
+
+    def pass_on(self, text_positions: Tensor | None, positions: Tensor) -> Tensor | None:
+        """The positions that upstream gives its layers, and so a checkpoint keeps."""
+        return text_positions
 
     def enter(self, inputs_embeds: Tensor) -> tuple[Tensor, Tensor]:
         """What upstream calls `inputs_embeds` from here on, alive until the end, and the first `hidden_states`."""
@@ -343,7 +345,7 @@ class LlamaModel(nn.Module):
         inputs_embeds, hidden_states = self.enter(inputs_embeds)
         position_embeddings = self.position_embeddings(hidden_states, positions)
         hidden_states = self.begin(hidden_states)
-        passed = text_positions if self.passes_positions else None
+        passed = self.pass_on(text_positions, positions)
         for layer_idx, decoder_layer in zip(self.layers.indices, self.layers, strict=True):
             layer_type = self.config.layer_types[layer_idx]
             mask = causal_mask_mapping[layer_type]

@@ -1,4 +1,4 @@
-"""Llama 4 with its eyes, as `transformers/models/llama4/modeling_llama4.py` (5.23) writes it: counted."""
+"""Llama 4 with its eyes, as `transformers/models/llama4/modeling_llama4.py` (5.23) writes it."""
 
 from __future__ import annotations
 
@@ -73,6 +73,7 @@ def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> Cau
     language = text_model(text, tied, dtype, f"{where}: text_config")
     width = language.config.hidden_size
     return AroundLanguageModel(
+        "Llama4ForConditionalGeneration",
         language,
         vision_model=tower.build(make),
         multi_modal_projector=Projector(linear_1=make.linear(tower.vision_output_dim, width, bias=False)),

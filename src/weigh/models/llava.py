@@ -89,4 +89,4 @@ def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> Cau
         make, many * tower.hidden_size, width, bias, norm=family == "vipllava"
     )
     parts["language_model"] = language.model
-    return ConditionalGeneration(language, MultimodalModel("language_model", **parts), runs=True)
+    return ConditionalGeneration(language, MultimodalModel("language_model", **parts))

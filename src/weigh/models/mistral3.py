@@ -70,4 +70,4 @@ def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> Cau
     )
     names = ("vision_encoder", "vision_projection") if ocr else ("vision_tower", "multi_modal_projector")
     parts = {names[0]: tower.build(make), names[1]: projector, "language_model": language.model}
-    return ConditionalGeneration(language, MultimodalModel("language_model", **parts), runs=not ocr)
+    return ConditionalGeneration(language, MultimodalModel("language_model", **parts))

@@ -208,4 +208,4 @@ def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> Cau
         language_model=language.model,
         multi_modal_projector=ProjectorLinear(tower.vision_output_dim, language.config.hidden_size, dtype, True),
     )
-    return ConditionalGeneration(language, model, runs=True)
+    return ConditionalGeneration(language, model)

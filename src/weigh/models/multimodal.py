@@ -92,11 +92,10 @@ class MultimodalModel(Parts):
 class ConditionalGeneration(CausalModel):
     """A multimodal model whose head stands beside it.
 
-    It runs where upstream's `forward` of text alone is that of `MultimodalModel` or of the model's own class, and the
-    language model is one of Llama's relatives.
+    It runs where the language model is one of Llama's relatives.
     """
 
-    def __init__(self, text: Any, model: MultimodalModel, runs: bool = False) -> None:
+    def __init__(self, text: Any, model: MultimodalModel) -> None:
         super().__init__()
         self.config = text.config
         self.cache_layers = text.cache_layers
@@ -106,7 +105,7 @@ class ConditionalGeneration(CausalModel):
         language = model.text
         kind = type(language)
         related = isinstance(language, LlamaModel) and kind.forward is LlamaModel.forward
-        self._runs = runs and related and kind.embed is LlamaModel.embed
+        self._runs = related and kind.embed is LlamaModel.embed
 
     @property
     def runs(self) -> bool:
@@ -129,23 +128,53 @@ class ConditionalGeneration(CausalModel):
         hidden_states = self.model(input_ids, cache, attention_mask, positions)
         hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
         logits = self.lm_head(hidden_states)
-        loss = None
-        if labels is not None:
-            loss = causal_lm_loss(logits, labels, self.config.vocab_size)
+        loss = None if labels is None else self.loss_function(logits, labels)
         return CausalOutput(logits, loss, cache)
+
+    def loss_function(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Upstream's."""
+        return causal_lm_loss(logits, labels, self.config.vocab_size)
 
 
 class AroundLanguageModel(CausalModel):
-    """A multimodal model in which the language model stands whole, with its head: counted."""
+    """A multimodal model in which the language model, one of Llama's relatives, stands whole, with its head."""
 
-    def __init__(self, text: Any, /, **parts: nn.Module | Tensor | None) -> None:
+    language_model: Any
+
+    def __init__(self, name: str, text: Any, /, **parts: nn.Module | Tensor | None) -> None:
         super().__init__()
+        self._name = name
         self.config = text.config
         self.cache_layers = text.cache_layers
         self._text_layout: Callable[[], tuple[LayerCache, ...]] = text.cache_layout
-        for name, made in parts.items():
-            setattr(self, name, made)
+        for part_name, made in parts.items():
+            setattr(self, part_name, made)
+
+    @property
+    def name(self) -> str:
+        return self._name
 
     def cache_layout(self) -> tuple[LayerCache, ...]:
         """The language model's."""
         return self._text_layout()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        cache: Cache | None = None,
+        logits_to_keep: int = 0,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> CausalOutput:
+        inputs_embeds = self.language_model.model.embed_tokens(input_ids)
+
+        def language_model() -> Tensor:
+            language = self.language_model
+            hidden_states = language.model(input_ids, cache, attention_mask, positions, inputs_embeds)
+            hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
+            return language.scale_logits(language.lm_head(hidden_states))  # type: ignore[no-any-return]
+
+        logits = language_model()
+        loss = None if labels is None else causal_lm_loss(logits, labels, self.config.vocab_size)
+        return CausalOutput(logits, loss, cache)

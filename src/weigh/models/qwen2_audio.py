@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from weigh.dtypes import DType
-from weigh.models.common import CausalModel
+from weigh.ghost.tensor import Tensor
+from weigh.models.common import CausalModel, token_loss
 from weigh.models.config import Keys
 from weigh.models.multimodal import ConditionalGeneration, MultimodalModel, check_class, part, text_model
 from weigh.models.towers.parts import Maker, Projector
@@ -30,6 +31,15 @@ VOXTRAL = {
     "num_key_value_heads": 8,
     "head_dim": 128,
 }
+
+
+class Qwen2AudioGeneration(ConditionalGeneration):
+    def loss_function(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of the logits that have a label, in their own dtype."""
+        before = logits.shape[1] - 1
+        shift_logits = logits.narrow(1, before).contiguous()
+        shift_labels = labels.narrow(-1, before).contiguous()
+        return token_loss(shift_logits, shift_labels)
 
 
 def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> CausalModel:
@@ -60,4 +70,4 @@ def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> Cau
         model = MultimodalModel(
             "language_model", audio_tower=audio, language_model=inner, multi_modal_projector=projector
         )
-    return ConditionalGeneration(language, model)
+    return (Qwen2AudioGeneration if family == "qwen2_audio" else ConditionalGeneration)(language, model)

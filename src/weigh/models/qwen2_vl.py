@@ -16,9 +16,9 @@ from weigh.ghost.state import no_grad
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import Cache, CausalModel, RotaryEmbedding, position_ids
 from weigh.models.config import ROPE_TYPES, Count, Keys, cannot_run
-from weigh.models.llama import DecoderConfig, LlamaForCausalLM, LlamaModel
+from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaForCausalLM, LlamaModel
 from weigh.models.multimodal import ConditionalGeneration, MultimodalModel, check_class, part, ties
-from weigh.models.qwen2 import Qwen2Config, Qwen2Model
+from weigh.models.qwen2 import Qwen2Attention, Qwen2Config, Qwen2DecoderLayer, Qwen2Model
 from weigh.models.towers.parts import Maker, Tower
 from weigh.models.towers.qwen_vl import Qwen2VLVision, Qwen25VLVision
 
@@ -50,21 +50,19 @@ class Qwen2VLTextConfig(Qwen2Config):
         settle_mrope(keys, found)
 
 
-def settle_mrope(keys: Keys, found: dict[str, Any]) -> None:
-    """The sections of the rotary embedding; they must fill a head for the model to run."""
+def settle_mrope(keys: Keys, found: dict[str, Any], width: str = "head_dim") -> None:
+    """The sections of the rotary embedding; they must fill what is rotated for the model to run."""
     for name in ("rope_scaling", "rope_parameters"):
         rope = keys.config.get(name)
         if isinstance(rope, Mapping) and "mrope_section" in rope:
             found["mrope_section"] = Keys(rope, f"{keys.where}: {name}").numbers("mrope_section")
-    if sum(found["mrope_section"]) != found["head_dim"] // 2:
-        what = f"sections {found['mrope_section']} of heads {found['head_dim']} wide"
+    if sum(found["mrope_section"]) != found[width] // 2:
+        what = f"sections {found['mrope_section']} of heads {found[width]} wide"
         cannot_run(what, f"{keys.where}: rope_scaling")
 
 
-class Qwen2VLRotaryEmbedding(RotaryEmbedding):
-    def __init__(self, config: Any) -> None:
-        super().__init__(config.head_dim)
-        self.mrope_section = list(config.mrope_section)
+class ThreeRotaryEmbedding(RotaryEmbedding):
+    """Of positions in time, height and width, which a text has all the same: each turns some of the frequencies."""
 
     def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Positions (3, batch, length) to cosines and sines (batch, length, width)."""
@@ -78,9 +76,41 @@ class Qwen2VLRotaryEmbedding(RotaryEmbedding):
             return cos.to(x.dtype), sin.to(x.dtype)
 
     def recomposition_frequencies(self, freq: Tensor) -> Tensor:
-        """Each frequency of the one position that it belongs to, twice."""
+        """Of each frequency the one position that it belongs to, twice; (3, ...) to (...)."""
+        raise NotImplementedError
+
+
+class Interleaved(ThreeRotaryEmbedding):
+    def recomposition_frequencies(self, freq: Tensor) -> Tensor:
+        """Height's and width's are written between those of time, in place."""
+        freqs_thw = ops.select(freq, 0)
+        return ops.cat([freqs_thw, freqs_thw], -1)
+
+
+class Qwen2VLRotaryEmbedding(ThreeRotaryEmbedding):
+    def __init__(self, config: Any) -> None:
+        super().__init__(config.head_dim)
+        self.mrope_section = list(config.mrope_section)
+
+    def recomposition_frequencies(self, freq: Tensor) -> Tensor:
+        """One section after the other."""
         freq = ops.cat([ops.select(m, 0) for m in freq.split(self.mrope_section, -1)], -1)
         return ops.cat([freq, freq], -1)
+
+
+class ProjectsFirst(LlamaAttention):
+    """Attention that looks at its heads when all projections are made."""
+
+    def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, D) to queries (B, N, T, H), keys and values (B, K, T, H)."""
+        batch, length = hidden_states.shape[:-1]
+        query_states = self.q_proj(hidden_states)
+        key_states = self.k_proj(hidden_states)
+        value_states = self.v_proj(hidden_states)
+        query_states = query_states.view(batch, length, -1, self.head_dim).transpose(1, 2)
+        key_states = key_states.view(batch, length, -1, self.head_dim).transpose(1, 2)
+        value_states = value_states.view(batch, length, -1, self.head_dim).transpose(1, 2)
+        return query_states, key_states, value_states
 
 
 class ThreePositions(LlamaModel):
@@ -101,7 +131,17 @@ class ThreePositions(LlamaModel):
         return None, positions
 
 
+class Qwen2VLAttention(ProjectsFirst, Qwen2Attention):
+    """Qwen2's."""
+
+
+class Qwen2VLDecoderLayer(Qwen2DecoderLayer):
+    attention_class = Qwen2VLAttention
+
+
 class Qwen2VLTextModel(ThreePositions, Qwen2Model):
+    layer_class = Qwen2VLDecoderLayer
+
     def rotary(self, config: DecoderConfig) -> nn.Module:
         """Of three positions."""
         return Qwen2VLRotaryEmbedding(config)
@@ -131,7 +171,6 @@ def qwen_vl(text: Any, tower: Tower, dtype: DType) -> CausalModel:
     return QwenVLGeneration(
         text,
         MultimodalModel("language_model", visual=visual, language_model=text.model),
-        runs=True,
     )
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
-from weigh.ghost import nn, ops
-from weigh.ghost.state import no_grad
+from weigh.ghost import nn
 from weigh.ghost.tensor import Tensor
-from weigh.models.common import CausalModel, RotaryEmbedding
+from weigh.models.common import CausalModel
+from weigh.models.qwen2_vl import Interleaved, ThreePositions
 from weigh.models.qwen3_next import (
     Projected,
     Qwen3NextDecoderLayer,
@@ -80,32 +80,13 @@ class Qwen3_5DecoderLayer(Qwen3NextDecoderLayer):  # noqa: N801  upstream's name
     delta_net_class = Qwen3_5GatedDeltaNet
 
 
-class Qwen3_5TextRotaryEmbedding(RotaryEmbedding):  # noqa: N801  upstream's name
-    """Of positions in time, height and width, which a text has all the same: each turns some of the frequencies."""
-
-    def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (batch, length, width), in the dtype of `x`."""
-        with no_grad():
-            position_ids = positions.unsqueeze(0).expand(3, *x.shape[:2])
-            freqs = position_ids.unsqueeze(-1).float() * self.inv_freq
-            cos = ops.cos(freqs) * 1.0
-            sin = ops.sin(freqs) * 1.0
-            sin = self.recomposition_frequencies(sin)
-            cos = self.recomposition_frequencies(cos)
-            return cos.to(x.dtype), sin.to(x.dtype)
-
-    def recomposition_frequencies(self, freq: Tensor) -> Tensor:
-        """Those of height and width are written into those of time."""
-        freqs_thw = ops.select(freq, 0)
-        return ops.cat((freqs_thw, freqs_thw), -1)
-
-
-class Qwen3_5TextModel(Qwen3NextModel):  # noqa: N801  upstream's name
+class Qwen3_5TextModel(ThreePositions, Qwen3NextModel):  # noqa: N801  upstream's name
     layer_class = Qwen3_5DecoderLayer
+    kinds = 4
 
     def rotary(self, config: Any) -> nn.Module:
         """Of a part of each head."""
-        return Qwen3_5TextRotaryEmbedding(config.rotary_width)
+        return Interleaved(config.rotary_width)
 
 
 class Qwen3_5ForCausalLM(Qwen3NextForCausalLM):  # noqa: N801  upstream's name

@@ -1,7 +1,4 @@
-"""Qwen3.5 and its mixture of experts with their tower, as `transformers/models/qwen3_5/modeling_qwen3_5.py` (5.23).
-
-Counted.
-"""
+"""Qwen3.5 and its mixture of experts with their tower, as `transformers/models/qwen3_5/modeling_qwen3_5.py` (5.23)."""
 
 from __future__ import annotations
 
@@ -10,8 +7,8 @@ from typing import Any
 
 from weigh.dtypes import DType
 from weigh.models.common import CausalModel
-from weigh.models.multimodal import ConditionalGeneration, MultimodalModel, check_class, part, text_model, ties
-from weigh.models.towers.parts import Maker
+from weigh.models.multimodal import check_class, part, text_model, ties
+from weigh.models.qwen2_vl import qwen_vl
 from weigh.models.towers.qwen_vl import Qwen35Vision
 
 MODEL_TYPES = ("qwen3_5", "qwen3_5_moe")
@@ -25,7 +22,4 @@ def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> Cau
     tower = Qwen35Vision.read(part(config, "vision_config", ""), f"{where}: vision_config")
     text = part(config, "text_config", "") | {"model_type": f"{family}_text"}
     language = text_model(text, ties(config, text, default=False), dtype, f"{where}: text_config")
-    visual = tower.build(Maker(dtype))
-    return ConditionalGeneration(
-        language, MultimodalModel("language_model", visual=visual, language_model=language.model)
-    )
+    return qwen_vl(language, tower, dtype)

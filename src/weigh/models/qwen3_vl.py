@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
-from weigh.ghost import nn, ops
-from weigh.ghost.tensor import Tensor
+from weigh.ghost import nn
 from weigh.models.common import CausalModel
 from weigh.models.config import DERIVED, Keys
 from weigh.models.llama import DecoderConfig, LlamaForCausalLM
 from weigh.models.multimodal import check_class, part, ties
-from weigh.models.qwen2_vl import MROPE_TYPES, Qwen2VLRotaryEmbedding, ThreePositions, qwen_vl, settle_mrope
+from weigh.models.qwen2_vl import MROPE_TYPES, Interleaved, ThreePositions, qwen_vl, settle_mrope
 from weigh.models.qwen3 import Qwen3DecoderLayer
 from weigh.models.qwen3_moe import Qwen3MoeConfig, Qwen3MoeDecoderLayer
 from weigh.models.towers.qwen_vl import Qwen3VLVision
@@ -69,20 +68,13 @@ class Qwen3VLMoeTextConfig(Qwen3MoeConfig):
         settle_mrope(keys, found)
 
 
-class Qwen3VLTextRotaryEmbedding(Qwen2VLRotaryEmbedding):
-    def recomposition_frequencies(self, freq: Tensor) -> Tensor:
-        """Height's and width's are written between those of time, in place."""
-        freqs_thw = ops.select(freq, 0)
-        return ops.cat([freqs_thw, freqs_thw], -1)
-
-
 class Qwen3VLTextModel(ThreePositions):
     layer_class: ClassVar[type[Any]] = Qwen3DecoderLayer
     kinds = 4
 
     def rotary(self, config: DecoderConfig) -> nn.Module:
         """Of three positions."""
-        return Qwen3VLTextRotaryEmbedding(config)
+        return Interleaved(config.head_dim)
 
 
 class Qwen3VLMoeTextModel(Qwen3VLTextModel):
