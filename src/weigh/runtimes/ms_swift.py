@@ -48,6 +48,8 @@ class MsSwift(Runtime):
         found = dict(words)
         found.setdefault("autocast", found.get("dtype"))
         found.setdefault("clip", True)
+        if found.get("quantization") is not None:
+            found.setdefault("double_quantization", True)  # `bnb_4bit_use_double_quant`
         if found.get("checkpointing") == "full":
             found["checkpointing"] = "reentrant"
         lora = found.get("lora")

@@ -34,7 +34,8 @@ class Lora(Technique):
     rank: int = 8
     """Width of the adapters."""
     targets: tuple[str, ...] = ("q_proj", "v_proj")
-    """Names of the linear layers to adapt ("q_proj", "c_attn", ...); "all-linear" is all of them but the head."""
+    """Names of the linear layers to adapt ("q_proj", "c_attn", "attn.c_proj", ...); "all-linear" is all of them but the
+    head."""
     dropout: float = 0.0
     """On the adapters' input."""
     autocast_adapter: bool = True
@@ -94,6 +95,8 @@ class Lora(Technique):
 
     def _adapts(self, name: str, layer: Module) -> bool:
         """Whether a layer is adapted ("all-linear": `_maybe_include_all_linear_layers` of `tuners/tuners_utils.py`)."""
+        if any(layer.path.endswith(f".{target}") for target in self.targets if "." in target):
+            return True
         return name in self.targets or (self.targets == (ALL_LINEAR,) and layer.role not in (nn.HEAD, nn.EMBEDDING))
 
 

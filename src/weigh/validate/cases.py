@@ -98,6 +98,8 @@ def _of_litgpt(row: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Mappi
         found["litgpt_adapter"], adapter = adapter["kind"], None
     elif adapter and adapter.get("dropout") is None:
         adapter = {**adapter, "dropout": DROPOUT}
+    if adapter and adapter.get("targets") == "all_linear":
+        adapter = {**adapter, "targets": LITGPT_LAYERS}
     return {**row, "adapter": adapter, "loss": None}, {**config, **found}
 
 
@@ -150,7 +152,8 @@ def training_words(case: Mapping[str, Any]) -> dict[str, Any]:
         NotModelledError: it states something that no setting can say.
     """
     words: dict[str, Any] = {"batch": case["batch"], "sequence": case["sequence"]}
-    words |= {"accumulation": case.get("gradient_accumulation") or 1}
+    # the first micro-batch makes gradients, the last one may reduce them; all between are like the second
+    words |= {"accumulation": min(case.get("gradient_accumulation") or 1, 3)}
     words |= dict(_precision(case))
     words |= dict(_optimizer(case))
     words |= dict(_parallel(case.get("parallel") or {}))
@@ -180,6 +183,12 @@ def training_words(case: Mapping[str, Any]) -> dict[str, Any]:
     return words
 
 
+MLP_LAYERS = "mlp gate_proj up_proj down_proj fc1 fc2 fc_in fc_out c_fc mlp.c_proj w1 w2 dense_h_to_4h dense_4h_to_h"
+TARGETS = {"mlp": tuple(MLP_LAYERS.split()), "all_linear": (ALL_LINEAR,)}
+"""A case's words for several layers; what a family does not call its layers finds none there."""
+LITGPT_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "mlp")
+
+
 FMS_KERNELS = "foak"
 """In the names of fms-acceleration's configurations that put Unsloth's kernels into a model."""
 
@@ -202,8 +211,7 @@ def _precision(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     weights, precision = case.get("weights") or {}, case.get("precision") or {}
     if weights.get("quantization"):
         yield from _quantization(case, weights["quantization"])
-    packed = precision.get("compute") if case.get("runtime") == "ms-swift" else None  # one dtype for everything else
-    dtype = weights.get("dtype") or packed or "fp32"
+    dtype = weights.get("dtype") or (precision.get("compute") if weights.get("quantization") else None) or "fp32"
     if precision.get("master_weights") not in (None, dtype):
         raise NotModelledError(f"{precision['master_weights']} master weights", where="precision.master_weights")
     yield "dtype", dtype
@@ -211,14 +219,15 @@ def _precision(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "autocast", precision.get("compute")
 
 
+SAY_THEMSELVES = ("fsdp_qlora", "litgpt", "ms-swift", "torchtune")
+"""Programs that say how they quantize, where a case does not."""
+
+
 def _quantization(case: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    if case.get("runtime") in ("litgpt", "fsdp_qlora") and found.get("method") == "nf4":
+    if case.get("runtime") in SAY_THEMSELVES and found.get("method") == "nf4":
         yield "quantization", "nf4"
-        yield "double_quantization", bool(found.get("double_quantization"))
-        return
-    if case.get("runtime") == "ms-swift" and found.get("method") == "nf4":
-        yield "quantization", "nf4"
-        yield "double_quantization", True  # `bnb_4bit_use_double_quant` of its arguments
+        if found.get("double_quantization") is not None:
+            yield "double_quantization", bool(found["double_quantization"])
         return
     configuration = (case.get("extra") or {}).get("framework_config")
     if found.get("method") != "nf4" or FMS_QUANTIZED not in str(configuration):
@@ -250,9 +259,11 @@ def _parallel(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _adapter(adapter: Mapping[str, Any]) -> Lora:
     if adapter.get("kind") not in ("lora", "dora"):
         raise NotModelledError(f"the adapter {adapter.get('kind')!r}", where="adapter")
-    targets = adapter["targets"]
-    every = targets in ("all_linear", "all-linear")
-    found: dict[str, Any] = {"rank": adapter["rank"], "targets": (ALL_LINEAR,) if every else tuple(targets)}
+    if adapter.get("rank") is None or not adapter.get("targets"):
+        raise WeighError("the case does not say the adapters' rank, or which layers have one", where="adapter")
+    targets = [adapter["targets"]] if isinstance(adapter["targets"], str) else adapter["targets"]
+    named = (TARGETS.get(target, (target,)) for target in targets)
+    found: dict[str, Any] = {"rank": adapter["rank"], "targets": tuple(name for names in named for name in names)}
     found["dora"] = adapter["kind"] == "dora"
     found["modules_to_save"] = tuple(adapter.get("modules_to_save") or ())
     if adapter.get("dropout") is not None:
