@@ -35,24 +35,26 @@ class Journal:
         self.done: dict[str, Hashes] = {}
         """The finished tensors of the source, by name."""
         self._file = self.path.open("a+b")
+        try:
+            self._begin(folder, fingerprint, about)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _begin(self, folder: Path, fingerprint: str, about: str) -> None:
         _lock(self._file, folder)
         self._file.seek(0)
-        *lines, rest = self._file.read().split(b"\n")
+        *lines, _ = self._file.read().split(b"\n")
+        self._file.truncate(sum(len(line) + 1 for line in lines))
         if not lines:
-            self._file.truncate(0)
             self._append({"plan": fingerprint, "about": about})
             return
-        first = json.loads(lines[0])
-        if first.get("plan") != fingerprint:
+        first, *done = (json.loads(line) for line in lines)
+        if first["plan"] != fingerprint:
             hint = f"Finish that one first, remove {folder}, or give another --out."
-            raise InputError(
-                f"holds another conversion that was begun: {first.get('about')}", where=str(folder), hint=hint
-            )
-        if rest:
-            self._file.truncate(sum(len(line) + 1 for line in lines))
-        for line in lines[1:]:
-            said = json.loads(line)
-            self.done[said["tensor"]] = said["sha256"]
+            what = f"holds another conversion that was begun: {first['about']}"
+            raise InputError(what, where=str(folder), hint=hint)
+        self.done = {said["tensor"]: said["sha256"] for said in done}
 
     def add(self, finished: Mapping[str, Hashes]) -> None:
         """Note tensors whose bytes are on the disk."""
@@ -79,5 +81,4 @@ def _lock(file: Any, folder: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        file.close()
         raise InputError("another process is at work on it", where=str(folder), hint="Wait for it.") from None

@@ -41,7 +41,7 @@ def raw(weights: Weights, tensor: StoredTensor, size: int) -> Iterator[bytearray
     if client is not None:
         client.stream()
     file = weights.folder.open(tensor.file)
-    for start in range(0, tensor.num_bytes, size):
+    for start in range(0, tensor.num_bytes, max(size, 1)):
         wanted = min(size, tensor.num_bytes - start)
         assert tensor.start is not None
         if wanted <= PIECE or client is None:

@@ -53,7 +53,7 @@ class Gguf(Target):
         return {}
 
     def cut(self, tensor: StoredTensor) -> int:
-        return tensor.shape[-1] * self._turned(tensor)[1] if tensor.shape else 1
+        return tensor.shape[-1] * self._turned(tensor)[1] if tensor.shape and tensor.shape[-1] else 1
 
     def _turned(self, tensor: StoredTensor) -> tuple[int, int]:
         """How many heads' rows are interleaved, and the rows of a head; 0 and 1 where they are not."""
