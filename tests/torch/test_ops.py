@@ -33,6 +33,7 @@ COMPARED = ("saved", "outputs", "forward", "after forward", "backward", "after b
 ELSEWHERE = {
     "LigerCrossEntropyFunction": "kernels/test_measured_kernels.py",
     "LigerFusedLinearCrossEntropyFunction": "kernels/test_measured_kernels.py",
+    "QuantLinearFunction": "validate/test_training_cases.py",
     "flash_attn::apply_rotary": "validate/test_training_cases.py",
     "MatMul4Bit": "validate/test_training_cases.py",
 }

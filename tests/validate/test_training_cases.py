@@ -34,6 +34,9 @@ WITHIN = {
     "swift1-qwen-1_8b-chat-full-len2048-bs1": 0.002,
     "swift1-qwen-7b-chat-lora8-len2048-bs4": 0.005,
     "swift1-qwen-7b-chat-lora8-len2048-bs1-nogc": 0.012,
+    "swift1-qwen-7b-chat-lora8-len2048-bs1-int4gptq": 0.01,
+    "swift1-qwen-72b-chat-lora8-len2048-bs1-int4gptq": 0.01,
+    "fms-base-Llama-2-70B-GPTQ-accelerated-peft-autogptq-2gpu-bs2-lora": 0.07,
 }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from weigh import models
 from weigh.dims import Size
-from weigh.dtypes import FLOAT16, FLOAT32, INT64, UINT8, DType
+from weigh.dtypes import FLOAT16, FLOAT32, INT32, INT64, UINT8, DType
 from weigh.errors import NotModelledError, UsageError
 from weigh.ghost import ops
 from weigh.ghost.autocast import autocast
@@ -258,6 +258,8 @@ class Loop:
     no_sync: ClassVar[bool] = False
     """Under FSDP1 the gradients of all micro-batches but the last are summed whole, on every rank."""
 
+    unpacked_gptq: ClassVar[bool] = False
+    """GPTQ's layers unpack their weights by single operations (see `weigh.techniques.gptq`)."""
     early_bitsandbytes: ClassVar[bool] = False
     """Four-bit layers are those of bitsandbytes before 0.43."""
 
@@ -279,7 +281,16 @@ class Loop:
         Raises:
             WeighError: one of them is not known here.
         """
-        if recipe.quantization is not None:
+        if recipe.quantization is not None and recipe.looped_experts:
+            raise NotModelledError("quantized experts that are run one by one", where="quantization")
+        if recipe.quantization == "gptq":
+            from weigh.techniques.gptq import Gptq
+
+            if recipe.double_quantization or recipe.upcast:
+                hint = "Leave out double_quantization and upcast."
+                raise UsageError("GPTQ has one kind of scales", where="quantization", hint=hint)
+            yield Gptq(storage=recipe.dtype if recipe.shard is not None else INT32, unpacked=self.unpacked_gptq)
+        elif recipe.quantization is not None:
             from weigh.techniques.quantization import Quantization
 
             storage = recipe.dtype if recipe.shard is not None else UINT8
@@ -315,7 +326,7 @@ class Loop:
         """What scales the loss, if anything does."""
         if not recipe.loss_scaling:
             return None
-        if recipe.dtype is FLOAT16:
+        if recipe.dtype is FLOAT16 and not (recipe.lora is not None and recipe.lora.autocast_adapter):
             raise UsageError(
                 "a GradScaler refuses gradients in fp16",
                 where="loss_scaling",

@@ -5,6 +5,7 @@ Read: ms-swift at cfcb672 (December 2023: `llm/sft.py`, `llm/utils/argument.py`,
 
 - Mixed precision always: the model is loaded in the lower dtype and trained under autocast to it as well.
 - Adapters take the dtype of the weights beside them, as peft's did then: fp32 beside packed ones.
+- GPTQ's layers are AutoGPTQ's "cuda-old", in fp16 with a scaled loss (`MODEL_MAPPING` says fp16 for them).
 - Four-bit weights are bitsandbytes' of before 0.43, whose products keep their inputs (`techniques/quantization.py`).
 - Gradients are clipped (`max_grad_norm` 0.5), checkpoints are reentrant.
 - `compute_loss` keeps the outputs while it counts: the fp32 copy of the logits lives until the backward pass begins.
@@ -23,12 +24,14 @@ from weigh.recipes.training import Training
 from weigh.runtimes import Runtime
 from weigh.runtimes.transformers import CONTEXT, TrainerLoop
 from weigh.techniques.lora import Lora
+from weigh.techniques.quantization import FOUR_BITS
 
 
 class SwiftLoop(TrainerLoop):
     """`Seq2SeqTrainer` of `swift/trainers/trainers.py`."""
 
     early_bitsandbytes = True
+    unpacked_gptq = True
 
     def loss(self, model: CausalModel, recipe: Training, input_ids: Tensor, labels: Tensor) -> Tensor:
         """`compute_loss`, which counts the right tokens."""
@@ -46,9 +49,12 @@ class MsSwift(Runtime):
         self, words: Mapping[str, Any], config: Mapping[str, Any], version: tuple[int, ...] | None
     ) -> dict[str, Any]:
         found = dict(words)
+        if found.get("quantization") == "gptq":
+            found["dtype"] = "fp16"
         found.setdefault("autocast", found.get("dtype"))
         found.setdefault("clip", True)
-        if found.get("quantization") is not None:
+        found.setdefault("loss_scaling", str(found.get("autocast")) in ("fp16", "float16"))
+        if found.get("quantization") in FOUR_BITS:
             found.setdefault("double_quantization", True)  # `bnb_4bit_use_double_quant`
         if found.get("checkpointing") == "full":
             found["checkpointing"] = "reentrant"

@@ -18,7 +18,7 @@ from weigh.ghost.nn import Module, name_modules
 from weigh.ghost.state import inside_unit, state
 from weigh.ghost.tensor import Tensor
 from weigh.techniques import Technique
-from weigh.techniques.quantization import Linear4bit
+from weigh.techniques.quantization import Linear4bit, PackedLinear
 from weigh.trace.events import WEIGHT
 
 _ADAPTED = nn.Linear | nn.Conv1D | nn.Embedding
@@ -87,7 +87,7 @@ class Lora(Technique):
             return LoraEmbedding(layer, self)
         if not self.dora:
             return LoraLinear4bit(layer, self) if isinstance(layer, Linear4bit) else LoraLinear(layer, self)
-        if isinstance(layer, Linear4bit):
+        if isinstance(layer, PackedLinear):
             raise NotModelledError("DoRA beside four-bit layers", where="lora")
         from weigh.techniques.dora import DoraLinear
 
@@ -142,7 +142,7 @@ class LoraLinear(Module):
     def __init__(self, base_layer: nn.Linear | nn.Conv1D, settings: Lora) -> None:
         super().__init__()
         shape, base = base_layer.weight.shape, base_layer.weight.dtype
-        if isinstance(base_layer, Linear4bit):
+        if isinstance(base_layer, PackedLinear):
             shape, base = base_layer.shape, base_layer.dtype
         width_in, width_out = shape if isinstance(base_layer, nn.Conv1D) else (shape[1], shape[0])
         dtype = _adapter_dtype(base, settings.autocast_adapter)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from weigh.dims import Size
+from weigh.dims import Shape, Size
 from weigh.dtypes import FLOAT16, FLOAT32, UINT8, DType
 from weigh.errors import UnknownNameError, WeighError
 from weigh.ghost import nn, ops
@@ -25,8 +25,10 @@ from weigh.ghost.tensor import Tensor, empty
 from weigh.techniques import Technique
 from weigh.trace.events import WEIGHT
 
-METHODS = ("nf4", "fp4")
+FOUR_BITS = ("nf4", "fp4")
 """Both are four bits with a number for every block: they need the same memory."""
+METHODS = (*FOUR_BITS, "gptq")
+"""All that a training can be asked for; `techniques/gptq.py` has the last."""
 UPCASTS = ("norms", "all")
 
 BLOCK = 64
@@ -65,7 +67,7 @@ class Quantization(Technique):
             UnknownNameError: an unknown method, or upcast.
             WeighError: the model has no blocks with linear layers.
         """
-        if self.method not in METHODS:
+        if self.method not in FOUR_BITS:
             raise UnknownNameError("method of quantization", self.method, METHODS)
         if self.upcast is not None and self.upcast not in UPCASTS:
             raise UnknownNameError("upcast", self.upcast, UPCASTS)
@@ -93,14 +95,27 @@ class Quantization(Technique):
                         setattr(module, attribute, nn.parameter(tensor.shape, FLOAT32))
 
 
-class Linear4bit(nn.Linear):
+class PackedLinear(nn.Linear):
+    """A linear layer whose weight is packed: several of its numbers to an element."""
+
+    def __init__(self, shape: Shape, dtype: DType) -> None:
+        Module.__init__(self)
+        self.shape = shape
+        """(out, in) of the weight that is packed."""
+        self.dtype = dtype
+        """That of the weight when it is made whole."""
+
+    def elements_of(self, parameter: str) -> Size:
+        """Two or more weights share an element of the packed ones."""
+        return prod(self.shape) if parameter == "weight" else super().elements_of(parameter)
+
+
+class Linear4bit(PackedLinear):
     """`bitsandbytes.nn.Linear4bit`: packed weights (n, 1), and the scales of their blocks."""
 
     def __init__(self, linear: nn.Linear, settings: Quantization) -> None:
-        Module.__init__(self)
         weight = linear.weight
-        self.shape = weight.shape
-        self.dtype = FLOAT16 if settings.early else weight.dtype
+        super().__init__(weight.shape, FLOAT16 if settings.early else weight.dtype)
         self.keeps_inputs = settings.early
         self.blocks: Size = -(-weight.numel // BLOCK)
         self.nested = settings.nested
@@ -114,10 +129,6 @@ class Linear4bit(nn.Linear):
             self.offset = nn.buffer((), FLOAT32)
         self.bias = linear.bias
         self.compute_dtype: DType | None = None
-
-    def elements_of(self, parameter: str) -> Size:
-        """Two or more weights share an element of the packed ones."""
-        return prod(self.shape) if parameter == "weight" else super().elements_of(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """The first input says in which dtype the layer computes (`set_compute_type`)."""

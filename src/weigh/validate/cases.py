@@ -229,6 +229,9 @@ def _quantization(case: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator
         if found.get("double_quantization") is not None:
             yield "double_quantization", bool(found["double_quantization"])
         return
+    if found.get("method") == "gptq" and found.get("bits") == 4:
+        yield "quantization", "gptq"
+        return
     configuration = (case.get("extra") or {}).get("framework_config")
     if found.get("method") != "nf4" or FMS_QUANTIZED not in str(configuration):
         raise NotModelledError(f"{found.get('method')} weights", where="weights.quantization")
