@@ -160,8 +160,9 @@ def _ops(
             size, share = held[path]
             if share == 1:
                 weights, other = min(size, read), max(0, read - size) + written
-                if way == FUSED:  # latent attention multiplies the new tokens alone, not all that it has kept
-                    flops = min(flops, 2 * size // dtype.itemsize * tokens)
+                most = 2 * size // dtype.itemsize * tokens
+                if way == FUSED and flops > most:  # latent attention: the new tokens alone, not all that it has kept
+                    flops, other = most, other * most // flops
             elif way == FUSED:  # the products of a layer together read every expert that a token was sent to
                 once = (call.path, call.unit)
                 weights = 0 if once in gathered else round(size * reached(share, tokens))

@@ -14,6 +14,7 @@ from weigh.units import format_bytes
 
 if TYPE_CHECKING:
     from weigh.report.assumption import Assumption
+    from weigh.report.speed import Speed
     from weigh.runtimes.engine import Launch, Place, Served, ServeJob, Share
 
 CONTEXTS = tuple(2**n for n in range(10, 21))
@@ -96,6 +97,17 @@ class ServingReport:
         contexts = tuple(c for c in CONTEXTS if limit is None or c <= limit) or (limit or 1,)
         return table_of(self.launch, contexts, USERS)
 
+    @cached_property
+    def speed(self) -> Speed:
+        """How fast it is."""
+        from weigh.report.speed import Speed
+
+        return Speed(self)
+
+    def all_assumptions(self) -> tuple[Assumption, ...]:
+        """Those of the memory, and those of the speed."""
+        return (*self.assumptions, *self.speed.assumptions())
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         from weigh.recipes.settings import words_of
@@ -121,12 +133,14 @@ class ServingReport:
             "most_sequences": launch.most_sequences,
             "table": self.table.as_dict(),
             "verdict": self.verdict,
-            "assumptions": [a.as_dict() for a in self.assumptions],
+            "speed": self.speed.as_dict(),
+            "assumptions": [a.as_dict() for a in self.all_assumptions()],
         }
 
     def text(self, style: Style = PLAIN, explain: bool = False) -> str:
         """For a terminal."""
-        return "\n".join((*self._head(style), *self._shares(style), *self._room(style), *self._end(style, explain)))
+        body = (*self._head(style), *self._shares(style), *self._room(style), *self.speed.lines(style))
+        return "\n".join((*body, *self._end(style, explain)))
 
     def _head(self, style: Style) -> list[str]:
         full = max(self.launch.shares, key=lambda share: share.num_bytes)
@@ -195,10 +209,10 @@ class ServingReport:
             lines = [style.bold("How the number comes about")]
             for part in dict.fromkeys(part for share in self.launch.shares for part in share.parts):
                 lines += wrap(f"{part.what}: {part.source}", style.width, "  ")
-            return [*lines, *explain_assumptions(self.assumptions, style)]
-        if not self.assumptions:
+            return [*lines, *explain_assumptions(self.all_assumptions(), style)]
+        if not self.all_assumptions():
             return []
-        taken = "; ".join(a.what for a in self.assumptions)
+        taken = "; ".join(a.what for a in self.all_assumptions())
         return [style.dim(line) for line in wrap(f"Assumed (--explain says why): {taken}.", style.width)]
 
     def svg(self) -> str:

@@ -38,6 +38,9 @@ DECODE, PREFILL, BATCH = "decode", "prefill", "batch"
 LONG = 512
 """Tokens of a prompt from which on reading it waits for arithmetic: the share of that is fitted to such prompts."""
 
+FEW = 8
+"""Cases of a generation below which the range is that of all of the program's."""
+
 BITS = {"F16": 16.0, "Q8_0": 8.5, "Q4_0": 4.5, "Q4_K_M": 4.5}
 """Bits of a number in the embedding of a GGUF file of that type (blocks of ggml: 34, 18 and 144 bytes for 32, 32 and
 256), which a step does not read."""
@@ -185,7 +188,8 @@ def _fit(engine: str, cases: Sequence[Case]) -> Measured:
             bandwidth=bandwidths.get(generation, middle.bandwidth),
             compute=computes.get(generation, middle.compute),
         )
-        generations[generation] = _with_range(reached, [c for c in cases if c.on.generation == generation])
+        own = [c for c in cases if c.on.generation == generation]
+        generations[generation] = _with_range(reached, own if len(own) >= FEW else cases)
     return Measured(engine, generations, _with_range(middle, cases), frozenset(bandwidths), frozenset(computes))
 
 

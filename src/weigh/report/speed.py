@@ -1,0 +1,288 @@
+"""How fast a model is served: the time to the first token, tokens a second for each user and in all.
+
+Modelled, by the roofline over the same run that gives the memory and what the program was measured to reach
+(`weigh.hardware.efficiency`). The range is that of the measured cases about their predictions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from weigh import dtypes
+from weigh.errors import NotModelledError, WeighError
+from weigh.hardware.efficiency import Measured, measured
+from weigh.hardware.roofline import balance, rate
+from weigh.recipes.keeping import Keeping, keep
+from weigh.recipes.pace import Machine, Pace
+from weigh.recipes.work import Pass, passes
+from weigh.report.assumption import MODELLED, Assumption
+from weigh.report.text import Style, table, wrap
+from weigh.runtimes.engine import WEIGHTS
+
+if TYPE_CHECKING:
+    from weigh.dtypes import DType
+    from weigh.report.serving import ServingReport
+
+COMPILED = "compiled"
+"""Measured of TensorRT-LLM and of PyTorch with CUDA graphs; taken for engines that fuse and replay graphs alike."""
+LLAMA_CPP = {"NVIDIA": "llama.cpp CUDA, 2025", "Apple": "llama.cpp Metal"}
+"""By the device's maker; of the others it was measured with Vulkan."""
+APART = ("draft", "LoRA", "drafting")
+"""In the names of parts whose weights a step of the model does not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Reading one prompt on an idle device."""
+
+    prompt: int
+    """Tokens."""
+    pace: Pace
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """A step of writing for so many requests at once."""
+
+    users: int
+    context: int
+    """Tokens that each has."""
+    pace: Pace
+    flops: int
+    """Floating-point operations of the step."""
+
+    @property
+    def each(self) -> float:
+        """Tokens a second for each."""
+        return 1 / self.pace.seconds
+
+    @property
+    def together(self) -> float:
+        """Tokens a second of all."""
+        return self.users * self.each
+
+
+class Speed:
+    """How fast a launched engine is."""
+
+    def __init__(self, report: ServingReport) -> None:
+        self._report = report
+        self.program, _, _ = report.runtime.partition(" ")
+        self._run: dict[tuple[int, int], tuple[Pass, Pass]] = {}
+
+    @cached_property
+    def unsaid(self) -> str | None:
+        """Why nothing is said of its speed; None where it is."""
+        if self._report.place.device is None:
+            return "no device is named"
+        try:
+            self._check()
+            _ = self.decodes
+        except WeighError as error:
+            return str(error)
+        return None
+
+    def _check(self) -> None:
+        job, options = self._report.job, self._report.options
+        if self._report.served.draft is not None or getattr(options, "speculative_method", None):
+            raise NotModelledError("the speed of speculative decoding", hint="It depends on how many drafts are right.")
+        at_host = ("cpu_moe", "n_cpu_moe", "override_tensor", "no_kv_offload", "cpu_offload_gb")
+        if getattr(options, "gpu_layers", "all") != "all" or any(getattr(options, name, None) for name in at_host):
+            raise NotModelledError("the speed of layers in host memory", hint="The host's bandwidth is not known.")
+        if job.pipeline > 1:
+            raise NotModelledError("the speed of pipeline stages", hint="It depends on how requests overlap.")
+
+    @cached_property
+    def measured(self) -> Measured:
+        """What was measured of the program, or of those like it."""
+        device = self._report.place.device
+        assert device is not None
+        if self.program == "llama.cpp":
+            return measured()[LLAMA_CPP.get(device.maker, "llama.cpp Vulkan")]
+        return measured()[COMPILED]
+
+    @cached_property
+    def machine(self) -> Machine:
+        """The devices of one replica."""
+        device = self._report.place.device
+        assert device is not None
+        return Machine(device, self.arithmetic, self.measured.on(device), self._report.job.tensor)
+
+    @cached_property
+    def arithmetic(self) -> DType:
+        """The format of the products: fp8's where weights and activations are in it, else 16 bits.
+
+        llama.cpp sums in fp16, the others in fp32, as bf16 does.
+        """
+        device = self._report.place.device
+        assert device is not None
+        config = self._report.served.config.get("quantization_config") or {}
+        method = self._report.job.quantization or config.get("quant_method")
+        if method == "fp8":
+            found = next((name for name in ("fp8_e4m3", "fp8_e4m3fnuz") if name in device.flops), None)
+            if found is not None:
+                return dtypes.get(found)
+        return dtypes.get("fp16" if self.program == "llama.cpp" else "bf16")
+
+    # -- figures
+    @cached_property
+    def prefills(self) -> tuple[Prefill, ...]:
+        """Of a prompt of 1,024 tokens, and of one that leaves room for one token more."""
+        longest = max(1, self._report.context - 1)
+        return tuple(self._prefill(prompt) for prompt in sorted({min(1024, longest), longest}))
+
+    @cached_property
+    def decodes(self) -> tuple[Decode, ...]:
+        """Of one request, of those asked for, and of as many as there is room for, each with its whole context."""
+        job = self._report.job
+        asked = -(-job.concurrency // job.data)
+        counts = {1, asked}
+        most = self._report.launch.most_users(self._report.context)
+        if most is not None and self._report.verdict == "yes":
+            limit = self._report.launch.most_sequences
+            counts.add(max(1, -(-min(most, limit or most) // job.data)))
+        return tuple(self._decode(users) for users in sorted(counts))
+
+    def _prefill(self, prompt: int) -> Prefill:
+        first, _ = self._passes(1, prompt)
+        return Prefill(prompt, self.machine.pace(first, self._kept(prompt), self._stored(first)))
+
+    def _decode(self, users: int) -> Decode:
+        context = self._report.context
+        _, step = self._passes(users, max(1, context - 1))
+        pace = self.machine.pace(step, users * self._kept(context), self._stored(step))
+        return Decode(users, context, pace, step.flops)
+
+    def _passes(self, batch: int, prompt: int) -> tuple[Pass, Pass]:
+        served, key = self._report.served, (batch, prompt)
+        if key not in self._run:
+            self._run[key] = passes(served.config, served.dtype, batch, prompt, served.source.where)
+        return self._run[key]
+
+    def _kept(self, tokens: int) -> float:
+        """Bytes of keys, values and states of one request on one rank."""
+        job, served = self._report.job, self._report.served
+        held = keep(served.layers, Keeping(tokens, kv_dtype=job.kv_dtype, tensor=job.tensor), served.dtype)
+        return sum(layer.num_bytes for layer in held)
+
+    def _stored(self, work: Pass) -> float:
+        """Bytes that the weights of a pass have as the engine stores them."""
+        whole, table = self._whole
+        shares = [share for share in self._report.launch.shares if share.device != "host"]
+        held = sum(
+            part.num_bytes
+            for share in shares
+            for part in share.parts
+            if part.of == WEIGHTS and not any(word in part.what for word in APART)
+        )
+        apart = 0 if self.program == "llama.cpp" else table  # llama.cpp leaves what is looked up in host memory
+        return work.weights * (held * self._report.job.tensor - apart) / (whole - table)
+
+    @cached_property
+    def _whole(self) -> tuple[int, int]:
+        """Bytes of all parameters in the format of the run, and of a table that is only looked up."""
+        sizes = []
+        head = False
+        for parameter in self._report.served.model.parameters():
+            assert isinstance(parameter.tensor.num_bytes, int)
+            sizes.append(parameter.count * parameter.tensor.num_bytes)
+            head = head or "head" in parameter.names[0].split(".")[0]
+        return sum(sizes), sizes[0] if head else 0
+
+    # -- words
+    def assumptions(self) -> tuple[Assumption, ...]:
+        """What it takes for granted."""
+        if self.unsaid is not None:
+            return ()
+        device, reached = self.machine.device, self.machine.reached
+        own = device.generation in self.measured.decode
+        of = self.measured.program + ("" if own else ", of other devices")
+        layer = f"{reached.per_layer * 1e6:.0f} us a layer besides"
+        ridge = balance(device, self.arithmetic)
+        flops, figure = rate(device, self.arithmetic)
+        said = [
+            Assumption(
+                f"{reached.bandwidth:.0%} of the bandwidth, {reached.compute:.0%} of the arithmetic",
+                f"fitted to published measurements of {of} (docs/speed.md); {layer}",
+                f"the measured ones are {reached.low:.2f} to {reached.high:.2f} of what it predicts",
+            ),
+            Assumption(
+                f"products at {flops / 1e12:,.0f} TFLOP/s",
+                f"the device's figure for {figure}; what does fewer than {ridge:.0f} operations a byte waits for bytes",
+                "prompts are read faster or slower in proportion",
+            ),
+        ]
+        if any(row.active_share < 1 for row in self._report.served.model.parameters()):
+            said.append(
+                Assumption(
+                    "every expert equally likely for every token",
+                    "how a router spreads tokens depends on the text",
+                    "fewer experts are read for a batch where it does not spread them: steps are faster",
+                )
+            )
+        return tuple(said)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        if self.unsaid is not None:
+            return {"unsaid": self.unsaid}
+        return {
+            "unsaid": None,
+            "basis": MODELLED,
+            "program": self.measured.program,
+            "prefill": [
+                {"prompt": p.prompt, **self._times(p.pace.seconds), "waits_for": p.pace.waits_for}
+                for p in self.prefills
+            ],
+            "decode": [
+                {
+                    "users": d.users,
+                    "context": d.context,
+                    **self._times(d.pace.seconds),
+                    "tokens_per_second": {"each": d.each, "together": d.together},
+                    "waits_for": d.pace.waits_for,
+                    "flops": d.flops,
+                }
+                for d in self.decodes
+            ],
+        }
+
+    def _times(self, seconds: float) -> dict[str, float]:
+        reached = self.machine.reached
+        return {"seconds": seconds, "least_seconds": seconds / reached.high, "most_seconds": seconds / reached.low}
+
+    def lines(self, style: Style) -> list[str]:
+        """For a terminal."""
+        if self._report.place.device is None:
+            return []
+        if self.unsaid is not None:
+            return [*wrap(f"How fast is not said: {self.unsaid}", style.width, "  "), ""]
+        reached = self.machine.reached
+        rows = [("first token", "", "", "", "waits for")]
+        for p in self.prefills:
+            least, most = p.pace.seconds / reached.high, p.pace.seconds / reached.low
+            took = f"{format_seconds(p.pace.seconds)}"
+            between = f"{format_seconds(least)} to {format_seconds(most)}"
+            rows.append((f"  after {p.prompt:,} tokens", took, between, "", p.pace.waits_for))
+        rows.append(("tokens/s", "each", "", "in all", ""))
+        for d in self.decodes:
+            between = f"{_few(d.each * reached.low)} to {_few(d.each * reached.high)}"
+            users = "1 user" if d.users == 1 else f"{d.users:,} users"
+            rows.append((f"  {users}, {d.context:,} tokens", _few(d.each), between, _few(d.together), d.pace.waits_for))
+        per = " (each of the replicas)" if self._report.job.data > 1 else ""
+        return [f"  speed, modelled{per}", *table(rows, "<>>><"), ""]
+
+
+def format_seconds(seconds: float) -> str:
+    """For people.
+
+    >>> format_seconds(0.0123), format_seconds(2.5)
+    ('12.3 ms', '2.50 s')
+    """
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
+
+
+def _few(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.1f}"
