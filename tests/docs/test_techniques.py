@@ -17,6 +17,11 @@ def test_the_page_is_up_to_date() -> None:
     assert page == (ROOT / "docs/techniques.md").read_text(encoding="utf-8"), "run: python tools/techniques.py"
 
 
+def test_witnesses_exist() -> None:
+    named = {witness for known in WITNESSES.values() for witness in known.values() if witness}
+    assert not [witness for witness in named if not (ROOT / witness).exists()]
+
+
 def test_every_optimizer_has_a_row() -> None:
     assert set(WITNESSES["optimizer"]) == set(OPTIMIZERS)
 

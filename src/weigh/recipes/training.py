@@ -283,12 +283,14 @@ class Loop:
         """
         if recipe.quantization is not None and recipe.looped_experts:
             raise NotModelledError("quantized experts that are run one by one", where="quantization")
+        if recipe.double_quantization and recipe.quantization not in ("nf4", "fp4"):
+            hint = "Leave it out, or quantize to nf4 or fp4."
+            raise UsageError("only four-bit scales can be quantized too", where="double_quantization", hint=hint)
         if recipe.quantization == "gptq":
             from weigh.techniques.gptq import Gptq
 
-            if recipe.double_quantization or recipe.upcast:
-                hint = "Leave out double_quantization and upcast."
-                raise UsageError("GPTQ has one kind of scales", where="quantization", hint=hint)
+            if recipe.upcast:
+                raise UsageError("beside GPTQ's layers nothing is upcast", where="upcast", hint="Leave it out.")
             yield Gptq(storage=recipe.dtype if recipe.shard is not None else INT32, unpacked=self.unpacked_gptq)
         elif recipe.quantization is not None:
             from weigh.techniques.quantization import Quantization

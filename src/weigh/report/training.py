@@ -105,6 +105,8 @@ class TrainingReport(RunReport):
         ]
         if r.checkpointing:
             said.append("checkpointing" if r.checkpointing == "full" else f"{r.checkpointing} checkpointing")
+        if r.quantization:
+            said.append(f"{r.quantization} weights")
         if r.freeze:
             said.append(f"{r.freeze.replace('_', ' ')} frozen")
         if r.lora:

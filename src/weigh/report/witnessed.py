@@ -13,6 +13,12 @@ _OPTIMIZERS = "tests/torch/test_optimizers.py"
 _RECORDED = "tests/optimizers/test_recorded.py"
 _ROWS = "tests/data/witness/rows.jsonl"
 _PARALLEL = "tests/data/witness/parallel.jsonl"
+_THREE = "tests/torch/test_three_witnesses.py"
+_CASES = "tests/validate/test_training_cases.py"
+_KERNELS = "tests/kernels/test_measured_kernels.py"
+_MEASURED = "docs/measured.md"
+_ANY = "any"
+"""Whatever the setting is, where it is used at all."""
 _LIVE = (
     "adadelta adafactor adagrad adam adamax adamw adam_8bit adamw_8bit adamw_32bit lion_8bit muon nadam radam rmsprop "
     "sgd sgd_8bit torch_adafactor"
@@ -31,11 +37,24 @@ WITNESSES: dict[str, dict[str, str | None]] = {
         ),
     },
     "shard": {"fsdp1": _PARALLEL, "fsdp2": _PARALLEL, "zero1": None, "zero2": None},
-    "checkpointing": {"full": _ROWS, "reentrant": _ROWS},
+    "replicas": {_ANY: None},
+    "tensor": {_ANY: _PARALLEL},
+    "pipeline": {_ANY: _MEASURED},
+    "virtual_pipeline": {_ANY: _MEASURED},
+    "context": {_ANY: _MEASURED},
+    "expert": {_ANY: _MEASURED},
+    "checkpointing": {"full": _ROWS, "reentrant": _ROWS, "selective": _CASES},
+    "autocast": {_ANY: _ROWS},
+    "accumulation": {_ANY: _THREE},
+    "freeze": {_ANY: _ROWS},
+    "lora": {_ANY: _THREE},
+    "quantization": {"nf4": _CASES, "fp4": _CASES, "gptq": _CASES, "int8": None},
+    "fused_kernels": {"unsloth": _CASES},
+    "loss": {"shifted": _CASES, "rebound": _CASES, "native": _CASES, "liger_fused_linear": _KERNELS},
     "optimizer_in_backward": {"True": None},
     "loss_scaling": {"True": _OPTIMIZERS},
     "offload_optimizer": {"True": None},
-    "offload_parameters": {"True": "tests/validate/test_training_cases.py"},
+    "offload_parameters": {"True": _CASES},
 }
 """By setting and by its value: the file that holds the witness."""
 
@@ -44,12 +63,13 @@ def unverified(recipe: Any) -> tuple[Assumption, ...]:
     """What a recipe uses that nothing independent was compared with."""
     found = []
     for setting, known in WITNESSES.items():
-        value = str(getattr(recipe, setting, None))
+        chosen = getattr(recipe, setting, None)
+        value = _ANY if _ANY in known and chosen not in (None, False, 1) else str(chosen)
         if value in known and known[value] is None:
             named = setting.replace("_", " ")
             found.append(
                 Assumption(
-                    f"unverified: {named}" + (f" {value}" if value != "True" else ""),
+                    f"unverified: {named}" + (f" {value}" if value not in ("True", _ANY) else ""),
                     "it follows the sources that its file names, and no real run of it was compared with the answer",
                     "it can be wrong by whatever those sources do not show",
                 )

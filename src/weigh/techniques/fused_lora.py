@@ -21,7 +21,7 @@ from weigh.ghost.ops.table import Op, apply
 from weigh.ghost.state import no_grad
 from weigh.ghost.tensor import Tensor, empty
 from weigh.techniques import Technique
-from weigh.techniques.lora import LoraLinear4bit
+from weigh.techniques.lora import LoraLinearBnb
 from weigh.techniques.quantization import Linear4bit
 
 QKV = ("q_proj", "k_proj", "v_proj")
@@ -41,7 +41,7 @@ class FusedLora(Technique):
         """
         found = False
         for module in model.modules():
-            adapted = {name: child for name, child in module.children() if isinstance(child, LoraLinear4bit)}
+            adapted = {name: child for name, child in module.children() if isinstance(child, LoraLinearBnb)}
             if adapted.keys() >= set(MLP):
                 raise NotModelledError("fused adapters of MLPs", where="fused_kernels")
             if adapted.keys() >= set(QKV):
@@ -55,7 +55,7 @@ class FusedLora(Technique):
             )
 
 
-def _fuse(projections: list[LoraLinear4bit]) -> None:
+def _fuse(projections: list[LoraLinearBnb]) -> None:
     """The first to be called computes the results of all; the others take theirs."""
     results: dict[int, Tensor] = {}
 
@@ -78,7 +78,7 @@ class FusedProjections(Op):
     differentiable = 3
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *weights: Tensor, projections: list[LoraLinear4bit]) -> list[Tensor]:
+    def forward(ctx: Any, x: Tensor, *weights: Tensor, projections: list[LoraLinearBnb]) -> list[Tensor]:
         results, dropped = [], []
         with no_grad():
             for projection in projections:
@@ -93,7 +93,7 @@ class FusedProjections(Op):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> list[Any]:
         saved = ctx.unpack()
-        projections: list[LoraLinear4bit] = ctx.meta
+        projections: list[LoraLinearBnb] = ctx.meta
         x, dropped = saved[0], saved[-len(projections) :]
         flat = [g.reshape(-1, g.shape[-1]) for g in gradients]
         made: list[Any] = []
@@ -118,12 +118,12 @@ def _fast_dequantize(layer: Linear4bit) -> Tensor:
     return out
 
 
-def _base(projection: LoraLinear4bit) -> Linear4bit:
+def _base(projection: LoraLinearBnb) -> Linear4bit:
     assert isinstance(projection.base_layer, Linear4bit)
     return projection.base_layer
 
 
-def _matmul_lora(x: Tensor, projection: LoraLinear4bit) -> tuple[Tensor, Tensor]:
+def _matmul_lora(x: Tensor, projection: LoraLinearBnb) -> tuple[Tensor, Tensor]:
     """`matmul_lora`: the result, and the input as dropout left it."""
     dtype = x.dtype
     weight = _fast_dequantize(_base(projection))
@@ -137,7 +137,7 @@ def _matmul_lora(x: Tensor, projection: LoraLinear4bit) -> tuple[Tensor, Tensor]
     return out.view(*x.shape[:-1], out.shape[-1]), flat
 
 
-def _adapter_gradients(grad: Tensor, x: Tensor, projection: LoraLinear4bit) -> list[Tensor]:
+def _adapter_gradients(grad: Tensor, x: Tensor, projection: LoraLinearBnb) -> list[Tensor]:
     """Those of A and of B."""
     a, b = projection.lora_A.weight, projection.lora_B.weight
     d_a = ops.matmul(x.t(), ops.matmul(grad, b))
@@ -146,7 +146,7 @@ def _adapter_gradients(grad: Tensor, x: Tensor, projection: LoraLinear4bit) -> l
 
 
 def _input_gradient(
-    out: Tensor | None, dx: Tensor | None, grad: Tensor, x: Tensor, projection: LoraLinear4bit
+    out: Tensor | None, dx: Tensor | None, grad: Tensor, x: Tensor, projection: LoraLinearBnb
 ) -> Tensor:
     """What one projection adds to `dx`; the first writes into `out`, if it is given."""
     dtype = x.dtype

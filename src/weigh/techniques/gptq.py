@@ -16,14 +16,13 @@ from typing import Any
 
 from weigh.dims import Size
 from weigh.dtypes import FLOAT16, INT8, INT32, DType
-from weigh.errors import WeighError
 from weigh.ghost import nn, ops
 from weigh.ghost.nn import Module, name_modules
 from weigh.ghost.ops.table import Op, apply
-from weigh.ghost.state import inside_unit, no_grad
+from weigh.ghost.state import no_grad
 from weigh.ghost.tensor import Tensor, empty
 from weigh.techniques import Technique
-from weigh.techniques.quantization import PackedLinear
+from weigh.techniques.packed import PackedLinear, replace_linear
 
 PER_WORD = 8
 """Four-bit numbers of an int32."""
@@ -51,15 +50,7 @@ class Gptq(Technique):
         Raises:
             WeighError: the model has no blocks with linear layers.
         """
-        found = 0
-        for parent in list(model.modules()):
-            for name, child in list(parent.children()):
-                if child.__class__ is nn.Linear:
-                    with inside_unit(child.weight.storage.unit):
-                        setattr(parent, name, GptqLinear(child, self))
-                    found += 1
-        if not found:
-            raise WeighError("quantization found no linear layers", hint="It looks for modules like nn.Linear.")
+        replace_linear(model, lambda linear: GptqLinear(linear, self))
         name_modules(model)
 
 

@@ -18,7 +18,9 @@ from weigh.ghost.nn import Module, name_modules
 from weigh.ghost.state import inside_unit, state
 from weigh.ghost.tensor import Tensor
 from weigh.techniques import Technique
-from weigh.techniques.quantization import Linear4bit, PackedLinear
+from weigh.techniques.int8 import Linear8bitLt
+from weigh.techniques.packed import PackedLinear
+from weigh.techniques.quantization import Linear4bit
 from weigh.trace.events import WEIGHT
 
 _ADAPTED = nn.Linear | nn.Conv1D | nn.Embedding
@@ -86,9 +88,10 @@ class Lora(Technique):
                 raise NotModelledError(f"{kind} on {layer.path}, a {type(layer).__name__}", where="lora")
             return LoraEmbedding(layer, self)
         if not self.dora:
-            return LoraLinear4bit(layer, self) if isinstance(layer, Linear4bit) else LoraLinear(layer, self)
+            bitsandbytes = isinstance(layer, Linear4bit | Linear8bitLt)
+            return LoraLinearBnb(layer, self) if bitsandbytes else LoraLinear(layer, self)
         if isinstance(layer, PackedLinear):
-            raise NotModelledError("DoRA beside four-bit layers", where="lora")
+            raise NotModelledError("DoRA beside quantized layers", where="lora")
         from weigh.techniques.dora import DoraLinear
 
         return DoraLinear(layer, self)
@@ -206,12 +209,16 @@ class SavedModule(Module):
         return self.modules_to_save(*args, **kwargs)
 
 
-class LoraLinear4bit(LoraLinear):
-    """peft's `lora.Linear4bit` (`tuners/lora/bnb.py`): the result is cloned; where autocast is on it does the casts."""
+class LoraLinearBnb(LoraLinear):
+    """peft's `lora.Linear4bit` and `lora.Linear8bitLt` (`tuners/lora/bnb.py`): where autocast is on it does the casts.
+
+    The first clones the result.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.base_layer(x)
-        result = result.clone()
+        if isinstance(self.base_layer, Linear4bit):
+            result = result.clone()
         expected_dtype = None
         if state.autocast is None:
             expected_dtype = result.dtype

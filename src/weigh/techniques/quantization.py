@@ -1,4 +1,4 @@
-"""Linear layers in four bits, as bitsandbytes (0.43) stores and multiplies them under transformers, peft and TRL.
+"""Linear layers in four bits (`int8.py`: eight), as bitsandbytes (0.43) stores and multiplies them under peft and TRL.
 
 Read: bitsandbytes/nn/modules.py (`Linear4bit`), autograd/_functions.py (`MatMul4Bit`), functional.py (`quantize_4bit`,
 `dequantize_4bit`); peft/utils/other.py (`prepare_model_for_kbit_training`); trl/trainer/utils.py
@@ -11,23 +11,25 @@ keeps its input as an attribute, not as a saved tensor: no checkpoint drops it, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
-from weigh.dims import Shape, Size
+from weigh.dims import Size
 from weigh.dtypes import FLOAT16, FLOAT32, UINT8, DType
-from weigh.errors import UnknownNameError, WeighError
+from weigh.errors import UnknownNameError
 from weigh.ghost import nn, ops
 from weigh.ghost.nn import Module, name_modules
 from weigh.ghost.ops.table import Op, apply
 from weigh.ghost.state import inside_unit, no_grad
 from weigh.ghost.tensor import Tensor, empty
 from weigh.techniques import Technique
+from weigh.techniques.packed import PackedLinear, replace_linear
 from weigh.trace.events import WEIGHT
 
 FOUR_BITS = ("nf4", "fp4")
 """Both are four bits with a number for every block: they need the same memory."""
-METHODS = (*FOUR_BITS, "gptq")
+INT8 = "int8"
+"""LLM.int8(), see `weigh.techniques.int8`."""
+METHODS = (*FOUR_BITS, INT8, "gptq")
 """All that a training can be asked for; `techniques/gptq.py` has the last."""
 UPCASTS = ("norms", "all")
 
@@ -41,10 +43,10 @@ DYNAMIC_MAP = 256
 
 @dataclass(frozen=True, slots=True)
 class Quantization(Technique):
-    """Every linear layer of the blocks in four bits; the output layer stays as it is."""
+    """Every linear layer of the blocks quantized by bitsandbytes; the output layer stays as it is."""
 
     method: str = "nf4"
-    """ "nf4" or "fp4"."""
+    """ "nf4", "fp4" or "int8"."""
     nested: bool = False
     """The scales are quantized too (`bnb_4bit_use_double_quant`)."""
     storage: DType = UINT8
@@ -67,47 +69,29 @@ class Quantization(Technique):
             UnknownNameError: an unknown method, or upcast.
             WeighError: the model has no blocks with linear layers.
         """
-        if self.method not in FOUR_BITS:
+        if self.method not in (*FOUR_BITS, INT8):
             raise UnknownNameError("method of quantization", self.method, METHODS)
         if self.upcast is not None and self.upcast not in UPCASTS:
             raise UnknownNameError("upcast", self.upcast, UPCASTS)
-        found = 0
-        for parent in list(model.modules()):
-            for name, child in list(parent.children()):
-                if child.__class__ is nn.Linear:
-                    with inside_unit(child.weight.storage.unit):
-                        setattr(parent, name, Linear4bit(child, self))
-                    found += 1
-        if not found:
-            raise WeighError("quantization found no linear layers", hint="It looks for modules like nn.Linear.")
-        model.dynamic_map = nn.buffer((DYNAMIC_MAP,), FLOAT32)  # type: ignore[attr-defined]
+        if self.method == INT8:
+            from weigh.techniques.int8 import Linear8bitLt
+
+            replace_linear(model, Linear8bitLt)
+        else:
+            replace_linear(model, lambda linear: Linear4bit(linear, self))
+            model.dynamic_map = nn.buffer((DYNAMIC_MAP,), FLOAT32)  # type: ignore[attr-defined]
         if self.upcast is not None:
             self._upcast(model)
         name_modules(model)
 
     def _upcast(self, model: Module) -> None:
         for module in model.modules():
-            if isinstance(module, Linear4bit) or (self.upcast == "norms" and module.role != nn.NORM):
+            if isinstance(module, PackedLinear) or (self.upcast == "norms" and module.role != nn.NORM):
                 continue
             for attribute, tensor in list(module.own_tensors()):
                 if tensor.storage.purpose == WEIGHT and tensor.dtype is not FLOAT32:
                     with inside_unit(tensor.storage.unit):
                         setattr(module, attribute, nn.parameter(tensor.shape, FLOAT32))
-
-
-class PackedLinear(nn.Linear):
-    """A linear layer whose weight is packed: several of its numbers to an element."""
-
-    def __init__(self, shape: Shape, dtype: DType) -> None:
-        Module.__init__(self)
-        self.shape = shape
-        """(out, in) of the weight that is packed."""
-        self.dtype = dtype
-        """That of the weight when it is made whole."""
-
-    def elements_of(self, parameter: str) -> Size:
-        """Two or more weights share an element of the packed ones."""
-        return prod(self.shape) if parameter == "weight" else super().elements_of(parameter)
 
 
 class Linear4bit(PackedLinear):
