@@ -122,7 +122,7 @@ def test_torchtune() -> None:
     found = job("torchtune-lora.yaml")
     assert found.model == "llama-2-7b"
     assert found.words["lora"]["targets"] == ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj"]
-    recipe = api.train(job=found, gpus_per_node=2, runtime="pytorch").recipe
+    recipe = api.train(job=found, gpus_per_node=2).recipe
     assert (recipe.shard, recipe.sequence, recipe.implementation) == ("fsdp2", 512, "fused")
 
 

@@ -101,8 +101,11 @@ def enable_grad() -> Iterator[None]:
 
 
 @contextmanager
-def saved_tensors_hooks(pack: Callable[[Any], Any]) -> Iterator[None]:
-    """As `torch.autograd.graph.saved_tensors_hooks`: `pack` turns a saved tensor into something with an `unpack()`."""
+def saved_tensors_hooks(pack: Callable[[Any], Any] | None) -> Iterator[None]:
+    """As `torch.autograd.graph.saved_tensors_hooks`: `pack` turns a saved tensor into something with an `unpack()`.
+
+    None puts hooks that do nothing over those that are there.
+    """
     before, state.pack_hook = state.pack_hook, pack
     try:
         yield

@@ -41,6 +41,13 @@ OPTIMIZERS = {
     "bitsandbytes.optim.PagedAdamW": "paged_adamw_32bit",
     "bitsandbytes.optim.AdamW8bit": "adamw_8bit",
 }
+LOSSES = {"CrossEntropyLoss": "upcast", "CEWithChunkedOutputLoss": "chunked"}
+SWITCHES = {
+    "compile": "compile",
+    "optimizer_in_bwd": "optimizer_in_backward",
+    "enable_activation_offloading": "offload_activations",
+}
+"""Flags, and our settings for them."""
 MLP = ("w1", "w2", "w3")
 """torchtune's names of the layers of a gated MLP, ..."""
 OURS = {"output_proj": "o_proj", "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj", "output": "lm_head"}
@@ -82,12 +89,15 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
     key, wanted = book.found("enable_activation_checkpointing")
     book.say("checkpointing", "full" if flag(wanted) else "none", key)
     key, loss = book.found("loss._component_")
-    if loss is not None and not str(loss).endswith(".CrossEntropyLoss"):
-        book.say("loss", _snake(str(loss).rpartition(".")[2]), key)
+    if loss is not None:
+        named = str(loss).rpartition(".")[2]
+        book.say("loss", LOSSES.get(named, named), key)
+    for name, ours in SWITCHES.items():
+        key, wanted = book.found(name)
+        if flag(wanted):
+            book.say(ours, True, key)
     book.copy("tensor", "tensor_parallel_dim")
-    book.refuse(
-        "compile", "optimizer_in_bwd", "enable_activation_offloading", "fsdp_cpu_offload", "custom_sharded_layers"
-    )
+    book.refuse("fsdp_cpu_offload", "custom_sharded_layers")
     book.refuse("model.use_dora", "model.quantize_base", "ac_mode", "ac_option", "teacher_model", "enable_fp8_training")
     if "sequence" not in book.words:
         book.take("tokenizer.max_seq_len")
@@ -105,8 +115,3 @@ def _adapters(book: Book) -> None:
         "autocast_adapter": False,  # adapters are made in the model's dtype
     }
     book.say("lora", words, "model.lora_attn_modules")
-
-
-def _snake(name: str) -> str:
-    """A class's name ("CEWithChunkedOutputLoss") in lower case with "_", as a loss would be called."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()

@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 VOCAB_PARALLEL_LOSSES = ("vocab_parallel", "vocab_parallel_copied", "fused", "te_fused")
 """Of Megatron-LM: over a cut vocabulary, plain (before Core 0.8 of a copy), compiled, or Transformer Engine's."""
 OFFLOADED = "shards, their gradients and the optimizer of FSDP, pinned on the host, at their peak"
-LOSSES = (*PLAIN_LOSSES, *VOCAB_PARALLEL_LOSSES)
+CHUNKED_LOSS = "chunked"
+"""torchtune's, over the logits of eight pieces of the sequence."""
+LOSSES = (*PLAIN_LOSSES, *VOCAB_PARALLEL_LOSSES, CHUNKED_LOSS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,10 @@ class Training:
     checkpointing: str | None = None
     """None, "full" (every block, non-reentrant), "reentrant", or "selective" (torchtitan's choice of ops whose outputs
     are kept; under Megatron-LM the core of attention is run again)."""
+    compile: bool = False
+    """torchtune: layers and the chunked loss are compiled."""
+    offload_activations: bool = False
+    """torchtune: what the forward pass saves waits on the host."""
     optimizer: str | None = "adamw"
     """ "adamw", "adam", "sgd", "adagrad", "adadelta", "adamax", "nadam", "radam", "rmsprop", "adafactor", "muon",
     "lion", "lamb", "sophia", "galore", "torch_adafactor", "adamw_apex", bitsandbytes' "adamw_8bit",
@@ -457,6 +463,8 @@ MEGATRON = (
     *("mask_in_batch", "local_layers"),
 )
 """Settings that only Megatron-LM's loop reads."""
+TORCHTUNE = ("compile", "offload_activations")
+"""Settings that only torchtune's recipes read."""
 
 
 def fuses_adapters(recipe: Training) -> bool:
@@ -464,12 +472,18 @@ def fuses_adapters(recipe: Training) -> bool:
     return recipe.fused_kernels == "unsloth" and recipe.quantization is not None and recipe.lora is not None
 
 
+def _refuse_settings_of_others(recipe: Training) -> None:
+    default = Training()
+    for program, names in (("Megatron-LM", MEGATRON), ("torchtune", TORCHTUNE)):
+        for name in names:
+            if getattr(recipe, name) != getattr(default, name):
+                raise NotModelledError(f"{name.replace('_', ' ')} outside of {program}", where=name)
+
+
 def parallel(recipe: Training) -> Iterator[Technique]:
     """What a mesh of devices makes of the model."""
-    mesh, default = recipe.mesh, Training()
-    for name in MEGATRON:
-        if getattr(recipe, name) != getattr(default, name):
-            raise NotModelledError(f"{name.replace('_', ' ')} outside of Megatron-LM", where=name)
+    mesh = recipe.mesh
+    _refuse_settings_of_others(recipe)
     for axis in ("pipeline", "context", "expert"):
         if getattr(mesh, axis) > 1:
             raise NotModelledError(f"{axis} parallelism", where=axis)

@@ -25,6 +25,7 @@ RUNTIMES = {
     "ms-swift": "weigh.runtimes.ms_swift",
     "pytorch": "weigh.runtimes.pytorch",
     "torchtitan": "weigh.runtimes.torchtitan",
+    "torchtune": "weigh.runtimes.torchtune",
     "transformers": "weigh.runtimes.transformers",
 }
 """Name -> the module that describes it, as `RUNTIME`."""

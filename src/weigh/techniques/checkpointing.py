@@ -61,7 +61,17 @@ class _StopRecomputation(Exception):
     """Everything that the backward pass asked for has been recomputed."""
 
 
-class _Holder:
+class Packed:
+    """What a hook leaves in place of an argument."""
+
+    __slots__ = ()
+
+    def unpack(self) -> Tensor:
+        """The argument."""
+        raise NotImplementedError
+
+
+class _Holder(Packed):
     """What stands in a node for a tensor that was not saved."""
 
     __slots__ = ("__weakref__", "frame", "index")
@@ -135,7 +145,7 @@ def checkpoint(function: Callable[..., Any], *args: Any, positional: int = 1) ->
         before = state.ledger.path
         try:
             with autocast(dtype):
-                function(*[a.unpack() if a.__class__ is _Holder else a for a in held])
+                function(*[a.unpack() if isinstance(a, Packed) else a for a in held])
         finally:
             state.ledger.path = before
 

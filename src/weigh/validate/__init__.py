@@ -81,6 +81,8 @@ def _why(metric: str) -> str:
         return "what a file stores besides the parameters is known from its header only"
     if metric.startswith("kv_cache") and "tokens" not in metric:
         return "the memory of the GPU decides it, or where that is not printed it is an input"
+    if metric.startswith("memory_unspecified"):
+        return "the source does not say what was measured"
     return "weigh does not know this metric"
 
 

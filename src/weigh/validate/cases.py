@@ -151,6 +151,9 @@ def training_words(case: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         NotModelledError: it states something that no setting can say.
     """
+    for key in ("batch", "sequence"):
+        if case.get(key) is None:
+            raise WeighError(f"the case does not say its {key}", where=key)
     words: dict[str, Any] = {"batch": case["batch"], "sequence": case["sequence"]}
     # the first micro-batch makes gradients, the last one may reduce them; all between are like the second
     words |= {"accumulation": min(case.get("gradient_accumulation") or 1, 3)}
@@ -174,13 +177,22 @@ def training_words(case: Mapping[str, Any]) -> dict[str, Any]:
     elif attention is not None:
         raise NotModelledError(f"{attention} attention", where="attention")
     words |= dict(_fused(case))
-    if case.get("compile"):
-        raise NotModelledError("compiled code", where="compile")
-    if case.get("offload"):
-        if not str(case["offload"]).startswith("parameters") or words.get("shard") != "fsdp1":
-            raise NotModelledError(f"offloading {case['offload']}", where="offload")
-        words["offload_parameters"] = True
+    words |= dict(_switches(case))
     return words
+
+
+def _switches(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    torchtune, offload = case.get("runtime") == "torchtune", case.get("offload")
+    if case.get("compile"):
+        if not torchtune:
+            raise NotModelledError("compiled code", where="compile")
+        yield "compile", True
+    if offload == "activations" and torchtune:
+        yield "offload_activations", True
+    elif offload:
+        if not str(offload).startswith("parameters") or (case.get("parallel") or {}).get("shard") != "fsdp1":
+            raise NotModelledError(f"offloading {offload}", where="offload")
+        yield "offload_parameters", True
 
 
 MLP_LAYERS = "mlp gate_proj up_proj down_proj fc1 fc2 fc_in fc_out c_fc mlp.c_proj w1 w2 dense_h_to_4h dense_4h_to_h"
@@ -201,6 +213,9 @@ def _fused(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     loss, configuration = case.get("loss"), str((case.get("extra") or {}).get("framework_config"))
     if FMS_KERNELS in configuration:
         yield "fused_kernels", "unsloth"
+    if case.get("runtime") == "torchtune" and loss in ("chunked", "eager"):
+        yield "loss", "chunked" if loss == "chunked" else "upcast"
+        return
     if loss == "liger_fused_linear":
         yield "loss", loss
     elif loss not in (None, "eager", "fused" if FMS_KERNELS in configuration else None):
@@ -241,9 +256,22 @@ def _quantization(case: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator
         yield "upcast", "norms"
 
 
+OPTIMIZER_NAMES = {
+    **{f"{paged}{kind}8bit": f"{paged}{kind}_8bit" for paged in ("", "paged_") for kind in ("adam", "adamw", "lion")},
+    **{f"paged_{kind}": f"paged_{kind}_32bit" for kind in ("adam", "adamw", "lion")},
+    **{f"{kind}_bnb_8bit": f"{kind}_8bit" for kind in ("adam", "adamw", "lion")},
+    "adamw_torch": "adamw",
+    "galore_adamw": "galore",
+}
+"""A case's names of optimizers, as bitsandbytes and transformers spell them, and the recipe's."""
+
+
 def _optimizer(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     found = case.get("optimizer") or {}
-    yield "optimizer", found.get("name")
+    name = found.get("name")
+    yield "optimizer", OPTIMIZER_NAMES.get(str(name), name)
+    if (case.get("extra") or {}).get("optimizer_in_backward"):
+        yield "optimizer_in_backward", True
     if found.get("implementation"):
         yield "implementation", found["implementation"]
     if found.get("clip"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cached_property
 
+from weigh.errors import NotModelledError
 from weigh.recipes.training import TrainingRun
 from weigh.trace.events import LOAD
 from weigh.trace.peak import phase_peaks
@@ -36,6 +37,13 @@ class Measured:
         """torch.cuda.max_memory_allocated() over the run; on the CPU, what its allocator was asked for."""
         if self.on_cpu:
             return max(int(p.peak) for p in phase_peaks(self.trace) if p.mark.phase != LOAD)  # type: ignore[arg-type]
+        return self.replayed.allocated
+
+    @property
+    def max_active(self) -> int:
+        """active_bytes.all.peak of torch.cuda.memory_stats(): what is allocated, and waited for by no other stream."""
+        if self.streams is not None:
+            raise NotModelledError("what other streams wait for", where="max_active")
         return self.replayed.allocated
 
     @property
