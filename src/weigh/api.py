@@ -13,7 +13,7 @@ Every function takes the model in any of the forms that `model` accepts, and ret
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from weigh import dtypes, models
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from weigh.report.serving import ServingReport
     from weigh.report.training import TrainingReport
     from weigh.runtimes import Runtime
-    from weigh.runtimes.engine import Place, Served, ServeJob
+    from weigh.runtimes.engine import Place, Served
 
     R = TypeVar("R")
 
@@ -294,48 +294,61 @@ def kv(source: Any, dtype: str | DType | None = None, **settings: Any) -> KvRepo
 
 
 def serve(
-    source: Any,
+    source: Any = None,
     device: str | Device | None = None,
-    runtime: str = "vllm",
+    runtime: str | None = None,
     draft: Any = None,
+    command: str | Sequence[str] | None = None,
     **settings: Any,
 ) -> ServingReport:
     """What serving a model takes, as the program that serves it lays out its devices' memory when it starts.
 
     `runtime` is that program, with its release where that matters ("vllm@0.21"); `device` may name several ("h100x2").
     The settings are those of `weigh.runtimes.engine.ServeJob` and the program's own; `draft` is a model that proposes
-    tokens, in any of the forms that `model` accepts.
+    tokens, in any of the forms that `model` accepts. A `command` is the program's own command line; what is given
+    beside it comes before what it says.
 
-    >>> serve("llama-3-8b", "h100", context="32k", concurrency=8).verdict
+    >>> serve("llama-3-8b", "h100", context="8k", concurrency=8).verdict
     'yes'
+    >>> serve(device="rtx-4090", command="vllm serve llama-3-8b --max-model-len 8192").launch.tokens
+    25008
 
     Raises:
         InputError: a model cannot be read.
         NotModelledError: the job asks for what is not modelled.
         UsageError: there is no such setting or device, or the program refuses the job.
     """
-    from weigh.recipes.settings import make
+    from weigh.jobs import commands
+    from weigh.recipes.settings import did_you_mean, make
     from weigh.recipes.settings import settings as fields_of
     from weigh.report.assumption import Assumption
     from weigh.report.serving import ServingReport
     from weigh.runtimes import engine
 
-    program, version = engine.named(runtime)
     words = {name.replace("-", "_"): value for name, value in settings.items() if value is not None}
+    said = None
+    if command is not None:
+        said = commands.read([command] if isinstance(command, str) else command)
+        source, draft = source if source is not None else said.model, draft or said.draft
+        runtime, words = runtime or said.engine, {**said.words, **words}
+    if source is None:
+        raise UsageError("no model is named", hint="Name one before the options, or in the command.")
+    program, version = engine.named(runtime or "vllm")
     common = {s.name for s in fields_of(engine.ServeJob)}
     known = (*common, *(s.name for s in fields_of(program.options)))
     for name in words:
         if name not in known:
-            from weigh.recipes.settings import did_you_mean
-
             raise UsageError(f"{program.name} has no setting {name!r}", hint=did_you_mean(name, known))
     job = make(engine.ServeJob, {name: value for name, value in words.items() if name in common})
     options = make(program.options, {name: value for name, value in words.items() if name not in common})
     served, taken = _served(source, job.dtype, draft)
-    place = _place(device, job)
+    place = _place(device, program.devices(job, options))
     launch = program.launch(served, job, options, place, version)
-    said = (*taken, *(Assumption(*one) for one in launch.assumptions))
-    return ServingReport(served, f"{program.name} {version}", job, options, place, launch, said)
+    assumed = (*taken, *(Assumption(*one) for one in launch.assumptions))
+    named = os.fspath(source) if isinstance(source, str | os.PathLike) else served.source.name
+    return ServingReport(
+        served, f"{program.name} {version}", job, options, place, launch, assumed, named=named, command=said
+    )
 
 
 def _served(source: Any, dtype: str, draft: Any) -> tuple[Served, list[Assumption]]:
@@ -347,8 +360,8 @@ def _served(source: Any, dtype: str, draft: Any) -> tuple[Served, list[Assumptio
     return Served(found, own, None if draft is None else _served(draft, dtype, None)[0]), taken
 
 
-def _place(device: str | Device | None, job: ServeJob) -> Place:
-    """The devices that are named: one, or "NAMExN"; as many as the job has ranks where their number is not said.
+def _place(device: str | Device | None, wanted: int) -> Place:
+    """The devices that are named: one, or "NAMExN"; as many as are wanted where their number is not said.
 
     Raises:
         UsageError: there is no such device, or there are fewer than ranks.
@@ -356,12 +369,12 @@ def _place(device: str | Device | None, job: ServeJob) -> Place:
     from weigh.runtimes.engine import Place
 
     if device is None:
-        return Place(None, job.ranks)
+        return Place(None, wanted)
     name, times, number = device.rpartition("x") if isinstance(device, str) else ("", "", "")
     if not (times and number.isdecimal() and int(number)):
-        return Place(_known_device(device), job.ranks)
-    if int(number) < job.ranks:
-        what = f"the job takes {job.ranks} devices, and there are {number}"
+        return Place(_known_device(device), wanted)
+    if int(number) < wanted:
+        what = f"the job takes {wanted} devices, and there are {number}"
         raise UsageError(what, where="device", hint="Ranks are tensor x pipeline x data.")
     return Place(_known_device(name.rstrip(" ")), int(number))
 

@@ -34,6 +34,8 @@ ANSWERS = {
     "kv llama-3-8b --context 32k --concurrency 16 --kv-dtype q8_0,f16 --tensor 16": "kv",
     "serve llama-3-8b": "serve",
     "serve llama-3-8b --device h100x2 --tensor 2 --context 8k --kv-dtype fp8": "serve",
+    "serve gpt-oss-20b --runtime sglang --device h100": "serve",
+    "serve qwen3-8b --runtime tensorrt-llm --device h100": "serve",
     "compare gpt2 llama-3-8b": "compare",
     "rules": "rules",
     "rules --rule 12Ld2": "rules",

@@ -23,13 +23,17 @@ def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
     from weigh.runtimes import engine
     from weigh.runtimes.engine import ServeJob
 
-    runtime = _runtime(words)
+    at = list(words).index("--") if "--" in words else len(words)
+    words, line = words[:at], list(words[at + 1 :])
+    runtime = _runtime(words) or _runtime_of(line) or RUNTIME
     program, _ = engine.named(runtime)
     parser = Parser(command, sentence(command))
-    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument(
+        "model", metavar="MODEL", help=f"{MODEL}; or `-- COMMAND ...`, as the engine is started", nargs="?"
+    )
     parser.add_argument("--explain", action="store_true", help="the working: rules, sources, assumptions")
     what = f"the program that serves it: {', '.join(engine.ENGINES)}, or with its release, NAME@VERSION"
-    parser.add_argument("--runtime", metavar="NAME", default=RUNTIME, help=what)
+    parser.add_argument("--runtime", metavar="NAME", help=what)
     parser.add_argument("--device", metavar="NAME[xN]", help="on which devices (`weigh devices`); exit 1 if no fit")
     parser.add_argument("--draft", metavar="MODEL", help="a draft model for speculative decoding")
     parser.add_argument("--picture", metavar="FILE", help="draw contexts and users as an SVG heat map into a file")
@@ -42,7 +46,7 @@ def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
         explain_settings(parser, own, program.options)
         return parser.format_help(), 0
     given = read_settings(found, [*common, *own])
-    report = api.serve(found.model, found.device, found.runtime, draft=found.draft, **given)
+    report = api.serve(found.model, found.device, found.runtime, found.draft, line or None, **given)
     if found.picture is not None:
         save(found.picture, report.svg())
     code = 1 if report.verdict == "no" else 0
@@ -51,11 +55,18 @@ def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
     return report.text(style(), found.explain), code
 
 
-def _runtime(words: Sequence[str]) -> str:
+def _runtime_of(line: Sequence[str]) -> str | None:
+    """The program that a command line starts."""
+    from weigh.jobs import commands
+
+    return commands.read(line).engine if line else None
+
+
+def _runtime(words: Sequence[str]) -> str | None:
     """The program that is named: its own settings are options too."""
     for index, word in enumerate(words):
         if word.startswith("--runtime="):
             return word.partition("=")[2]
         if word == "--runtime" and index + 1 < len(words):
             return words[index + 1]
-    return RUNTIME
+    return None

@@ -106,6 +106,12 @@ def words_of(recipe: Any) -> dict[str, Any]:
     return {s.name: _plain(getattr(recipe, s.field)) for s in settings(type(recipe))}
 
 
+def given_words(recipe: Any) -> dict[str, Any]:
+    """The settings of a recipe that are not what they are by default."""
+    plain = {s.name: s.default for s in settings(type(recipe))}
+    return {name: value for name, value in words_of(recipe).items() if value not in (plain[name], NOTHING[0])}
+
+
 def _plain(value: Any) -> Any:
     if value is None:
         return NOTHING[0]

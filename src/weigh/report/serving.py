@@ -13,6 +13,7 @@ from weigh.runtimes.engine import KV_CACHE, STATES
 from weigh.units import format_bytes
 
 if TYPE_CHECKING:
+    from weigh.jobs.commands import ServeCommand
     from weigh.report.assumption import Assumption
     from weigh.report.speed import Speed
     from weigh.runtimes.engine import Launch, Place, Served, ServeJob, Share
@@ -76,6 +77,21 @@ class ServingReport:
     launch: Launch
     assumptions: tuple[Assumption, ...]
     """What was taken for granted."""
+    named: str = ""
+    """How the model was named."""
+    command: ServeCommand | None = None
+    """The command line that says so, where one was given."""
+
+    @cached_property
+    def equivalents(self) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """Command lines of every engine for the same job, and the settings that it has no flag for."""
+        from weigh.jobs.commands import PROGRAMS, write
+        from weigh.recipes.settings import given_words
+
+        words = given_words(self.job) | given_words(self.options)
+        words.pop("concurrency", None)  # it is no setting of theirs
+        own = self.runtime.partition(" ")[0]
+        return {engine: write(engine, self.named, words, own) for engine in PROGRAMS if own in PROGRAMS}
 
     @property
     def context(self) -> int:
@@ -134,13 +150,17 @@ class ServingReport:
             "table": self.table.as_dict(),
             "verdict": self.verdict,
             "speed": self.speed.as_dict(),
+            "command": None if self.command is None else self.command.as_dict(),
+            "equivalents": {
+                engine: {"command": line, "left_out": list(left)} for engine, (line, left) in self.equivalents.items()
+            },
             "assumptions": [a.as_dict() for a in self.all_assumptions()],
         }
 
     def text(self, style: Style = PLAIN, explain: bool = False) -> str:
         """For a terminal."""
         body = (*self._head(style), *self._shares(style), *self._room(style), *self.speed.lines(style))
-        return "\n".join((*body, *self._end(style, explain)))
+        return "\n".join((*body, *self._commands(style), *self._end(style, explain)))
 
     def _head(self, style: Style) -> list[str]:
         full = max(self.launch.shares, key=lambda share: share.num_bytes)
@@ -202,6 +222,21 @@ class ServingReport:
             ],
             "<" + ">" * len(held.users),
         )
+        return [*lines, ""]
+
+    def _commands(self, style: Style) -> list[str]:
+        """The flags of a command line, and the same job for other engines."""
+        if self.command is None:
+            return []
+        lines = []
+        if self.command.harmless:
+            lines += wrap(f"Flags that do not matter to memory: {', '.join(self.command.harmless)}.", style.width)
+        lines += ["The same as other engines are started:"]
+        own = self.runtime.partition(" ")[0]
+        for engine, (line, left) in self.equivalents.items():
+            if engine != own:
+                lines.append(f"  {line}")
+                lines += [f"    which has no flag for {', '.join(left)}"] if left else []
         return [*lines, ""]
 
     def _end(self, style: Style, explain: bool) -> list[str]:

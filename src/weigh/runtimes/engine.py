@@ -7,7 +7,7 @@ device. Nothing here knows an engine; how fast one runs is left out.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 ENGINES = {
     "llama.cpp": "weigh.runtimes.llama_cpp",
+    "sglang": "weigh.runtimes.sglang",
+    "tensorrt-llm": "weigh.runtimes.tensorrt_llm",
     "vllm": "weigh.runtimes.vllm",
 }
 """Name -> the module that describes it, as `ENGINE`."""
@@ -105,6 +107,33 @@ class Served:
         """Tokens that the model is made for; None where its config does not say."""
         keys = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
         return next((self.text_config[key] for key in keys if isinstance(self.text_config.get(key), int)), None)
+
+    @property
+    def hidden(self) -> int:
+        """The width of its hidden states."""
+        keys = ("hidden_size", "n_embd", "d_model")
+        return next((self.text_config[key] for key in keys if isinstance(self.text_config.get(key), int)), 0)
+
+    @property
+    def experts_per_token(self) -> int:
+        """Experts that a token goes through; 0 where there are none."""
+        keys = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")
+        return next((self.text_config[key] for key in keys if isinstance(self.text_config.get(key), int)), 0)
+
+
+def check_limits(served: Served, context: int | None, ranks: int) -> None:
+    """What every engine refuses.
+
+    Raises:
+        UsageError: more tokens than the model is made for, or ranks that cannot share its heads.
+    """
+    if context is not None and served.longest is not None and context > served.longest:
+        what = f"{context:,} tokens are more than the model's {served.longest:,}"
+        raise UsageError(what, where="context", hint="Give fewer, or scale its positions in the config.")
+    heads = served.text_config.get("num_attention_heads") or served.text_config.get("n_head")
+    if isinstance(heads, int) and heads % ranks:
+        what = f"{ranks} ranks cannot share {heads} attention heads"
+        raise UsageError(what, where="tensor", hint="Take a divisor of the heads.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +260,17 @@ class Engine(ABC):
     """Releases whose sources were read."""
     options: ClassVar[type]
     """Its own settings, a frozen dataclass: fields in the engine's words, as its command line spells them."""
+
+    def devices(self, job: ServeJob, options: Any) -> int:
+        """Devices that a job takes."""
+        return job.ranks
+
+    @classmethod
+    def unread(cls, version: Version) -> Iterator[tuple[str, str, str]]:
+        """That a release's source was not read."""
+        if not version.read:
+            what = f"{cls.name} {version} does as the releases that were read"
+            yield what, f"sources were read of {', '.join(cls.versions)}", "defaults and buffers may differ"
 
     @abstractmethod
     def launch(self, served: Served, job: ServeJob, options: Any, place: Place, version: Version) -> Launch:

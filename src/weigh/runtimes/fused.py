@@ -148,6 +148,17 @@ def allocated(tensors: Iterable[Held]) -> int:
 
     A request that leaves less than 1 MiB of a large block keeps the whole block: engines print these bytes too.
     """
+    return _loaded(tensors).allocated
+
+
+def reserved(tensors: Iterable[Held]) -> int:
+    """What PyTorch's allocator has from the driver then, its cache given back."""
+    allocator = _loaded(tensors)
+    allocator.empty_cache()
+    return allocator.reserved
+
+
+def _loaded(tensors: Iterable[Held]) -> CachingAllocator:
     allocator = CachingAllocator()
     for one in tensors:
         first = [allocator.malloc(size) for size in one.first if size]
@@ -158,7 +169,7 @@ def allocated(tensors: Iterable[Held]) -> int:
             allocator.malloc(one.num_bytes)
         if beside is not None:
             allocator.free(beside)
-    return allocator.allocated
+    return allocator
 
 
 class _Loading:

@@ -33,6 +33,7 @@ from weigh.runtimes.engine import (
     Share,
     Text,
     Version,
+    check_limits,
 )
 
 if TYPE_CHECKING:
@@ -113,9 +114,9 @@ class _Start:
         self.served, self.job, self.options, self.place, self.version = served, job, options, place, version
         self.device = place.device
         self.capability = None if place.device is None else place.device.compute_capability
-        self.taken: list[tuple[str, str, str]] = list(_unread(version))
+        self.taken: list[tuple[str, str, str]] = list(Vllm.unread(version))
         self.longest = job.context or served.longest
-        _check(served, job)
+        check_limits(served, job.context, job.tensor)
         self.utilization = options.gpu_memory_utilization or (0.92 if version.numbers >= LATER_SHARE else 0.9)
         if not 0 < self.utilization <= 1:
             raise UsageError(
@@ -201,13 +202,13 @@ class _Start:
         step = profiling.Step(
             self.step_tokens,
             self.requests,
-            int(config.get("hidden_size") or config.get("n_embd") or config.get("d_model") or 0),
+            self.served.hidden,
             int(config["vocab_size"]),
             self.served.dtype,
             compiled=not self.options.enforce_eager and numbers >= paged.V1,
             sorts=numbers < FILTERS_IN_PLACE,
             ranks=rank.tensor,
-            experts_per_token=_experts_per_token(config),
+            experts_per_token=self.served.experts_per_token,
             workspace=workspace_bytes(capability),
             chunk=16 * 1024 if numbers >= (0, 10) else 64 * 1024,
             dequantizes=form is not None and self.job.quantization == "awq",
@@ -332,37 +333,6 @@ def capture_sizes(largest: int) -> list[int]:
     """
     sizes = [*SIZES, *range(8, 256, 8), *range(256, largest + 1, 16)]
     return [size for size in sizes if size <= largest]
-
-
-def _unread(version: Version) -> Iterator[tuple[str, str, str]]:
-    if not version.read:
-        why = f"sources were read of {', '.join(Vllm.versions)}"
-        yield (
-            f"vLLM {version} accounts as the release read before it",
-            why,
-            "defaults and the sampler's peak may differ",
-        )
-
-
-def _check(served: Served, job: ServeJob) -> None:
-    """What vLLM refuses.
-
-    Raises:
-        UsageError: it does so here.
-    """
-    if job.context is not None and served.longest is not None and job.context > served.longest:
-        what = f"{job.context:,} tokens are more than the model's {served.longest:,}"
-        raise UsageError(what, where="context", hint="Give fewer, or scale its positions in the config.")
-    heads = served.text_config.get("num_attention_heads") or served.text_config.get("n_head")
-    if isinstance(heads, int) and heads % job.tensor:
-        what = f"{job.tensor} ranks cannot share {heads} attention heads"
-        raise UsageError(what, where="tensor", hint="Take a divisor of the heads.")
-
-
-def _experts_per_token(config: Any) -> int:
-    keys = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")
-    found = next((config[key] for key in keys if isinstance(config.get(key), int)), 0)
-    return int(found)
 
 
 def _state_dtype(config: Any) -> DType | None:

@@ -13,7 +13,7 @@ from weigh.errors import NotModelledError, WeighError
 from weigh.ghost.state import recording
 from weigh.models.layout import FULL, SLIDING, LayerCache
 from weigh.recipes.keeping import Keeping, keep
-from weigh.runtimes import engine, llama_cpp, sglang, vllm
+from weigh.runtimes import engine, llama_cpp, sglang, tensorrt_llm, vllm
 from weigh.runtimes.engine import Place, Served, ServeJob
 from weigh.sources.source import Source
 
@@ -55,7 +55,7 @@ def serving_case(row: Mapping[str, Any], where: str) -> dict[str, int]:
             found |= sglang.state_bytes(layers, requests, dtypes.BFLOAT16, tensor)
         return found
     if runtime == "tensorrt-llm":
-        return {"kv_cache_tokens": budget // per_token // 32 * 32}
+        return {"kv_cache_tokens": tensorrt_llm.tokens(budget, per_token)}
     raise NotModelledError(f"the cache of {runtime}")
 
 

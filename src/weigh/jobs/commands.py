@@ -1,0 +1,278 @@
+"""Command lines of serving programs: read as their own parsers read them, and written back for one another.
+
+Nothing is run. Every flag is used, known not to matter to memory, refused because it matters and is not modelled, or
+unknown, with the nearest names. One file a program has its table of flags.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from weigh.errors import NotModelledError, UsageError, suggest
+
+PROGRAMS = {
+    "sglang": "weigh.jobs.sglang",
+    "vllm": "weigh.jobs.vllm",
+}
+"""Engine -> the module with its `COMMAND`."""
+
+NUMBER, TOKENS, REAL, WORD, TRUE, FALSE, JSON = "number", "tokens", "real", "word", "true", "false", "json"
+"""What stands behind a flag; TRUE and FALSE stand alone and set their word to that."""
+
+THOUSANDS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+"""What vLLM's parser takes letters behind a number for (`engine/arg_utils.py: human_readable_int`)."""
+
+
+class Flag(NamedTuple):
+    """An option that is used."""
+
+    word: str
+    """The setting of the job, or of the engine; "model" and "draft" are the models."""
+    kind: str = NUMBER
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """How a program's command line is read and written."""
+
+    engine: str
+    starts: tuple[str, ...]
+    """What such a line begins with: "vllm serve"."""
+    flags: Mapping[str, Flag]
+    """By their names, the usual one first of those that set the same word."""
+    harmless: frozenset[str]
+    """Flags that do not matter to memory."""
+    alone: frozenset[str] = frozenset()
+    """Those of them that take no value."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Flags that matter and are not modelled, and what they ask for."""
+    positional_model: bool = False
+    """The first word that is no option is the model."""
+
+    def names(self) -> list[str]:
+        """Every flag that is known."""
+        return [*self.flags, *self.harmless, *self.refused]
+
+
+@dataclass(frozen=True, slots=True)
+class ServeCommand:
+    """What a command line says."""
+
+    engine: str
+    model: str | None
+    draft: str | None
+    words: dict[str, Any]
+    """Settings by name, as plain values."""
+    used: tuple[str, ...]
+    harmless: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: which flags had which fate."""
+        return {"engine": self.engine, "used": list(self.used), "harmless": list(self.harmless)}
+
+
+def read(words: Sequence[str]) -> ServeCommand:
+    r"""What a command line says, in words or as one text.
+
+    >>> read("vllm serve Qwen/Qwen3-8B -tp 2 --max-model-len=16k --port 8000".split()).words
+    {'tensor': 2, 'context': 16000}
+
+    Raises:
+        NotModelledError: a flag matters and is not modelled.
+        UsageError: it is none of a program that is known, a flag is unknown, or its value is wrong.
+    """
+    if len(words) == 1:
+        try:
+            words = shlex.split(words[0].replace("\\\n", " "))
+        except ValueError as error:
+            raise UsageError(f"does not parse: {error}", where="the command", hint="Close the quotes.") from None
+    words = _without_assignments(words)
+    program, rest = _program(words)
+    return _Reading(program).read(rest)
+
+
+def _without_assignments(words: Sequence[str]) -> list[str]:
+    """The words from the program on: `NAME=value` before it sets the environment."""
+    found = list(words)
+    while found and "=" in found[0] and not found[0].startswith("-") and found[0].partition("=")[0].isidentifier():
+        del found[0]
+    return found
+
+
+def program(engine: str) -> Command:
+    """How an engine's command line is read and written."""
+    found: Command = import_module(PROGRAMS[engine]).COMMAND
+    return found
+
+
+def _program(words: Sequence[str]) -> tuple[Command, list[str]]:
+    text = [word.rpartition("/")[2] if index == 0 else word for index, word in enumerate(words)]
+    if text and text[0].startswith("python"):
+        text[0] = "python"
+    for engine in PROGRAMS:
+        one = program(engine)
+        for start in one.starts:
+            parts = start.split()
+            if text[: len(parts)] == parts:
+                return one, list(words[len(parts) :])
+    known = ", ".join(start for engine in PROGRAMS for start in program(engine).starts[:1])
+    what = f"{' '.join(words[:2])!r} starts no program that is known" if words else "is empty"
+    raise UsageError(what, where="the command", hint=f"Known: {known}.")
+
+
+class _Reading:
+    def __init__(self, one: Command) -> None:
+        self.one = one
+        self.words: dict[str, Any] = {}
+        self.models: dict[str, str] = {}
+        self.used: list[str] = []
+        self.harmless: list[str] = []
+
+    def read(self, rest: list[str]) -> ServeCommand:
+        at = 0
+        while at < len(rest):
+            word = rest[at]
+            at += 1
+            if not word.startswith("-") or word[1:2].isdecimal():
+                self._positional(word)
+                continue
+            name, sign, value = word.partition("=")
+            name, negated = self._named(name)
+            takes = not negated and self._takes_value(name)
+            if takes and not sign:
+                if at >= len(rest):
+                    raise UsageError("has no value", where=name, hint="Put it behind.")
+                value, at = rest[at], at + 1
+                if name in self.one.harmless:
+                    while at < len(rest) and not rest[at].startswith("-"):  # lists of words
+                        at += 1
+            self._take(name, value, negated)
+        return ServeCommand(
+            self.one.engine,
+            self.models.get("model"),
+            self.models.get("draft"),
+            self.words,
+            tuple(self.used),
+            tuple(self.harmless),
+        )
+
+    def _positional(self, word: str) -> None:
+        if not self.one.positional_model or "model" in self.models:
+            raise UsageError(f"does not know what {word!r} is for", where=self.one.engine, hint="Name it by a flag.")
+        self.models["model"] = word
+
+    def _named(self, spelled: str) -> tuple[str, bool]:
+        """The flag in its usual spelling, and whether it begins with "no-"."""
+        dotted, dot, key = spelled.partition(".")
+        dotted = "--" + dotted[2:].replace("_", "-") if dotted.startswith("--") else dotted
+        plain, names = f"{dotted}{dot}{key}", self.one.names()
+        for name, negated in ((plain, False), (dotted, False), (plain.replace("--no-", "--", 1), True)):
+            if name in names and (not negated or plain.startswith("--no-")):
+                return (plain if name == dotted and "." in plain else name), negated
+        begin = [name for name in names if name.startswith(plain)] if plain.startswith("--") else []
+        if len(begin) == 1:
+            return begin[0], False
+        near = suggest(plain, names)
+        hint = f"Did you mean {' or '.join(near)}?" if near else f"{self.one.engine} has no such flag."
+        raise UsageError(f"there is no flag {spelled!r}", where=self.one.engine, hint=hint)
+
+    def _takes_value(self, name: str) -> bool:
+        flag = self.one.flags.get(name.partition(".")[0])
+        if flag is not None:
+            return flag.kind not in (TRUE, FALSE)
+        return name not in self.one.alone
+
+    def _take(self, name: str, value: str, negated: bool) -> None:
+        base, _, key = name.partition(".")
+        if base in self.one.refused:
+            raise NotModelledError(self.one.refused[base], where=f"{self.one.engine} {base}")
+        flag = self.one.flags.get(base)
+        if flag is None:
+            self.harmless.append(name)
+            return
+        self.used.append(name)
+        if flag.kind in (TRUE, FALSE):
+            self.words[flag.word] = (flag.kind == TRUE) != negated
+        elif flag.kind == JSON:
+            self._document(base, flag, {key: value} if key else value)
+        elif flag.word in ("model", "draft"):
+            self.models[flag.word] = value
+        elif flag.word == "expert_ranks":
+            self.words["expert"] = _value(value, flag.kind, base) > 1
+        elif (found := _value(value, flag.kind, base)) is not None and not (isinstance(found, int) and found < 0):
+            self.words[flag.word] = found
+
+    def _document(self, name: str, flag: Flag, value: Any) -> None:
+        """A flag whose value is JSON, or one key of it behind a dot."""
+        try:
+            found = json.loads(value) if isinstance(value, str) else value
+        except ValueError as error:
+            raise UsageError(f"is no JSON ({error})", where=name, hint="Give an object in quotes.") from None
+        if not isinstance(found, dict):
+            raise UsageError("is no object", where=name, hint="Write it as '{\"key\": value}'.")
+        module = import_module(PROGRAMS[self.one.engine])
+        words, models = module.document(flag.word, found)
+        self.words |= words
+        self.models |= models
+
+
+def _value(text: str, kind: str, where: str) -> Any:
+    if kind == WORD:
+        return text
+    if kind == TOKENS and text in ("auto", "-1"):
+        return None
+    try:
+        if kind == REAL:
+            return float(text)
+        scale = THOUSANDS.get(text[-1:], 1) if kind == TOKENS else 1
+        number = float(text[:-1]) * scale if scale > 1 else int(text)
+        return int(number)
+    except ValueError:
+        raise UsageError(f"{text!r} is no number", where=where, hint="Give a number.") from None
+
+
+SAME: tuple[Mapping[str, str], ...] = (
+    {"vllm": "max_num_seqs", "sglang": "max_running_requests"},
+    {"vllm": "max_num_batched_tokens", "sglang": "chunked_prefill_size"},
+    {"vllm": "enforce_eager", "sglang": "disable_cuda_graph"},
+    {"vllm": "num_speculative_tokens", "sglang": "num_draft_tokens"},
+    {"vllm": "block_size", "sglang": "page_size"},
+    {"vllm": "cpu_offload_gb", "sglang": "cpu_offload_gb"},
+)
+"""Settings that engines have under names of their own."""
+
+
+VALUES = {("sglang", "kv_dtype"): {"fp8": "fp8_e4m3"}}
+"""Words that an engine has for another one's."""
+
+
+def write(engine: str, model: str, words: Mapping[str, Any], of: str) -> tuple[str, tuple[str, ...]]:
+    """The command line of an engine for settings of another one (`of`), and the settings that it has no flag for.
+
+    >>> write("sglang", "gpt2", {"tensor": 2, "max_num_seqs": 64, "block_size": 32}, "vllm")[0]
+    'python -m sglang.launch_server --model-path gpt2 --tp-size 2 --max-running-requests 64 --page-size 32'
+    """
+    one = program(engine)
+    by_word: dict[str, tuple[str, Flag]] = {}
+    for name, flag in one.flags.items():
+        by_word.setdefault(flag.word, (name, flag))
+    said, left = [*one.starts[0].split()], []
+    said += [model] if one.positional_model else [by_word["model"][0], model]
+    for word, value in words.items():
+        if value is None:
+            continue
+        name = next((row.get(engine, word) for row in SAME if row.get(of) == word), word)
+        if name not in by_word:
+            left.append(word)
+            continue
+        spelled, flag = by_word[name]
+        if flag.kind in (TRUE, FALSE):
+            said += [spelled] if value == (flag.kind == TRUE) else []
+        elif flag.kind != JSON:
+            said += [spelled, VALUES.get((engine, word), {}).get(str(value), str(value))]
+    return shlex.join(said), tuple(left)

@@ -1,0 +1,98 @@
+"""Command lines of serving programs: what their parsers would read, and what is refused."""
+
+import subprocess
+import sys
+
+import pytest
+
+from weigh.errors import NotModelledError, UsageError
+from weigh.jobs import commands
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("vllm serve m -tp 2 --pipeline_parallel_size=2", {"tensor": 2, "pipeline": 2}),
+        ("vllm serve m --max-model-len 16k", {"context": 16000}),
+        ("vllm serve m --max-model-len 16K", {"context": 16384}),
+        ("vllm serve m --max-model-len auto", {}),
+        ("vllm serve m --no-enable-prefix-caching", {"enable_prefix_caching": False}),
+        ("vllm serve m --gpu-memory-util 0.95", {"gpu_memory_utilization": 0.95}),
+        ("vllm serve m --limit-mm-per-prompt '{\"image\": 0}'", {"language_model_only": True}),
+        ("vllm serve m -cc '{\"cudagraph_capture_sizes\": [1, 2, 64]}'", {"max_cudagraph_capture_size": 64}),
+        (
+            'vllm serve m -sc \'{"method": "deepseek_mtp", "num_speculative_tokens": 3}\'',
+            {"speculative_method": "mtp", "num_speculative_tokens": 3},
+        ),
+        ("vllm serve m --speculative-config.num_speculative_tokens 4", {"num_speculative_tokens": 4}),
+        (
+            "CUDA_VISIBLE_DEVICES=0 python3 -m vllm.entrypoints.openai.api_server --model m --enforce-eager",
+            {"enforce_eager": True},
+        ),
+        ("vllm serve m --served-model-name a b --dtype half", {"dtype": "half"}),
+        (
+            "python -m sglang.launch_server --model-path m --tp 8 --ep 8 --chunked-prefill-size -1",
+            {"tensor": 8, "expert": True},
+        ),
+    ],
+)
+def test_lines_are_read_as_their_parsers_do(line: str, words: dict[str, object]) -> None:
+    found = commands.read([line])
+    assert found.model == "m"
+    assert found.words == words
+
+
+def test_models_that_draft() -> None:
+    line = 'vllm serve m --speculative-config \'{"model": "d", "num_speculative_tokens": 2}\''
+    assert commands.read([line]).draft == "d"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("vllm serve m --max-modle-len 4", "Did you mean --max-model-len"),
+        ("vllm serve m --tensor-parallel-size", "has no value"),
+        ("vllm serve m --tensor-parallel-size two", "no number"),
+        ("vllm serve m --speculative-config {", "no JSON"),
+        ("vllm serve m 'unclosed", "does not parse"),
+        ("python -m sglang.launch_server --model-path m --tp-sise 2", "--tp-size"),
+        ("text-generation-launcher --model-id m", "starts no program"),
+        ("python -m sglang.launch_server m", "does not know what 'm' is for"),
+    ],
+)
+def test_what_is_wrong_is_named(line: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        commands.read([line])
+    assert said in str(caught.value)
+
+
+def test_what_matters_and_is_not_modelled_is_refused() -> None:
+    with pytest.raises(NotModelledError, match="decode context parallelism"):
+        commands.read(["vllm serve m --decode-context-parallel-size 2"])
+
+
+@pytest.mark.parametrize("engine", commands.PROGRAMS)
+def test_what_is_written_is_read_back(engine: str) -> None:
+    words = {"tensor": 4, "context": 8192, "kv_dtype": "auto"}
+    line, left = commands.write(engine, "m", words, engine)
+    assert not left
+    found = commands.read([line])
+    assert (found.engine, found.model, found.words) == (engine, "m", words)
+
+
+@pytest.mark.parametrize("engine", commands.PROGRAMS)
+def test_tables_of_flags_do_not_overlap(engine: str) -> None:
+    one = commands.program(engine)
+    assert not set(one.flags) & (one.harmless | set(one.refused))
+    assert not one.harmless & set(one.refused)
+    assert one.alone <= one.harmless
+
+
+def test_the_door() -> None:
+    words = (
+        "serve --device h100x2 --concurrency 8 -- vllm serve llama-3-8b -tp 2 --max-model-len 8192 --port 80".split()
+    )
+    run = subprocess.run([sys.executable, "-m", "weigh", *words], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "Flags that do not matter to memory: --port." in run.stdout
+    assert "python -m sglang.launch_server --model-path llama-3-8b" in run.stdout
