@@ -57,8 +57,7 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
     _liger(book)
     key, adapter = book.found("adapter")
     if adapter in ("lora", "qlora"):
-        if flag(book.take("load_in_4bit")):
-            hugging.four_bits(book, "load_in_4bit", True, "all")
+        hugging.quantized(book, True, "all")
         if flag(book.take("lora_target_linear")):
             book.left["lora_target_modules"] = "all-linear"
         hugging.lora(book, "lora_target_modules", 8)

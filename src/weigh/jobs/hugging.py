@@ -149,11 +149,14 @@ def lora(book: Book, targets_key: str, default_rank: int, *ranks: str) -> None:
     book.say("lora", {name: value for name, value in words.items() if value is not None}, targets_key)
 
 
-def four_bits(book: Book, key: str, nested: bool, upcast: str, kind: str = "nf4") -> None:
-    """Frozen weights of four bits, as bitsandbytes stores them, and what is made fp32 beside them."""
-    book.say("quantization", kind, key)
-    book.say("double_quantization", nested, key)
-    book.say("upcast", upcast, key)
+def quantized(book: Book, nested: bool, upcast: str, four_bits: str = "nf4") -> None:
+    """Frozen weights of four or eight bits, as bitsandbytes stores them, and what is made fp32 beside them."""
+    for key, kind in (("load_in_4bit", four_bits), ("load_in_8bit", "int8")):
+        if flag(book.take(key)):
+            book.say("quantization", kind, key)
+            book.say("upcast", upcast, key)
+            if kind == four_bits:
+                book.say("double_quantization", nested, key)
 
 
 def targets_of(value: Any) -> list[str] | None:

@@ -48,9 +48,8 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
     book.assume(*hugging.FULL)
     if flag(book.take("use_peft")) or document.has("lora_r"):
         hugging.lora(book, "lora_target_modules", 16)
-        if flag(book.take("load_in_4bit")):
-            nested = flag(book.take("use_bnb_nested_quant"))
-            hugging.four_bits(book, "load_in_4bit", nested, "norms", book.take("bnb_4bit_quant_type") or "nf4")
+        nested = flag(book.take("use_bnb_nested_quant"))
+        hugging.quantized(book, nested, "norms", book.take("bnb_4bit_quant_type") or "nf4")
     _loss(book)
     book.refuse(*REFUSED)
     book.take("packing", "eval_packing")
