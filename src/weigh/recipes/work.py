@@ -109,6 +109,12 @@ def of_run(run: generation.GenerationRun, way: str) -> tuple[Pass, Pass]:
     return first, then
 
 
+def by_themselves(trace: Trace, phases: Iterable[str], round: int) -> Pass:
+    """The operations of some phases of a round, as PyTorch runs them one by one."""
+    ops = (op for phase in phases for op in _ops(_calls(trace, phase, round), {TIED: (0, 1.0)}, 0, None, EAGER))
+    return Pass(tuple(ops), 0, 0, 0)
+
+
 def _calls(trace: Trace, phase: str, round: int) -> Iterable[tuple[Call, int]]:
     """The calls of a phase, each with how often it stands for itself."""
     times = {repeat.second: 1 + repeat.extra for repeat in trace.repeats}
@@ -148,7 +154,7 @@ def _layers(run: generation.GenerationRun) -> int:
 
 
 def _ops(
-    calls: Iterable[tuple[Call, int]], held: dict[str, tuple[int, float]], tokens: int, dtype: DType, way: str
+    calls: Iterable[tuple[Call, int]], held: dict[str, tuple[int, float]], tokens: int, dtype: DType | None, way: str
 ) -> Iterable[Op]:
     gathered: set[tuple[str, int | None]] = set()
     for call, count in calls:
@@ -160,7 +166,7 @@ def _ops(
             size, share = held[path]
             if share == 1:
                 weights, other = min(size, read), max(0, read - size) + written
-                most = 2 * size // dtype.itemsize * tokens
+                most = 0 if dtype is None else 2 * size // dtype.itemsize * tokens
                 if way == FUSED and flops > most:  # latent attention: the new tokens alone, not all that it has kept
                     flops, other = most, other * most // flops
             elif way == FUSED:  # the products of a layer together read every expert that a token was sent to
@@ -180,7 +186,7 @@ def _home(call: Call, read: int, held: dict[str, tuple[int, float]]) -> str | No
     """The module whose matrix a product reads: its own, or the embedding where the head is tied to it."""
     if call.path in held:
         return call.path
-    return TIED if call.unit is None and read >= held[TIED][0] else None
+    return TIED if call.unit is None and read >= held[TIED][0] > 0 else None
 
 
 def reached(share: float, tokens: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from weigh.report.assumption import EXACT
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from weigh.recipes.generation import Generation, GenerationRun
+    from weigh.report.assumption import Assumption
+    from weigh.report.pace import GenerationPace
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -46,6 +49,19 @@ class GenerationReport(RunReport):
         kept = [(a.num_bytes, count) for a, count in self.memory.live_at_end() if a.purpose == RECURRENT_STATE]
         return sum(count * int(size) for size, count in kept)  # type: ignore[arg-type, misc]
 
+    @cached_property
+    def pace(self) -> GenerationPace | None:
+        """How long it takes on the device that is named."""
+        from weigh.report.pace import generation_pace
+
+        return generation_pace(self)
+
+    def all_assumptions(self) -> tuple[Assumption, ...]:
+        from weigh.report.pace import GENERATION_ASSUMED
+
+        said = super().all_assumptions()
+        return said if self.pace is None else (*said, GENERATION_ASSUMED)
+
     def _keys_and_values(self) -> Iterator[tuple[int, int, int]]:
         """The storages of the cache at the end: how many are alike, the bytes of one, the tokens in it."""
         for allocation, count in self.memory.live_at_end():
@@ -63,6 +79,7 @@ class GenerationReport(RunReport):
             "kv_cache": {"bytes": self.kv_cache, "bytes_per_token": self.kv_cache_per_token, "basis": EXACT},
             "recurrent_state": {"bytes": self.recurrent_state, "basis": EXACT},
             "prefill_flops": {"total": flops_by_phase(self.run.trace).get(PREFILL, 0), "basis": EXACT},
+            "speed": self.pace and self.pace.as_dict(),
         }
 
     def summary(self) -> str:
@@ -95,4 +112,5 @@ class GenerationReport(RunReport):
             f"  KV cache   {exactly(self.kv_cache)}, {self.kv_cache_per_token:,} bytes a token and sequence",
             *([f"  states     {exactly(state)} of recurrent layers, however long the text"] if state else []),
             f"  arithmetic {format_flops(prefill)} to read the prompt",
+            *(self.pace.lines() if self.pace is not None else ()),
         ]

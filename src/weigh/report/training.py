@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from weigh.jobs import Job
     from weigh.plan import Outcome, Plan, Remedy
     from weigh.recipes.training import Training, TrainingRun
+    from weigh.report.assumption import Assumption
+    from weigh.report.pace import TrainingPace
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,6 +72,19 @@ class TrainingReport(RunReport):
         """The peak of the last step that was run."""
         return self.memory.peak_of(lambda p: p.mark.round == self.recipe.steps - 1)
 
+    @cached_property
+    def pace(self) -> TrainingPace | None:
+        """How long a step takes on the device that is named."""
+        from weigh.report.pace import training_pace
+
+        return training_pace(self)
+
+    def all_assumptions(self) -> tuple[Assumption, ...]:
+        from weigh.report.pace import TRAINING_ASSUMED
+
+        said = super().all_assumptions()
+        return said if self.pace is None else (*said, TRAINING_ASSUMED)
+
     def shown_round(self) -> int:
         return self.memory.highest.mark.round
 
@@ -87,6 +102,7 @@ class TrainingReport(RunReport):
             "steady_state": {"peak_bytes": self.steady_state},
             "elsewhere": {what: evaluated(size) for what, size in self.run.elsewhere.items()},
             "flops_per_step": {"total": sum(flops.values()), **flops, "basis": EXACT},
+            "speed": self.pace and self.pace.as_dict(),
         }
 
     def _counts(self) -> dict[str, Any]:
@@ -184,6 +200,7 @@ class TrainingReport(RunReport):
             f"  first step {exactly(self.first_step)}",
             f"  steady     {exactly(self.steady_state)}{unrounded}",
             f"  arithmetic {format_flops(sum(flops.values()))} a step: {parts}",
+            *([self.pace.line()] if self.pace is not None else ()),
             *(f"  elsewhere  {exactly(evaluated(size))} of {what}" for what, size in self.run.elsewhere.items()),
         ]
 
