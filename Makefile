@@ -31,8 +31,14 @@ test: .venv-test/.wheel
 test-torch: .venv-torch/.wheel
 	.venv-torch/bin/python $(PYTEST) tests/torch
 
-bench: .venv-test/.wheel
-	for script in benchmarks/*.py; do .venv-test/bin/python $$script || exit 1; done
+# Quantizers run beside their peers, which need PyTorch; what only they need lies in a folder of its own.
+bench: .venv-test/.wheel .venv-bench/.peers
+	for script in $(filter-out %/quantizers.py,$(wildcard benchmarks/*.py)); do .venv-test/bin/python $$script || exit 1; done
+	PYTHONPATH=.venv-bench .venv-torch/bin/python benchmarks/quantizers.py
+
+.venv-bench/.peers: .venv-torch/.wheel $(wildcard kernels/src/weigh_kernels/*)
+	.venv-torch/bin/python $(PIP_INSTALL) --upgrade --no-deps --target .venv-bench torchao==0.18.0 ./kernels
+	touch $@
 
 # atheris where it can be had (Linux); good files changed at random where not.
 fuzz: .venv-test/.wheel
@@ -40,7 +46,7 @@ fuzz: .venv-test/.wheel
 	.venv-test/bin/python tools/fuzz.py $(SECONDS)
 
 clean:
-	rm -rf .venv .venv-test .venv-torch build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench .venv-test .venv-torch build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
 # .venv sees src itself (an editable install): edits need no reinstall.
 .venv/.installed: pyproject.toml

@@ -23,7 +23,10 @@ from weigh.quant import kernels
 from weigh.quant.base import Packed
 
 SOURCES = Path(__file__).parents[2] / "kernels/src/weigh_kernels"
-FLAGS = "-O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -shared -fPIC -DPy_LIMITED_API=0x030B0000".split()
+FLAGS = (
+    "-O3 -fno-strict-aliasing -ffp-contract=off -fno-math-errno -fno-trapping-math -shared -fPIC "
+    "-DPy_LIMITED_API=0x030B0000"
+).split()
 SPECS = ["absmax_block", "absmax_block:block=7", "dynamic", "dynamic_unsigned:block=2048", "nf4", "fp4:block=6"]
 
 

@@ -101,22 +101,30 @@ VECTOR static void four_bit_blocks(const void *source, int is_bf16, Py_ssize_t c
     }
 }
 
-/* The first 17 bits of a number say its code up to one border. */
-VECTOR static void dynamic_blocks(const void *source, int is_bf16, Py_ssize_t count, Py_ssize_t block,
-                                  const uint8_t *below, const float *border, uint8_t *codes, float *absmax) {
+/* Numbers between -1 and 1. */
+VECTOR static void normalized(const float *x, Py_ssize_t n, float scale, float *out) {
+    for (Py_ssize_t i = 0; i < n; i++) out[i] = clipped(x[i] * scale);
+}
+
+VECTOR static float start(const void *source, int is_bf16, Py_ssize_t at, Py_ssize_t n, float *room) {
+    const float *x = numbers(source, is_bf16, at, n, room);
+    float most = largest(x, n);
+    normalized(x, n, 1.0f / (most > LEAST ? most : LEAST), room);
+    return most;
+}
+
+/* The first 17 bits of a number say its code up to one border. Gathers are slower than loads one by one, so that this
+ * loop is not for the vector units. */
+static void dynamic_blocks(const void *source, int is_bf16, Py_ssize_t count, Py_ssize_t block, const uint8_t *below,
+                           const float *border, uint8_t *codes, float *absmax) {
     float room[LARGEST_BLOCK];
     for (Py_ssize_t b = 0, at = 0; at < count; b++, at += block) {
         Py_ssize_t n = count - at < block ? count - at : block;
-        const float *x = numbers(source, is_bf16, at, n, room);
-        float most = largest(x, n);
-        float scale = 1.0f / (most > LEAST ? most : LEAST);
-        absmax[b] = most;
+        absmax[b] = start(source, is_bf16, at, n, room);
+        const uint32_t *bits = (const uint32_t *)room;
         for (Py_ssize_t i = 0; i < n; i++) {
-            float scaled = clipped(x[i] * scale);
-            uint32_t bits;
-            memcpy(&bits, &scaled, 4);
-            uint32_t index = bits >> 15;
-            codes[at + i] = (uint8_t)(below[index] + (scaled > border[index]));
+            uint32_t index = bits[i] >> 15;
+            codes[at + i] = (uint8_t)(below[index] + (room[i] > border[index]));
         }
     }
 }
@@ -129,28 +137,48 @@ VECTOR static void int8_values(const int8_t *codes, Py_ssize_t count, Py_ssize_t
     }
 }
 
-VECTOR static void table_values(const uint8_t *codes, Py_ssize_t count, Py_ssize_t block, const float *scales,
-                                const float *values, float *out) {
+VECTOR static void scaled(float *x, Py_ssize_t n, float scale) {
+    for (Py_ssize_t i = 0; i < n; i++) x[i] *= scale;
+}
+
+/* Values are looked up one by one and stored two by two: gathers, and vectors put together from loads, are slower. */
+static void table_values(const uint8_t *codes, Py_ssize_t count, Py_ssize_t block, const float *scales,
+                         const float *values, float *out) {
     for (Py_ssize_t b = 0, at = 0; at < count; b++, at += block) {
         Py_ssize_t n = count - at < block ? count - at : block;
-        float scale = scales[b];
-        for (Py_ssize_t i = 0; i < n; i++) out[at + i] = values[codes[at + i]] * scale;
+        const uint8_t *from = codes + at;
+        for (Py_ssize_t i = 0; i + 1 < n; i += 2) {
+            uint32_t first, second;
+            memcpy(&first, values + from[i], 4);
+            memcpy(&second, values + from[i + 1], 4);
+#if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+            uint64_t both = first | (uint64_t)second << 32;
+#else
+            uint64_t both = second | (uint64_t)first << 32;
+#endif
+            memcpy(out + at + i, &both, 8);
+        }
+        if (n & 1) out[at + n - 1] = values[from[n - 1]];
+        scaled(out + at, n, scales[b]);
     }
 }
 
-/* Two codes a byte, the first in the upper half; blocks are even. */
+/* Two codes a byte, the first in the upper half; blocks are even. A table has the two values of every byte. */
 VECTOR static void four_bit_values(const uint8_t *codes, Py_ssize_t count, Py_ssize_t block, const float *scales,
                                    const float *values, float *out) {
+    float pairs[512];
+    for (int k = 0; k < 256; k++) {
+        pairs[2 * k] = values[k >> 4];
+        pairs[2 * k + 1] = values[k & 15];
+    }
     for (Py_ssize_t b = 0, at = 0; at < count; b++, at += block) {
         Py_ssize_t n = count - at < block ? count - at : block;
-        float own[16];
-        for (int k = 0; k < 16; k++) own[k] = values[k] * scales[b];
         const uint8_t *from = codes + at / 2;
-        for (Py_ssize_t i = 0; i < n / 2; i++) {
-            out[at + 2 * i] = own[from[i] >> 4];
-            out[at + 2 * i + 1] = own[from[i] & 15];
-        }
-        if (n & 1) out[at + n - 1] = own[from[n / 2] >> 4];
+        float scale = scales[b];
+        float *to = out + at;
+        for (Py_ssize_t i = 0; i < n / 2; i++) memcpy(to + 2 * i, pairs + 2 * from[i], 8);
+        if (n & 1) to[n - 1] = values[from[n / 2] >> 4];
+        for (Py_ssize_t i = 0; i < n; i++) to[i] *= scale;
     }
 }
 
