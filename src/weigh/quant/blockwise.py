@@ -97,8 +97,11 @@ class Dynamic(Quantizer):
 
 
 def largest(blocks: Any) -> Any:
-    """The largest magnitude of every block."""
-    return np.maximum(blocks.max(axis=1), -blocks.min(axis=1)) + np.float32(0)
+    """The largest magnitude of every block; NaN where it has one.
+
+    Magnitudes of floats are ordered as their bits are, NaN above infinity, and numpy is faster with integers.
+    """
+    return (blocks.view(np.int32) & np.int32(0x7FFFFFFF)).max(axis=1).view(np.float32)
 
 
 def normalized(blocks: Any, absmax: Any, divide: bool = False) -> Any:
