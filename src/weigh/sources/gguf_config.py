@@ -178,7 +178,8 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
             config[names[key]] = _single(value, f"{checkpoint.where}: {architecture}.{key}")
         elif not key.startswith(IGNORED) and value not in (0, 0.0, False):
             raise NotModelledError(f"GGUF's {architecture}.{key[:80]}", where=checkpoint.where)
-    config.setdefault("vocab_size", _vocabulary(checkpoint))
+    if "vocab_size" not in config:
+        config["vocab_size"] = _vocabulary(checkpoint)
     config["tie_word_embeddings"] = "output.weight" not in checkpoint.tensors
     special = _SPECIAL.get(architecture)
     if special is not None:

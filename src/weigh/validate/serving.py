@@ -13,16 +13,13 @@ from weigh.errors import NotModelledError, WeighError
 from weigh.ghost.state import recording
 from weigh.models.layout import FULL, SLIDING, LayerCache
 from weigh.recipes.keeping import Keeping, keep
-from weigh.runtimes import engine, llama_cpp, sglang, tensorrt_llm, vllm
+from weigh.runtimes import engine, sglang, tensorrt_llm, vllm
 from weigh.runtimes.engine import Place, Served, ServeJob
 from weigh.sources.source import Source
+from weigh.validate.llama_cpp import llama_cpp_case
 
 if TYPE_CHECKING:
     from weigh.dtypes import DType
-
-_LLAMA_CPP = {"cache_type_k": "type_k", "cache_type_v": "type_v"} | {
-    name: name for name in ("n_ubatch", "n_seq_max", "kv_unified", "swa_full", "mla_attn")
-}
 
 
 def serving_case(row: Mapping[str, Any], where: str) -> dict[str, int]:
@@ -33,11 +30,7 @@ def serving_case(row: Mapping[str, Any], where: str) -> dict[str, int]:
     """
     runtime, serving = str(row.get("runtime")), row.get("serving") or {}
     if runtime in ("llama.cpp", "ik_llama.cpp"):
-        if serving.get("n_ctx") is None:
-            raise WeighError("the case does not say how long its context is")
-        given = {ours: serving[theirs] for theirs, ours in _LLAMA_CPP.items() if serving.get(theirs) is not None}
-        layers = llama_cpp.layout(row["model"]["gguf"])
-        return llama_cpp.cache_bytes(layers, llama_cpp.Cache(serving["n_ctx"], **given))
+        return llama_cpp_case(row)
     if runtime == "vllm":
         return _vllm(row, where)
     layers = _layers(row, where)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weigh import dtypes
 from weigh.errors import NotModelledError
 from weigh.formats.gguf.mixes import BASE as FILE_TYPES
-from weigh.formats.gguf.mixes import NEWER, Tensor, Traits, named, quantize
+from weigh.formats.gguf.mixes import NEWER, OLDER, Tensor, Traits, named, quantize
 from weigh.formats.gguf.names import converted
 from weigh.sources.checkpoint import Checkpoint, StoredTensor
 from weigh.sources.gguf_config import ARCHITECTURES
@@ -60,7 +60,8 @@ def predict(
     text: Mapping[str, Any] = config.get("text_config") or config
     architecture, file_type = architecture_of(text), named(file_type)
     own = dtypes.FLOAT16 if file_type in ("F16", "MXFP4_MOE") or file_type.startswith("TQ") else dtypes.BFLOAT16
-    tensors = converted(model, architecture, dtypes.FLOAT32 if file_type == "F32" else own, text)
+    own = dtypes.FLOAT32 if file_type == "F32" else own
+    tensors = converted(model, architecture, own, text, divides_latent=release != OLDER)
     made = quantize(tensors, file_type, traits(architecture, text), imatrix, release)
     return Checkpoint(
         {t.name: _stored(t) for t in made},

@@ -136,8 +136,12 @@ _ELSEWHERE = re.compile(
 )
 
 
-def converted(model: Module, architecture: str, dtype: DType, config: Mapping[str, Any]) -> list[Tensor]:
+def converted(
+    model: Module, architecture: str, dtype: DType, config: Mapping[str, Any], divides_latent: bool = True
+) -> list[Tensor]:
     """The tensors that the converter writes, matrices in `dtype`.
+
+    `divides_latent` is false of converters from before April 2025, which left latent attention's matrix whole.
 
     Raises:
         NotModelledError: a parameter whose name in GGUF is not known.
@@ -153,7 +157,28 @@ def converted(model: Module, architecture: str, dtype: DType, config: Mapping[st
             shape = (*shape[:-2], shape[-1], shape[-2]) if parameter.place[-1] not in _BIASES else shape
         for hugging in parameter.names:
             made += [Tensor(n, s, _as_written(n, s, dtype)) for n, s in _tensors(hugging, shape, architecture, config)]
+    if not divides_latent:
+        made = [t for t in made if "attn_v_b" not in t.name]
+        made = [_whole(t, config) if "attn_k_b" in t.name else t for t in made]
+    made += _corrections(config, made)
     return [*_once(made), *(Tensor(name, (size,), FLOAT32) for name, size in _frequencies(config, architecture))]
+
+
+def _whole(keys: Tensor, config: Mapping[str, Any]) -> Tensor:
+    heads, rank, key = keys.shape
+    rows = heads * (key + config["v_head_dim"])
+    return Tensor(keys.name.replace("attn_k_b", "attn_kv_b"), (rows, rank), keys.dtype)
+
+
+def _corrections(config: Mapping[str, Any], made: list[Tensor]) -> list[Tensor]:
+    """What sigmoid gates add to an expert's chance is a buffer upstream, and stored."""
+    if config.get("model_type") not in _CORRECTED:
+        return []
+    gates = [t for t in made if t.name.endswith("ffn_gate_inp.weight")]
+    return [Tensor(t.name.replace("ffn_gate_inp.weight", "exp_probs_b.bias"), (t.shape[0],), FLOAT32) for t in gates]
+
+
+_CORRECTED = frozenset("deepseek_v3 glm4_moe dots1 kimi_k2 glm4_moe_lite glm_moe_dsa minimax_m2".split())
 
 
 def _once(tensors: list[Tensor]) -> list[Tensor]:

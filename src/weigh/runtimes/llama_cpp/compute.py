@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from weigh.runtimes.llama_cpp import graphs
-from weigh.runtimes.llama_cpp.graphs import NEWER, Batch
+from weigh.runtimes.llama_cpp.graphs import Batch
 from weigh.runtimes.llama_cpp.placement import CPU
 from weigh.runtimes.llama_cpp.scheduler import COPIES, Scheduler
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from weigh.runtimes.llama_cpp.placement import Placement
 
 
-def compute_buffers(placed: Placement, release: tuple[int, ...] = NEWER, whole: bool = False) -> Mapping[str, int]:
+def compute_buffers(placed: Placement, whole: bool = False) -> Mapping[str, int]:
     """Bytes of each compute buffer, by the name of its buffer type: the largest of the graphs that are reserved.
 
     These are a whole ubatch with the logits of every token, and one token of each sequence. Of layers that are alike,
@@ -38,7 +38,7 @@ def compute_buffers(placed: Placement, release: tuple[int, ...] = NEWER, whole: 
             how.op_offload,
             {CPU, *({placed.family.host} if placed.family.host else ())},
         )
-        graph = graphs.build(placed, batch, release, layers)
+        graph = graphs.build(placed, batch, layers)
         for name, size in scheduler.reserve(graph).items():
             found[name] = max(found.get(name, 0), size)
     return found

@@ -27,6 +27,7 @@ from weigh.runtimes.engine import (
 )
 from weigh.runtimes.llama_cpp.compute import compute_buffers, output_buffer
 from weigh.runtimes.llama_cpp.placement import FAMILIES, REPACK, How, Placement, gguf_of
+from weigh.runtimes.llama_cpp.releases import MIDDLE, NEWER, OLDER, OLDEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -95,7 +96,7 @@ class LlamaCpp(Engine):
     """llama.cpp."""
 
     name = "llama.cpp"
-    versions = ("2025.8", "2026.4", "2026.6")
+    versions = tuple(".".join(map(str, release)) for release in (OLDEST, OLDER, MIDDLE, NEWER))
     options = LlamaCppOptions
 
     def launch(self, served: Served, job: ServeJob, options: LlamaCppOptions, place: Place, version: Version) -> Launch:
@@ -106,11 +107,10 @@ class LlamaCpp(Engine):
             )
         checkpoint, assumptions = stored(served, job, options)
         gguf = gguf_of(checkpoint, served.layers, served.text_config)
-        how = settings(served, job, options, place)
+        how = replace(settings(served, job, options, place), release=version.numbers)
         placed = Placement(gguf, how)
-        release = version.numbers
-        shares = _shares(placed, place, compute_buffers(placed, release))
-        demand = _demand(placed, release)
+        shares = _shares(placed, place, compute_buffers(placed))
+        demand = _demand(placed)
         longest = None if options.ctx_size is None else how.context_of_each
         model = max((size for name, size in placed.sizes().items() if name in placed.names), default=0)
         supply = None if not placed.count or place.memory_bytes is None else place.memory_bytes - model
@@ -291,15 +291,13 @@ def _sum(sizes: Mapping[str, int], name: str) -> int:
     return sizes.get(name, 0) + sizes.get(f"{name}_Mapped", 0)
 
 
-def _demand(placed: Placement, release: tuple[int, ...]) -> Callable[[int, int], int]:
+def _demand(placed: Placement) -> Callable[[int, int], int]:
     """Bytes of the fullest device for other contexts and users, compute buffers between powers of two interpolated."""
     base = placed.how
 
     @cache
     def compute(cells: int) -> Mapping[str, int]:
-        return compute_buffers(
-            Placement(placed.gguf, replace(base, n_ctx=cells, n_seq_max=1, kv_unified=True)), release
-        )
+        return compute_buffers(Placement(placed.gguf, replace(base, n_ctx=cells, n_seq_max=1, kv_unified=True)))
 
     def between(cells: int, name: str) -> int:
         low = 1 << (max(cells, 512).bit_length() - 1)

@@ -1,9 +1,9 @@
 """llama.cpp's graphs: the operations of one ubatch, in the order in which llama.cpp adds them.
 
-Read: `src/llama-graph.cpp`, `src/llama-kv-cache.cpp` and `src/models/*.cpp` of llama.cpp 4227c9be (August 2025), of its
-state when Gemma 4 came (April 2026) and of af6528e6d (later in 2026). What a layer does follows mostly from the tensors
-that it has; what does not is in `STYLES`. Operations that always write over their operand and change nothing else
-(scaling queries) are left out where no size depends on them.
+Read: `src/llama-graph.cpp`, `src/llama-kv-cache.cpp` and `src/models/*.cpp` of the releases in `releases.py`
+(`src/llama.cpp` in the oldest). What a layer does follows mostly from the tensors that it has; what does not is in
+`STYLES`. Operations that always write over their operand and change nothing else (scaling queries) are left out where
+no size depends on them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from weigh.errors import NotModelledError
 from weigh.models.layout import NOTHING, RECURRENT, SLIDING
 from weigh.runtimes.llama_cpp import ggml
 from weigh.runtimes.llama_cpp.ggml import Graph, Tensor
+from weigh.runtimes.llama_cpp.releases import NEWER, OLDER, OLDEST
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from weigh.models.layout import LayerCache
     from weigh.runtimes.llama_cpp.placement import Placement
 
-OLDER, MIDDLE, NEWER = (2025, 8), (2026, 4), (2026, 6)
-"""Releases that were read, by year and month: sizes of masks and what is put into the graph first changed between."""
 MASK_PADDING = 64
 """Rows of a mask are a multiple of it, until the end of 2025 (`GGML_KQ_MASK_PAD`)."""
 
@@ -86,6 +85,8 @@ STYLES: Mapping[str, Style] = {
     "gemma2": Style(scales_embedding=True, caps_logits=3, caps_scores=True),
     "gemma3": Style(scales_embedding=True),
     "gpt-oss": Style(gating="after"),
+    "deepseek2": Style(gating="sigmoid", scales_experts=True),
+    "dots1": Style(gating="sigmoid", scales_experts=True),
 }
 """Architectures whose graphs are described."""
 
@@ -105,10 +106,8 @@ class Batch:
 class Builder:
     """One graph of a model that is placed."""
 
-    def __init__(
-        self, placed: Placement, batch: Batch, release: tuple[int, ...], layers: Sequence[int] | None = None
-    ) -> None:
-        self.placed, self.batch, self.release = placed, batch, release
+    def __init__(self, placed: Placement, batch: Batch, layers: Sequence[int] | None = None) -> None:
+        self.placed, self.batch, self.release = placed, batch, placed.how.release
         self.layers = range(len(placed.gguf.layers)) if layers is None else layers
         self.gguf, self.how = placed.gguf, placed.how
         self.architecture = self.gguf.architecture
@@ -235,7 +234,19 @@ class Builder:
         x = self._attention(q, layer, self.weight(f"blk.{layer}.attn_sinks.weight"), kept)
         return self.linear(x, stem)
 
+    def _copy(self, x: Tensor, which: str, layer: int) -> Tensor:
+        """As the cache was written before there were indices: a copy into a part of it."""
+        cache, tokens = self._cache(layer, which), self.tokens
+        if which == "v" and not self.flash:
+            into = ggml.view(cache, (tokens, cache.ne[0]), (ggml.row(cache.dtype, cache.ne[1]),))
+            x = ggml.transpose(ggml.reshape(x, x.ne[0] * x.ne[1], tokens))
+        else:
+            into = ggml.view(cache, (tokens * cache.ne[0],))
+        return ggml.copy_into(x, into)
+
     def _write(self, x: Tensor, which: str, layer: int) -> Tensor:
+        if self.release <= OLDEST:
+            return self._copy(x, which, layer)
         kept, cache = self.gguf.layers[layer], self._cache(layer, which)
         numbers = self._indices(kept, which)
         rows = x.ne[0] * x.ne[1]
@@ -260,26 +271,77 @@ class Builder:
         nb = row(cache.dtype, width), row(cache.dtype, cache.ne[0]), row(cache.dtype, cache.ne[0] * cells)
         return ggml.view(cache, (width, kept.heads, cells, self.streams), nb)
 
-    def _attention(self, q: Tensor, layer: int, sinks: Tensor | None, kept: LayerCache) -> Tensor:
-        """`build_attn_mha`."""
-        k, v, mask = self._read("k", layer), self._read("v", layer), self._mask(kept)
+    def _attention(
+        self, q: Tensor, layer: int, sinks: Tensor | None, kept: LayerCache, up: Tensor | None = None, rank: int = 0
+    ) -> Tensor:
+        """`build_attn_mha`; `up` makes values of latent vectors of `rank` numbers, which may be a part of the keys."""
+        k, mask = self._read("k", layer), self._mask(kept)
+        v = self._read("v", layer) if kept.value_width else ggml.view(k, (rank, *k.ne[1:]), k.nb[1:])
+        is_turned = bool(kept.value_width) and not self.flash
         n = self.streams
         q = ggml.view(q, (q.ne[0], q.ne[1], q.ne[2] // n, n), (q.nb[1], q.nb[2], q.nb[3] // n))
         q, k, v = (ggml.permute(t, 0, 2, 1, 3) for t in (q, k, v))
         if self.flash:
             x = ggml.flash_attention(q, k, v, mask, sinks)
+            if up is not None:
+                x = ggml.mul_mat(up, ggml.permute(x, 0, 2, 1, 3))
+                x = ggml.cont(ggml.permute(x, 0, 2, 1, 3))
             x = ggml.reshape(x, x.ne[0] * x.ne[1], x.ne[2] * x.ne[3])
         else:
             scores = ggml.mul_mat(k, q)
             for _ in range(3 if self.style.caps_scores else 0):
                 scores = ggml.like("SCALE", scores)
             scores = ggml.like("SOFT_MAX", scores, mask, sinks)
-            x = ggml.permute(ggml.mul_mat(v, scores), 0, 2, 1, 3)
+            x = ggml.mul_mat(v if is_turned else ggml.cont(ggml.transpose(v)), scores)
+            x = ggml.permute(x if up is None else ggml.mul_mat(up, x), 0, 2, 1, 3)
             x = ggml.cont(x, (x.ne[0] * x.ne[1], x.ne[2] * x.ne[3]))
             if not self.how.offload_kqv:
                 x.backend = len(self.placed.backends) - 1
         self.graph.expand(x)
         return x
+
+    def latent(self, x: Tensor, layer: int, rope: tuple[Tensor, Tensor | None]) -> Tensor:
+        """DeepSeek's attention with one key a token: the latent vector and the rotary key (`llama_model_deepseek2`)."""
+        stem, config, row = f"blk.{layer}.attn_", self.gguf.config, ggml.row
+        nope, turned, rank = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["kv_lora_rank"]
+        if self.has(f"{stem}q_a.weight"):
+            q = self.linear(self.norm(self.linear(x, f"{stem}q_a"), f"{stem}q_a_norm", layer), f"{stem}q_b")
+        else:
+            q = self.linear(x, f"{stem}q")
+        heads, head = q.ne[0] // (nope + turned), row(FLOAT32, nope + turned)
+        q_nope = ggml.view(q, (nope, heads, self.tokens), (head, head * heads))
+        q_turned = ggml.view(q, (turned, heads, self.tokens), (head, head * heads))
+        both = self.linear(x, f"{stem}kv_a_mqa")
+        wide = row(FLOAT32, rank + turned)
+        latent = ggml.view(both, (rank, self.tokens), (wide,))
+        k_turned = ggml.like("ROPE", ggml.view(both, (turned, 1, self.tokens), (wide, wide)), *rope)
+        q_turned = ggml.like("ROPE", q_turned, *rope)
+        latent = self.norm(latent, f"{stem}kv_a_norm", layer)
+        up_keys, up_values = self.weight(f"{stem}k_b.weight"), self.weight(f"{stem}v_b.weight")
+        if up_keys is None or up_values is None:
+            return self._expanded(q_nope, q_turned, latent, k_turned, layer)
+        absorbed = ggml.permute(ggml.mul_mat(up_keys, ggml.permute(q_nope, 0, 2, 1, 3)), 0, 2, 1, 3)
+        q = ggml.concat(absorbed, q_turned, 0)
+        v = ggml.reshape(latent, rank, 1, self.tokens)
+        k = ggml.concat(v, k_turned, 0)
+        keeps_values = self.gguf.layers[layer].value_width > 0
+        for tensor in (q, v, k) if self.release > OLDER else (q, k, v):
+            self.graph.expand(tensor)
+        self.graph.expand(self._write(k, "k", layer))
+        if keeps_values:
+            self.graph.expand(self._write(v, "v", layer))
+        return self.linear(self._attention(q, layer, None, self.gguf.layers[layer], up_values, rank), f"{stem}output")
+
+    def _expanded(self, q_nope: Tensor, q_turned: Tensor, latent: Tensor, k_turned: Tensor, layer: int) -> Tensor:
+        """The same with keys and values of every head, of files from before April 2025."""
+        stem, kept, row = f"blk.{layer}.attn_", self.gguf.layers[layer], ggml.row
+        nope, heads, value = q_nope.ne[0], q_nope.ne[1], kept.value_width
+        both = self.linear(latent, f"{stem}kv_b")
+        head = row(FLOAT32, nope + value)
+        keys = ggml.view(both, (nope, heads, self.tokens), (head, head * heads))
+        v = ggml.cont(ggml.view(both, (value, heads, self.tokens), (head, head * heads)))
+        k = ggml.concat(keys, Tensor("REPEAT", q_turned.ne, FLOAT32, (k_turned, q_turned)), 0)
+        return self.attend(ggml.concat(q_nope, q_turned, 0), k, v, layer, f"{stem}output")
 
     def heads_of(self, x: Tensor, width: int) -> Tensor:
         """(width, heads, tokens)."""
@@ -297,6 +359,10 @@ class Builder:
                 ggml.view(fused, (width, size // width, self.tokens), (ggml.row(FLOAT32, width), fused.nb[1]))
                 for size, width in sizes
             )
+            if self.release <= OLDEST:
+                q, k = (ggml.reshape(ggml.cont(_flat(t)), *t.ne[:3]) for t in (q, k))
+            if self.release <= OLDER:
+                v = ggml.reshape(ggml.cont(_flat(v)), *v.ne[:3])
         else:
             q, k, v = (self.linear(x, f"{stem}{which}") for which in "qkv")
             if self._norms_whole_rows(layer):
@@ -321,8 +387,10 @@ class Builder:
         stem = f"blk.{layer}.ffn_"
         up = self.linear(x, f"{stem}up{suffix}")
         if self.has(f"{stem}gate{suffix}.weight"):
-            gate = self.linear(x, f"{stem}gate{suffix}")
-            x = ggml.like("GLU", gate, up)
+            x = self._gated(self.linear(x, f"{stem}gate{suffix}"), up)
+        elif self.style.fused_activation and self.release <= OLDEST:
+            half = up.ne[0] // 2, up.ne[1]
+            x = self._gated(*(ggml.cont(ggml.view(up, half, (up.nb[1],))) for _ in range(2)))
         elif self.style.fused_activation:
             x = Tensor("GLU", (up.ne[0] // 2, *up.ne[1:]), FLOAT32, (up,))
         else:
@@ -331,6 +399,12 @@ class Builder:
                 x = ggml.like("SQR", x)
         return self.linear(x, f"{stem}down{suffix}")
 
+    def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Activation and product, one operation since July 2025."""
+        if self.release <= OLDEST:
+            return ggml.like("MUL", ggml.like("UNARY", gate), up)
+        return ggml.like("GLU", gate, up)
+
     def experts(self, x: Tensor, layer: int, logits: Tensor | None = None) -> Tensor:
         """`build_moe_ffn`."""
         stem, style, graph = f"blk.{layer}.ffn_", self.style, self.graph
@@ -338,7 +412,7 @@ class Builder:
         tokens, count, used = x.ne[1], logits.ne[0], self.gguf.experts_used
         chances = logits
         if style.gating != "after":
-            chances = ggml.like("SOFT_MAX" if style.gating == "softmax" else "UNARY", logits)
+            chances = ggml.like("SOFT_MAX" if self._is_softmax else "UNARY", logits)
         bias = self.weight(f"blk.{layer}.exp_probs_b.bias")
         chosen_by = chances if bias is None else ggml.like("ADD", chances, bias)
         groups, used_groups = self.gguf.expert_groups
@@ -348,7 +422,7 @@ class Builder:
         weights = ggml.get_rows(ggml.reshape(chances, 1, count, tokens), chosen)
         if style.gating == "after":
             weights = ggml.reshape(ggml.like("SOFT_MAX", ggml.reshape(weights, used, tokens)), 1, used, tokens)
-        elif style.normalizes_experts:
+        elif style.normalizes_experts and self.gguf.config.get("norm_topk_prob") is not False:
             weights = ggml.reshape(weights, used, tokens)
             total = ggml.sum_rows(weights)
             if self.release > OLDER:
@@ -363,7 +437,7 @@ class Builder:
         if self.release > OLDER:
             graph.expand(x)
         parts = [ggml.view(x, (x.ne[0], tokens), (x.nb[2],)) for _ in range(used)]
-        for part in parts:
+        for part in parts if self.release > OLDEST else ():
             graph.expand(part)
         out = parts[0]
         for part in parts[1:]:
@@ -371,6 +445,11 @@ class Builder:
             if self.release >= NEWER:
                 graph.expand(out)
         return ggml.cont(out) if used == 1 else out
+
+    @property
+    def _is_softmax(self) -> bool:
+        """DeepSeek-V2 gates by softmax, V3 by sigmoid: the same architecture to llama.cpp."""
+        return self.style.gating == "softmax" or self.gguf.config.get("model_type") == "deepseek_v2"
 
     def _through_experts(self, x: Tensor, stem: str, chosen: Tensor) -> Tensor:
         def through(x: Tensor, which: str) -> Tensor:
@@ -388,7 +467,7 @@ class Builder:
         if not self.has(f"{stem}gate_exps.weight"):
             active = ggml.like("UNARY", up)
             return through(ggml.like("SQR", active) if self.style.squares else active, "down")
-        return through(ggml.like("GLU", through(x, "gate"), up), "down")
+        return through(self._gated(through(x, "gate"), up), "down")
 
     def _best_groups(self, chances: Tensor, groups: int, used: int) -> Tensor:
         count, tokens = chances.ne[0], chances.ne[1]
@@ -457,7 +536,10 @@ class Builder:
         kept = self.gguf.layers[layer]
         if kept.kind == RECURRENT or (kept.kind == NOTHING and not kept.heads):
             raise NotModelledError(f"the compute graph of {self.architecture}'s layer {layer}")
-        cur = self.attend(*self.queries(cur, layer, rope), layer, f"blk.{layer}.attn_output")
+        if self.has(f"blk.{layer}.attn_kv_a_mqa.weight"):
+            cur = self.latent(cur, layer, rope)
+        else:
+            cur = self.attend(*self.queries(cur, layer, rope), layer, f"blk.{layer}.attn_output")
         if wanted is not None:
             cur, before = ggml.get_rows(cur, wanted), ggml.get_rows(before, wanted)
         post = f"blk.{layer}.post_attention_norm"
@@ -489,10 +571,15 @@ class Builder:
         return ggml.like("ADD", ggml.like("ADD", one, two), three)
 
 
-def build(placed: Placement, batch: Batch, release: tuple[int, ...], layers: Sequence[int] | None = None) -> Graph:
+def _flat(x: Tensor) -> Tensor:
+    """A part of fused queries, keys and values as (width x heads, tokens)."""
+    return ggml.view(x, (x.ne[0] * x.ne[1], x.ne[2]), (x.nb[2],))
+
+
+def build(placed: Placement, batch: Batch, layers: Sequence[int] | None = None) -> Graph:
     """The graph of a batch, with the layers that are named or all.
 
     Raises:
         NotModelledError: the architecture's graph is not described.
     """
-    return Builder(placed, batch, release, layers).build()
+    return Builder(placed, batch, layers).build()

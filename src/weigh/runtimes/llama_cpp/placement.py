@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from weigh import dtypes
 from weigh.models.common import period_of
-from weigh.models.layout import FULL, SLIDING
+from weigh.models.layout import FULL, LATENT, SLIDING, LayerCache
 from weigh.runtimes.llama_cpp.allocator import BufferType
+from weigh.runtimes.llama_cpp.releases import NEWER, OLDER
 from weigh.runtimes.llama_cpp.scheduler import Backend
 
 if TYPE_CHECKING:
-    from weigh.models.layout import LayerCache
     from weigh.sources.checkpoint import Checkpoint, StoredTensor
 
 CPU, REPACK, SPLIT = "CPU", "CPU_REPACK", "Split"
@@ -132,6 +132,9 @@ class How:
     repack: frozenset[str] = field(default_factory=frozenset)
     """Formats that the CPU stores in an order of its own, as far as no device's host buffer comes first."""
     embeddings: bool = False
+    """The last hidden state is handed out too."""
+    release: tuple[int, ...] = NEWER
+    """Of llama.cpp."""
 
     @property
     def context_of_each(self) -> int:
@@ -160,7 +163,8 @@ class Placement:
     def device_of_layer(self) -> list[int | None]:
         """The device of each layer and, last, of the output layer; None is the host."""
         layers = len(self.gguf.layers)
-        first = max(layers + 1 - self.gpu_layers, 0)
+        # until the end of 2025 the output layer was the last to be offloaded, since then it is the first
+        first = max(layers + (self.how.release > OLDER) - self.gpu_layers, 0)
         if not self.count:
             return [None] * (layers + 1)
         shares = self.how.tensor_split[: self.count] or (1.0,) * self.count
@@ -171,7 +175,7 @@ class Placement:
             ends.append(sum_so_far / total)
         placed: list[int | None] = []
         for layer in range(layers + 1):
-            if layer < first:
+            if layer < first or layer - first >= self.gpu_layers:
                 placed.append(None)
                 continue
             at = (layer - first) / self.gpu_layers
@@ -403,4 +407,16 @@ def gguf_of(checkpoint: Checkpoint, layers: tuple[LayerCache, ...], config: Mapp
     architecture = str(checkpoint.metadata["general.architecture"])
     if architecture not in WINDOWED:
         layers = tuple(replace(one, kind=FULL, window=None) if one.kind == SLIDING else one for one in layers)
+    if any(one.kind == LATENT for one in layers):
+        layers = _latent(checkpoint, layers, config)
     return Gguf(architecture, checkpoint.tensors, layers, config)
+
+
+def _latent(
+    checkpoint: Checkpoint, layers: tuple[LayerCache, ...], config: Mapping[str, Any]
+) -> tuple[LayerCache, ...]:
+    """Latent attention keeps one key a token, the value being a part of it; every head's in files before April 2025."""
+    if "blk.0.attn_k_b.weight" not in checkpoint.tensors:
+        return tuple(replace(one, kind=FULL, latent_width=0) for one in layers)
+    width = config["kv_lora_rank"] + config["qk_rope_head_dim"]
+    return tuple(LayerCache(FULL, 1, width, 0) for one in layers)
