@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from weigh.recipes.training import Training, TrainingRun
     from weigh.report.assumption import Assumption
     from weigh.report.compare import Comparison, Side
+    from weigh.report.compare_trainings import TrainingsComparison
     from weigh.report.generation import GenerationReport
     from weigh.report.kv import KvReport
     from weigh.report.parameters import ParametersReport
@@ -391,6 +392,19 @@ def compare(a: Any, b: Any, dtype: str | DType | None = None) -> Comparison:
     from weigh.report.compare import Comparison
 
     return Comparison(_side(a, dtype), _side(b, dtype))
+
+
+def compare_trainings(a: str, b: str) -> TrainingsComparison:
+    """Two trainings side by side, each as a file describes it (a recipe, or what another program is configured with).
+
+    Raises:
+        InputError: a file cannot be read.
+        NotModelledError: a training asks for what is not modelled.
+    """
+    from weigh.report.compare_trainings import TrainingsComparison
+
+    left, right = (train(job=job(path)) for path in (a, b))
+    return TrainingsComparison(left, right, (os.fspath(a), os.fspath(b)))
 
 
 def _side(source: Any, dtype: str | DType | None) -> Side:

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from importlib import import_module
+from pathlib import Path
 
 from weigh.errors import InputError, UnknownNameError
 from weigh.jobs.documents import Document, load
 from weigh.jobs.job import Job
 
-__all__ = ["FORMATS", "Job", "read", "together"]
+__all__ = ["FORMATS", "Job", "describes_training", "read", "together"]
+
+SUFFIXES = (".toml", ".yaml", ".yml", ".json", ".sh")
+"""Endings of the names of files that may describe a training."""
 
 FORMATS = {
     "axolotl": "weigh.jobs.axolotl",
@@ -61,6 +65,22 @@ def recognise(document: Document) -> str:
             return name
     hint = f"Name the format with --from-format: {', '.join(FORMATS)}."
     raise InputError("is no file that describes a training, as far as its keys say", where=document.where, hint=hint)
+
+
+def describes_training(path: str) -> bool:
+    """Whether it is a file that describes a training, as far as its name and its keys say.
+
+    Raises:
+        InputError: it looks like one, and cannot be read.
+    """
+    if not Path(path).is_file() or Path(path).suffix not in SUFFIXES:
+        return False
+    if Path(path).suffix != ".json":
+        return True
+    try:
+        return bool(recognise(load(path)))
+    except InputError:  # a model's config, say: whoever reads models finds the words for it
+        return False
 
 
 def together(jobs: Iterable[Job]) -> Job:

@@ -55,14 +55,14 @@ class Comparison:
     def figures(self) -> dict[str, tuple[int | None, int | None]]:
         """Every figure of both; a component that one of them lacks is 0 there."""
         left, right = self.a.figures(), self.b.figures()
-        return {name: (left.get(name, 0), right.get(name, 0)) for name in _in_order(list(left), list(right))}
+        return {name: (left.get(name, 0), right.get(name, 0)) for name in in_order(list(left), list(right))}
 
     def keys(self) -> dict[str, tuple[Any, Any]]:
         """The config keys that differ, with both values; None where a config does not have one."""
         left, right = self.a.parameters.source.config, self.b.parameters.source.config
         return {
             key: (left.get(key), right.get(key))
-            for key in _in_order(list(left), list(right))
+            for key in in_order(list(left), list(right))
             if left.get(key) != right.get(key) and key not in NO_MATTER
         }
 
@@ -83,9 +83,9 @@ class Comparison:
         rows = [("", a.source.name, b.source.name, "difference")]
         for name, (left, right) in self.figures().items():
             label = name.replace("_", " ")
-            rows.append((label, _amount(name, left), _amount(name, right), _difference(left, right)))
+            rows.append((label, _amount(name, left), _amount(name, right), difference(left, right)))
         lines = [style.bold(f"{a.source.name} beside {b.source.name}"), "", *table(rows, "<>>>")]
-        keys = [(key, _short(left), _short(right)) for key, (left, right) in self.keys().items()]
+        keys = [(key, short(left), short(right)) for key, (left, right) in self.keys().items()]
         if not keys:
             return "\n".join([*lines, "", "Their configs agree."])
         return "\n".join([*lines, "", "Config keys that differ", *table(keys, "<>>")])
@@ -102,10 +102,10 @@ class Comparison:
         return as_html(self.text())
 
 
-def _in_order(left: list[str], right: list[str]) -> list[str]:
+def in_order(left: list[str], right: list[str]) -> list[str]:
     """The names of both, in the order of the first, each new one of the second behind the one before it.
 
-    >>> _in_order(["a", "c"], ["a", "b", "c", "d"])
+    >>> in_order(["a", "c"], ["a", "b", "c", "d"])
     ['a', 'b', 'c', 'd']
     """
     found = list(left)
@@ -121,12 +121,24 @@ def _amount(name: str, value: int | None) -> str:
     return format_bytes(value) if name == "bytes" else f"{value:,}"
 
 
-def _difference(left: int | None, right: int | None) -> str:
+MANY = 10
+"""From so many times as much on, percents say less than a factor."""
+
+
+def difference(left: int | None, right: int | None) -> str:
+    """By how much the right one is more, in words; nothing where they agree or one is unknown.
+
+    >>> difference(200, 190), difference(0, 3), difference(2, 900)
+    ('-5.0 %', 'new', 'x 450')
+    """
     if left is None or right is None or left == right:
         return ""
-    return f"{100 * (right - left) / left:+.1f} %" if left else "new"
+    if not left:
+        return "new"
+    return f"{100 * (right - left) / left:+.1f} %" if right < MANY * left else f"x {round(right / left):,}"
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A setting's value, in a column."""
     text = "-" if value is None else str(value)
     return text if len(text) <= 32 else f"{text[:29]}..."

@@ -124,8 +124,8 @@ class Memory:
             totals[name] = totals.get(name, 0) + size
         return {k: v for k, v in sorted(totals.items(), key=lambda item: -item[1]) if v}
 
-    def owners(self, limit: int = SHOWN_OWNERS) -> list[Owner]:
-        """Who owns the most at the peak, largest first."""
+    def owners(self, limit: int | None = SHOWN_OWNERS) -> list[Owner]:
+        """Who owns the most at the peak, largest first; all of them where there is no limit."""
         totals: dict[tuple[Any, ...], list[int]] = {}
         for index, count in self._live.items():
             a = self.trace.allocations[index]
