@@ -44,3 +44,9 @@ def test_the_check_can_fail(tmp_path: Path) -> None:
     (tmp_path / "heavyweight.py").touch()
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import weigh, heavyweight"
     assert heavy_modules_after(code, (*HEAVY, "heavyweight")) == ["heavyweight"]
+
+
+def test_every_name_of_the_package_is_there() -> None:
+    import weigh
+
+    assert all(getattr(weigh, name) is not None for name in weigh.__all__)

@@ -74,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _answer(words: list[str]) -> tuple[str, int]:
     if not words or words[0] in ("-h", "--help", "help"):
-        commands = "\n".join(f"  {name:10}{says}" for name, (_, says) in COMMANDS.items())
+        width = max(map(len, COMMANDS)) + 2
+        commands = "\n".join(f"  {name:{width}}{says}" for name, (_, says) in COMMANDS.items())
         return _HELP.format(commands=commands), 0
     if words[0] in ("-V", "--version"):
         return f"weigh {__version__}\n", 0
