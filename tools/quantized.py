@@ -145,10 +145,10 @@ rows of 256).
 
 ## all-MiniLM-L6-v2
 
-22.7 million weights, of which the {matrices} matrices of its blocks are quantized; embeddings and norms stay. Its output
-for {len(sentences())} sentences (the standard library's docstrings): the cosine between each sentence's embedding and the
-one in fp32, and how far the similarities between sentences move, which lie between -1 and 1. Matrices that a format
-cannot store stay as they are, so that q4_k, for one, changes only a few.
+22.7 million weights, of which the {matrices} matrices of its blocks are quantized; embeddings and norms stay. Its
+output for {len(sentences())} sentences (the standard library's docstrings): the cosine of each sentence's embedding
+with the one in fp32, and how far the similarities between sentences move, which lie between -1 and 1. Matrices that a
+format cannot store stay as they are, so that q4_k, for one, changes only a few.
 
 | format | bits | rel. RMSE | SQNR, dB | cosine | largest | rest | of | output | least | similarity moves | most |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |

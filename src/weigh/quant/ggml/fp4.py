@@ -52,12 +52,12 @@ def _decode_nvfp4(blocks: Any) -> Any:
 
 
 def _ue4m3() -> Any:
-    """E4M3 without its sign; 0x7F is no number, and the table, of bytes, repeats for the unused bit."""
-    code = np.arange(128)
-    exponent, fraction = code >> 3, code & 7
+    """E4M3 whose sign is not read; 0x7F, and only this, is no number and taken for 0."""
+    code = np.arange(256)
+    exponent, fraction = code >> 3 & 15, code & 7
     values = np.where(exponent == 0, fraction * 2.0**-9, (1 + fraction / 8) * 2.0 ** (exponent - 7.0))
     values[127] = 0
-    return np.tile(values.astype(np.float32), 2)
+    return values.astype(np.float32)
 
 
 def _to_ue4m3(values: Any) -> Any:
