@@ -22,6 +22,8 @@ from weigh.quant.base import Packed, Part, Quantizer, matrix, one_of, refuse_inf
 LEVELS = np.float32(127)
 INVERSE = np.float32(1 / 127)
 """What bitsandbytes multiplies by where the formula divides."""
+LARGE = np.float32(2.0**120)
+"""Beyond, 127 times absmax would overflow: it is divided before it is multiplied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +62,13 @@ class Absmax(Quantizer):
 
     def unpack(self, packed: Packed) -> Any:
         codes, absmax = self._view(packed.parts["codes"]), packed.parts["absmax"]
+        large = absmax > LARGE
+        before, after = np.where(large, absmax * INVERSE, absmax), np.where(large, np.float32(1), INVERSE)
         values = np.empty(codes.shape, np.float32)
         for piece in pieces(*codes.shape):
-            factor = absmax[piece, None] if self.scope == "row" else absmax
-            np.multiply(codes[piece], factor, out=values[piece], dtype=np.float32)
-            values[piece] *= INVERSE
+            factors = (x[piece, None] if self.scope == "row" else x for x in (before, after))
+            np.multiply(codes[piece], next(factors), out=values[piece], dtype=np.float32)
+            values[piece] *= next(factors) if large.any() else INVERSE
         return values
 
     def _view(self, array: Any) -> Any:
