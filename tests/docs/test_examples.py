@@ -8,7 +8,7 @@ import pytest
 
 import weigh
 
-BESIDE = ("weigh.hooks", "weigh.measure", "weigh.quant")  # they need torch or numpy
+BESIDE = ("weigh.hooks", "weigh.lab.real", "weigh.measure", "weigh.quant")  # they need torch or numpy
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(weigh.__path__, "weigh.")

@@ -26,6 +26,7 @@ COMMANDS = {
     "serve": ("serving", "what serving it takes in vLLM and other engines: contexts, users"),
     "trace": ("measuring", "the same by real PyTorch on fake tensors, beside the prediction"),
     "measure": ("measuring", "the same by real PyTorch for real, beside the prediction"),
+    "lab": ("laboratory", "techniques at work in real trainings of a small model"),
     "snapshot": ("snapshotting", "what a memory snapshot of PyTorch shows, beside the prediction"),
     "quantize": ("quantizing", "rewrite a checkpoint in fewer bits, whatever its architecture"),
     "dequantize": ("quantizing", "write a quantized checkpoint in plain numbers again"),

@@ -5,6 +5,10 @@ Both count what kernels allocate inside, which no dispatch mode sees.
 
 from __future__ import annotations
 
+import ctypes
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,11 +23,13 @@ PREFIX = "weigh phase "
 class Profiled(Watcher):
     """The CPU allocator's level, phase by phase, while it is entered.
 
-    From the start: the death of what was born before the profile is not recorded. Nor is what dies on another thread,
-    as the buffers of collectives do; so several processes are not profiled.
+    It begins at zero: what is there already shall outlive the profile. Events are recorded of the thread that enters,
+    and each says what the allocator had given out after it, less what has died on other threads, as the buffers of
+    collectives do.
     """
 
     def __init__(self) -> None:
+        count_every_thread()
         activities = [torch.profiler.ProfilerActivity.CPU]
         self._profile = torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True)
         self._phases: list[tuple[str, int]] = []
@@ -52,23 +58,41 @@ class Profiled(Watcher):
     def peaks(self) -> list[dict[str, Any]]:
         """Bytes before, at the peak and after every phase."""
         assert self._profile.profiler is not None
-        events = sorted(self._profile.profiler.kineto_results.events(), key=lambda e: e.start_ns())
-        changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+        events = self._profile.profiler.kineto_results.events()
         spans = {e.name(): (e.start_ns(), e.end_ns()) for e in events if e.name().startswith(PREFIX)}
+        levels = sorted(_levels(self._profile.profiler.kineto_results.experimental_event_tree()))
         answer = []
-        level = position = 0
+        there = levels[0][1] - levels[0][2] if levels else 0
+        position, level = 0, there
         for number, (phase, round) in enumerate(self._phases):
             start, end = spans[f"{PREFIX}{number}"]
-            while position < len(changes) and changes[position][0] < start:
-                level += changes[position][1]
+            while position < len(levels) and levels[position][0] < start:
+                level = levels[position][1]
                 position += 1
             before = peak = level
-            while position < len(changes) and changes[position][0] <= end:
-                level += changes[position][1]
+            while position < len(levels) and levels[position][0] <= end:
+                level = levels[position][1]
                 peak = max(peak, level)
                 position += 1
-            answer.append({"phase": phase, "round": round, "before": before, "peak": peak, "after": level})
+            found = {"before": before, "peak": peak, "after": level}
+            answer.append({"phase": phase, "round": round, **{name: size - there for name, size in found.items()}})
         return answer
+
+
+def _levels(nodes: list[Any]) -> Iterator[tuple[int, int, int]]:
+    """When something was allocated or freed on the CPU, in nanoseconds, the bytes in use after it, and its own."""
+    for node in nodes:
+        yield from _levels(node.children)
+        tag, fields = node.typed
+        if tag == torch._C._profiler._EventType.Allocation and fields.device.type == "cpu":
+            yield node.start_time_ns, fields.total_allocated, fields.alloc_size
+
+
+def count_every_thread() -> None:
+    """Let the CPU's allocator count what dies on threads that are not profiled (c10/core/CPUAllocator.cpp)."""
+    suffix = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
+    (library,) = (Path(torch.__file__).parent / "lib").glob(f"*c10.{suffix}")
+    ctypes.c_bool.in_dll(ctypes.CDLL(str(library)), "FLAGS_caffe2_report_cpu_memory_usage").value = True
 
 
 class Counters(Watcher):

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
@@ -21,6 +23,10 @@ from weigh.measure.job import ANSWER, FAKE, REAL, Answer, Job, rank_file
 
 TIMEOUT = 1800.0
 """Seconds that a run may take."""
+WORKER = "weigh.measure.worker"
+"""What is run; another module may serve by the same protocol."""
+Heard = Callable[[str], None]
+"""Told of every line that a worker prints and that is no answer."""
 _TAIL = 12
 """Lines of standard error that are shown of a process that died."""
 
@@ -28,8 +34,8 @@ _TAIL = 12
 class Process:
     """A running worker; started at the first job, ended by `close`."""
 
-    def __init__(self, timeout: float = TIMEOUT) -> None:
-        self.timeout = timeout
+    def __init__(self, timeout: float = TIMEOUT, module: str = WORKER, heard: Heard | None = None) -> None:
+        self.timeout, self.module, self.heard = timeout, module, heard
         self._process: subprocess.Popen[str] | None = None
         self._lines: Queue[str | None] = Queue()
         self._errors: Any = None
@@ -54,10 +60,18 @@ class Process:
         if fake_cuda is not self._fake_cuda:
             self.close()  # PyTorch's engine counts the devices at its first backward pass, and never again
             self._fake_cuda = fake_cuda
+        return read_answer(self.exchange(job.as_dict()))
+
+    def exchange(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        """What the worker answers to a document; an error of its own is in the answer.
+
+        Raises:
+            InputError: it died, or took too long.
+        """
         process = self._started()
         assert process.stdin is not None
         try:
-            process.stdin.write(json.dumps(job.as_dict()) + "\n")
+            process.stdin.write(json.dumps(document) + "\n")
             process.stdin.flush()
         except OSError:
             raise self._death() from None
@@ -66,12 +80,14 @@ class Process:
                 line = self._lines.get(timeout=self.timeout)
             except Empty:
                 self.close()
-                hint = "Make the run smaller, or give it more time: --timeout."
-                raise InputError(f"the run took more than {self.timeout:g} seconds", hint=hint) from None
+                raise _too_slow(self.timeout) from None
             if line is None:
                 raise self._death()
             if line.startswith(ANSWER):
-                return read_answer(json.loads(line.removeprefix(ANSWER)))
+                answer: dict[str, Any] = json.loads(line.removeprefix(ANSWER))
+                return answer
+            if self.heard is not None:
+                self.heard(line)
 
     def close(self) -> None:
         """End the worker."""
@@ -94,7 +110,7 @@ class Process:
             self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  it lives as long as the process
             self._lines = Queue()
             self._process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "weigh.measure.worker"],
+                [sys.executable, "-W", "ignore", "-m", self.module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
@@ -151,32 +167,66 @@ def death(code: int, said: str) -> InputError:
 
 
 def run_ranks(job: Job, timeout: float = TIMEOUT) -> list[Answer]:
-    """Do a job in several real processes on this machine, which torchrun starts; the answers by rank.
+    """Do a job in several real processes on this machine; the answers by rank.
 
     Raises:
         UsageError: a rank says that the job cannot be.
         InputError: it says what is wrong with the model; or a rank died, or they took too long.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    return [read_answer(document) for document in exchange_ranks(job.as_dict(), job.world, timeout)]
+
+
+def exchange_ranks(
+    document: Mapping[str, Any],
+    world: int,
+    timeout: float = TIMEOUT,
+    module: str = WORKER,
+    heard: Heard | None = None,
+) -> list[dict[str, Any]]:
+    """What real processes answer to a document, by rank; torchrun starts them.
+
+    Raises:
+        UsageError: a rank says that the job cannot be.
+        InputError: it says what is wrong with the model; or a rank died, or they took too long.
+    """
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as errors:
         question, reply = Path(folder) / "job.json", str(Path(folder) / "answer.json")
-        question.write_text(json.dumps(job.as_dict()), encoding="utf-8")
+        question.write_text(json.dumps(document), encoding="utf-8")
         launch = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
-        launch += [f"--nproc-per-node={job.world}", "-m", "weigh.measure.worker", str(question), reply]
-        try:
-            done = subprocess.run(
-                launch, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
-            )
-        except subprocess.TimeoutExpired:
-            hint = "Make the run smaller, or give it more time: --timeout."
-            raise InputError(f"the run took more than {timeout:g} seconds", hint=hint) from None
-        files = [Path(rank_file(reply, rank)) for rank in range(job.world)]
+        launch += [f"--nproc-per-node={world}", "-m", module, str(question), reply]
+        with subprocess.Popen(launch, env=environment(), stdout=subprocess.PIPE, stderr=errors, text=True) as started:
+            code = _follow(started, timeout, heard)
+        files = [Path(rank_file(reply, rank)) for rank in range(world)]
         answers = [json.loads(file.read_text()) for file in files if file.exists()]
-        for document in answers:
-            if "error" in document:
-                read_answer(document)
+        for answer in answers:
+            if "error" in answer:
+                read_answer(answer)
         if len(answers) < len(files):
-            raise death(done.returncode, done.stderr)
-        return [read_answer(document) for document in answers]
+            errors.seek(0)
+            raise death(code, errors.read())
+        return answers
+
+
+def _follow(started: subprocess.Popen[str], timeout: float, heard: Heard | None) -> int:
+    """Listen to a process until it ends; its exit code."""
+    lines: Queue[str | None] = Queue()
+    threading.Thread(target=_read, args=(started.stdout, lines), daemon=True).start()
+    until = time.monotonic() + timeout
+    while True:
+        try:
+            line = lines.get(timeout=max(until - time.monotonic(), 0))
+        except Empty:
+            started.terminate()  # torchrun ends its ranks
+            raise _too_slow(timeout) from None
+        if line is None:
+            return started.wait()
+        if heard is not None:
+            heard(line)
+
+
+def _too_slow(timeout: float) -> InputError:
+    hint = "Make the run smaller, or give it more time: --timeout."
+    return InputError(f"the run took more than {timeout:g} seconds", hint=hint)
 
 
 def environment() -> dict[str, str]:

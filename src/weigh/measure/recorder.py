@@ -104,6 +104,9 @@ class Recorder(TorchDispatchMode, Watcher):
             self.label(parameter, WEIGHT, name)
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(lambda p: self.label(p.grad, GRADIENT))
+        self.reads(inputs)
+
+    def reads(self, inputs: list[torch.Tensor]) -> None:
         for tensor in inputs:
             self.label(tensor, INPUT)
 

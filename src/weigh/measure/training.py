@@ -128,6 +128,11 @@ def make_optimizer(parameters: list[torch.nn.Parameter], recipe: Training) -> to
     """
     if recipe.optimizer is None:
         return None
+    if recipe.optimizer == "adamw_8bit":
+        import bitsandbytes
+
+        made: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(parameters, lr=1e-4)
+        return made
     if recipe.optimizer not in OPTIMIZERS:
         hint = "A function that returns (model, batch, loss, optimizer) brings its own."
         raise NotModelledError(f"a real run of {recipe.optimizer}", where="optimizer", hint=hint)

@@ -17,6 +17,9 @@ class Watcher:
     def loaded(self, model: torch.nn.Module, inputs: list[torch.Tensor]) -> None:
         """The model and its inputs are there."""
 
+    def reads(self, inputs: list[torch.Tensor]) -> None:
+        """These are read next."""
+
     def stepped(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """The optimizer has made its state."""
 
@@ -40,6 +43,10 @@ class Watchers(Watcher):
     def loaded(self, model: torch.nn.Module, inputs: list[torch.Tensor]) -> None:
         for watcher in self.watchers:
             watcher.loaded(model, inputs)
+
+    def reads(self, inputs: list[torch.Tensor]) -> None:
+        for watcher in self.watchers:
+            watcher.reads(inputs)
 
     def stepped(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         for watcher in self.watchers:

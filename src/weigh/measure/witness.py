@@ -97,8 +97,6 @@ class WitnessReport(RunReport):
         if self.job.config is None:
             return NotModelledError("a function's model", hint="Only configs are predicted.")
         recipe = replace(self.run.recipe, traced=traced)
-        if isinstance(recipe, Training) and recipe.shard is None and recipe.mesh.data > 1:
-            return NotModelledError("DDP")
         try:
             if isinstance(recipe, Training):
                 return training.run(self.job.config, recipe).trace
@@ -277,7 +275,7 @@ def measure(
 ) -> WitnessReport:
     """Run a model for real, twice: once with nothing but the allocator counting, once recorded.
 
-    On the CPU PyTorch's profiler counts (not with several processes), on a GPU its counters do; `snapshot` is a file
+    On the CPU PyTorch's profiler counts, on a GPU its counters do; `snapshot` is a file
     for CUDA's own record. Where `kernels` is not given, the GPU is taken if there is one. A mesh of several devices
     starts as many processes.
 
@@ -297,8 +295,7 @@ def measure(
         ask: Callable[[Job], list[Answer]] = (
             (lambda j: run_ranks(j, timeout)) if job.world > 1 else (lambda j: [process.ask(j)])
         )
-        alone = job.world == 1 or job.device == "cuda"  # see `weigh.measure.counters.Profiled`
-        counted = ask(replace(job, profiled=True, snapshot=snapshot)) if alone else []
+        counted = ask(replace(job, profiled=True, snapshot=snapshot))
         job = replace(job, output=f"{folder}/run.trace")
         answers = ask(job)
         files = sorted(Path(folder).iterdir())

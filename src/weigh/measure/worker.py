@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from weigh.recipes.generation import Generation
     from weigh.recipes.training import Training
 
+Doing = Callable[[dict[str, Any]], dict[str, Any]]
+"""What a worker does with a document; its errors become answers."""
+
 
 def run(job: Job) -> Answer:
     """Do a job: trace it on fake tensors, or run it for real and count.
@@ -185,10 +188,15 @@ def _answer(
     )
 
 
-def answer(document: dict[str, Any]) -> dict[str, Any]:
-    """The answer to a job in JSON: its fields, or an error's."""
+def do(document: dict[str, Any]) -> dict[str, Any]:
+    """Do a job in JSON."""
+    return asdict(run(Job.of(document)))
+
+
+def answer(document: dict[str, Any], do: Doing = do) -> dict[str, Any]:
+    """What comes of a document: the answer's fields, or an error's."""
     try:
-        return asdict(run(Job.of(document)))
+        return do(document)
     except WeighError as error:
         return {"error": {"what": error.what, "where": error.where, "hint": error.hint, "code": error.exit_code}}
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
@@ -204,22 +212,22 @@ def answer(document: dict[str, Any]) -> dict[str, Any]:
         return {"error": {"what": what[:600], "where": where, "hint": "The whole traceback is on standard error."}}
 
 
-def main(arguments: list[str]) -> None:
-    """Serve jobs from standard input, or do the one in a file."""
+def serve(arguments: list[str], do: Doing = do) -> None:
+    """Answer documents from standard input, or the one in a file."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if arguments:
         from weigh.measure.parallel import rank
 
         document = json.loads(Path(arguments[0]).read_text())
-        made = json.dumps(answer(document))
+        made = json.dumps(answer(document, do))
         Path(rank_file(arguments[1], rank())).write_text(made)
         return
     for line in sys.stdin:
-        print(ANSWER + json.dumps(answer(json.loads(line))), flush=True)
+        print(ANSWER + json.dumps(answer(json.loads(line), do)), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    serve(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -527,6 +527,10 @@ def parallel(recipe: Training) -> Iterator[Technique]:
             recipe.reduce_dtype,
             recipe.rank,
         )
+    elif recipe.shard is None and mesh.data > 1:
+        from weigh.techniques.ddp import DataParallel
+
+        yield DataParallel()
 
 
 def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop) -> TrainingRun:

@@ -46,11 +46,10 @@ TEXT_ALONE = Assumption(
 )
 
 
-NO_BUCKETS = Assumption(
-    "no buckets of gradients",
-    "nobody said how the devices that share the data reduce their gradients (--shard), and each is weighed as if alone",
-    "DistributedDataParallel keeps buckets beside the gradients, as large as all of them together, or shares them with "
-    "gradient_as_bucket_view",
+DDP = Assumption(
+    "DistributedDataParallel with its defaults",
+    "nobody said how the devices that share the data reduce their gradients (--shard)",
+    "its buckets stand beside the gradients, as large as all of them together; gradient_as_bucket_view saves that",
 )
 
 
@@ -154,7 +153,7 @@ def surroundings(source: Source, recipe: Any, software: str = SOFTWARE) -> tuple
     if hasattr(recipe, "new_tokens") and not uses_cache(source.config):
         taken = (NOTHING_KEPT, *taken)
     if _reduces_unsaid(recipe):
-        taken = (NO_BUCKETS, *taken)
+        taken = (DDP, *taken)
     if context is None or tokens <= context:
         return taken
     beyond = Assumption(
