@@ -61,9 +61,8 @@ def _train(words: Sequence[str]) -> tuple[str, int]:
     add("--out", metavar="DIR", default=FOLDER, help=f"where results and weights are kept (default: {FOLDER})")
     add("--resume", action="store_true", help="go on with the run that is kept there")
     add("--html", metavar="FILE", help="write the report as a page with pictures")
-    add(
-        "--svg", metavar="FILE", help="draw memory, measured beside predicted; a second file FILE-losses has the losses"
-    )
+    add("--memory-svg", metavar="FILE", help="draw the peaks, predicted above measured, into a file")
+    add("--losses-svg", metavar="FILE", help="draw the losses into a file")
     found = parser.read(words)
     if found is None:
         return parser.format_help(), 0

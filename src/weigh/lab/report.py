@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import exp
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +120,13 @@ class LabReport:
     text_of: Mapping[str, Any]
     """What was trained on."""
     lines: tuple[Line, ...]
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> LabReport:
+        """Out of JSON."""
+        names = [f.name for f in fields(Line)]
+        lines = (Line.of({name: found[name] for name in names}) for found in document["techniques"])
+        return cls(Bench(**document["bench"]), document["text"], tuple(lines))
 
     def done(self) -> list[Line]:
         """Those that were run."""
