@@ -144,6 +144,51 @@ def test_the_transformer_of_2017_is_marian_without_its_biases() -> None:
     biases = 18 * 4 * 512
     positions = sum(r.total for r in report.rows if "positions" in r.names[0])
     assert report.total - biases - positions == transformer_2017(512, 2048)
+    (line,) = compare(config, ["transformer-2017"]).lines
+    assert line.answer == transformer_2017(512, 2048)
+    off = {name: theirs - ours for name, (ours, theirs) in line.terms.items() if theirs is not None}
+    assert off == {"embedding": 0, "attention": biases, "feed-forward": 0, "norms": 0, "position embedding": positions}
+    (alone,) = compare("gpt2", ["transformer-2017"]).lines
+    assert "no encoder" in str(alone.refused)
+
+
+def test_zero_is_held_against_deepspeeds_own_stages() -> None:
+    job = {"runtime": "deepspeed", "dtype": "bf16", "gpus_per_node": 8, "sequence": 256}
+    (line,) = compare("gpt2-xl", ["zero-2"], shard="zero2", **job).lines
+    assert line.error == pytest.approx(0, abs=0.005)
+    (line,) = compare("gpt2-xl", ["zero-1"], shard="zero1", **job).lines
+    assert line.decisive == "gradients", "DeepSpeed drops what it does not update before the step"
+    assert line.terms["optimizer"][1] == pytest.approx(line.terms["optimizer"][0], rel=0.005)
+    (line,) = compare("gpt2-xl", ["zero-2"], shard="zero1", **job).lines
+    assert line.exact is None
+
+
+GPT = {"model_type": "gpt2", "vocab_size": 51200, "n_positions": 2048, "n_embd": 2048, "n_layer": 4, "n_head": 16}
+SHARED = {"tensor": 8, "gpus_per_node": 8}
+UNFUSED = {
+    "korthikanti": {},
+    "korthikanti-tp": SHARED,
+    "korthikanti-sp": {**SHARED, "sequence_parallel": True},
+}
+
+
+@pytest.mark.parametrize("name", UNFUSED)
+def test_korthikanti_is_what_megatron_keeps_without_fused_attention(name: str) -> None:
+    settings = {"runtime": "megatron", "local_layers": True, "dtype": "bf16", "sequence": 2048}
+    config = {**GPT, "activation_function": "gelu"}
+    (line,) = compare(config, [name], **settings, **UNFUSED[name]).lines
+    assert line.error == pytest.approx(0, abs=0.001)
+
+
+def test_selective_recomputation_is_held_where_scores_are_not_kept() -> None:
+    config = {**GPT, "activation_function": "gelu"}
+    job = {"runtime": "megatron", "dtype": "bf16", "sequence": 2048, **SHARED, "sequence_parallel": True}
+    (line,) = compare(config, ["korthikanti-selective"], **job, checkpointing="selective").lines
+    assert line.error == pytest.approx(0, abs=0.002)
+    (line,) = compare(config, ["korthikanti-selective"], **job, local_layers=True, checkpointing="selective").lines
+    assert line.error == pytest.approx(0, abs=0.002)
+    (line,) = compare(config, ["korthikanti-selective"], **job, local_layers=True).lines
+    assert "keeps its scores" in str(line.refused)
 
 
 def test_a_model_without_heads_leaves_its_rules_unanswered() -> None:

@@ -23,6 +23,9 @@ def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
 
     parser = Parser(command, sentence(command))
     parser.add_argument("model", metavar="MODEL", nargs="?", help=f"{MODEL}; without one, the rules are listed")
+    parser.add_argument(
+        "--runtime", metavar="NAME", help="the program that trains it: pytorch, deepspeed, megatron, ..."
+    )
     parser.add_argument("--rule", metavar="NAME[,NAME...]", help="these rules only")
     parser.add_argument("--explain", action="store_true", help="each rule's source, terms and limits")
     listed = settings(Training)
@@ -38,12 +41,12 @@ def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
         rule(name)
     given = read_settings(found, listed)
     if found.model is None:
-        if given:
+        if given or found.runtime:
             raise UsageError(
                 "settings need a model", where=command, hint="Name one, or list the rules without settings."
             )
         return _list(names, found.json)
-    report = compare(found.model, names, **given)
+    report = compare(found.model, names, found.runtime, **given)
     if found.json:
         return json.dumps(report.as_dict(), indent=2, ensure_ascii=False), 0
     return report.text(style(), found.explain), 0

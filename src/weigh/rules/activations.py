@@ -56,9 +56,6 @@ def _korthikanti(
     def layers(number: int) -> Callable[[Job], float]:
         return lambda job: job.L * job.E * (whole[number] + shared[number] / job.t)
 
-    def pairs(job: Job) -> float:
-        return job.L * job.B * job.a * job.S**2 * (scores[0] + scores[1] / job.t)
-
     return Rule(
         name,
         says,
@@ -87,7 +84,16 @@ def _not_shared(job: Job) -> str | None:
 
 
 def _no_sequence_parallelism(job: Job) -> str | None:
-    return _not_shared(job) or "this job does not share the sequence as well"
+    if job.recipe.sequence_parallel:
+        return None
+    return _not_shared(job) or "this job does not share the sequence as well: --runtime megatron --sequence-parallel"
+
+
+def _keeps_scores(job: Job) -> str | None:
+    unfused = job.recipe.local_layers or job.recipe.attention == "eager"
+    if unfused and job.recipe.checkpointing != "selective":
+        return "attention keeps its scores: give --runtime megatron --checkpointing selective, or fused attention"
+    return None if job.t == 1 else _no_sequence_parallelism(job)
 
 
 RULES = (
@@ -127,7 +133,14 @@ RULES = (
         unless=_no_sequence_parallelism,
     ),
     _korthikanti(
-        "korthikanti-selective", "attention recomputed, or fused", "B*S*d*34/t", (0, 0, 0), (11, 19, 4), scores=(0, 0)
+        "korthikanti-selective",
+        "attention recomputed, or fused",
+        "B*S*d*34/t",
+        (0, 0, 0),
+        (11, 19, 4),
+        scores=(0, 0),
+        unless=_keeps_scores,
+        settings={},
     ),
     _korthikanti(
         "korthikanti-full",

@@ -59,7 +59,7 @@ class Exact:
     @cached_property
     def trained(self) -> TrainingReport:
         """The training, run."""
-        return api.train(self.job.source, **self.settings)
+        return api.train(self.job.source, runtime=self.job.runtime, **self.settings)
 
     # -- parameters
     def parameters(self, keep: Callable[[TensorRow], bool] = lambda row: True) -> dict[str, int]:

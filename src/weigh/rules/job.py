@@ -10,11 +10,12 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from weigh import api, dtypes
+from weigh import api, dtypes, runtimes
 from weigh.errors import InputError
 from weigh.ghost import nn
 from weigh.models import language_config
-from weigh.recipes.settings import make
+from weigh.recipes.settings import make, read_words
+from weigh.recipes.settings import settings as settings_of
 from weigh.recipes.training import Training
 from weigh.report.defaults import complete
 from weigh.report.parts import layer
@@ -22,7 +23,7 @@ from weigh.report.parts import layer
 if TYPE_CHECKING:
     from weigh.report.parameters import ParametersReport, TensorRow
 
-_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads")
 _KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 _FEED_FORWARD = ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "ffn_hidden_size", "encoder_ffn_dim")
 
@@ -35,10 +36,15 @@ class Job:
     (12, 768, 3072, 12, 50257, 124439808, 512)
     """
 
-    def __init__(self, model: Any, **settings: Any) -> None:
+    def __init__(self, model: Any, runtime: str | None = None, **settings: Any) -> None:
         self.source = api.model(model)
         self.settings = settings
-        completed, self.assumptions = complete(self.source, settings, "sequence")
+        self.runtime = runtime or "pytorch"
+        """The program that trains it, which decides what the settings do not say."""
+        program, version = runtimes.named(self.runtime)
+        given = read_words({s.name: s for s in settings_of(Training)}, settings)
+        decided = program.settings(given, self.source.config, version)
+        completed, self.assumptions = complete(self.source, decided, "sequence")
         self.recipe = make(Training, completed)
         self.config = language_config(self.source.config)
         self.dtype = self.recipe.dtype
@@ -72,6 +78,16 @@ class Job:
     def L(self) -> int:  # noqa: N802
         """Layers."""
         return len({layer(name) for row in self.counted.rows for name in row.names} - {None})
+
+    @cached_property
+    def encoder_and_decoder(self) -> tuple[int, int]:
+        """Layers of an encoder and of the decoder that reads what it says; zero where there is none."""
+        names = [name for row in self.counted.rows for name in row.names]
+        found = [
+            {layer(name) for name in names if name.startswith((f"{part}.", f"model.{part}."))} - {None}
+            for part in ("encoder", "decoder")
+        ]
+        return (len(found[0]), len(found[1])) if all(found) else (0, 0)
 
     @property
     def d(self) -> int:
@@ -235,10 +251,8 @@ def _foreach(job: Job) -> str | None:
 
 
 def _encoder(job: Job) -> str | None:
-    names = (name for row in job.counted.rows for name in row.names)
-    count = len({layer(name) for name in names if "encoder." in name} - {None})
-    decoder = any("decoder." in name for row in job.counted.rows for name in row.names)
-    return f"an encoder of {count} layers beside the decoder" if count and decoder else None
+    count, _ = job.encoder_and_decoder
+    return f"an encoder of {count} layers beside the decoder" if count else None
 
 
 def _no_attention(job: Job) -> str | None:

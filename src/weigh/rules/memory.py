@@ -52,7 +52,11 @@ def _recipe(name: str, says: str, weight: float, gradient: float, states: float,
     )
 
 
-_SHARING: dict[int, tuple[str, ...]] = {1: ("distributed_optimizer",), 2: (), 3: ("fsdp1", "fsdp2")}
+_SHARING: dict[int, tuple[str, ...]] = {
+    1: ("zero1", "distributed_optimizer"),
+    2: ("zero2",),
+    3: ("fsdp1", "fsdp2"),
+}
 """What shares as each stage does, of the settings of `--shard`."""
 
 

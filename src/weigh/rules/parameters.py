@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from weigh.ghost import nn
+from weigh.report.parts import RESIDUAL
 from weigh.rules.exact import BIASES, POSITIONS, TOKENS
 from weigh.rules.rule import REST, Rule, Term
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from weigh.rules.job import Job
 
 _ARTICLES = "articles on the parameters of Transformers, after Vaswani et al. 2017, arXiv:1706.03762"
@@ -55,6 +58,19 @@ def _outside_of_embeddings(*, layers: bool, output: bool = False) -> tuple[Term,
     )
     return (*found, Term("output", lambda job: job.V * job.d, (nn.HEAD,))) if output else found
 
+
+def _alone(job: Job) -> str | None:
+    return None if any(job.encoder_and_decoder) else "the model has no encoder beside a decoder"
+
+
+def _layers(in_encoder: int, in_decoder: int) -> Callable[[Job], int]:
+    """How often something stands in all layers together."""
+    return lambda job: in_encoder * job.encoder_and_decoder[0] + in_decoder * job.encoder_and_decoder[1]
+
+
+_MATRICES = (nn.MLP, BIASES[nn.MLP], RESIDUAL)
+"""BART and its relatives have the feed-forward layers in their blocks, without a module for both."""
+_ATTENTIONS, _FEED_FORWARDS, _NORMS = _layers(1, 2), _layers(1, 1), _layers(2, 3)
 
 RULES = (
     Rule(
@@ -136,5 +152,22 @@ RULES = (
             Term("biases and norms", lambda job: 0, (REST,)),
         ),
         ("grouped", "latent", "gated", "experts"),
+    ),
+    Rule(
+        "transformer-2017",
+        "parameters of an encoder and a decoder",
+        "V*d + Le*(4*d^2 + F + 4*d) + Ld*(8*d^2 + F + 6*d), F = 2*d*f + d + f",
+        "Vaswani et al. 2017, arXiv:1706.03762, table 3: 65 million (L 6, d 512, f 2048) and 213 million (1024, 4096)",
+        "Le layers of an encoder and Ld of a decoder, one embedding for both and for the output, attention without "
+        "biases; of a vocabulary of 37,000 it gives 63,045,632 and 214,171,648",
+        "parameters",
+        (
+            Term("embedding", lambda job: job.V * job.d, (TOKENS,)),
+            Term("attention", lambda job: 4 * job.d**2 * _ATTENTIONS(job), (nn.ATTENTION, BIASES[nn.ATTENTION])),
+            Term("feed-forward", lambda job: feed_forward(job) * _FEED_FORWARDS(job), _MATRICES),
+            Term("norms", lambda job: 2 * job.d * _NORMS(job), (nn.NORM,)),
+        ),
+        ("positions", "untied", "gated"),
+        _alone,
     ),
 )

@@ -90,10 +90,11 @@ def described(rule: Rule) -> dict[str, Any]:
     }
 
 
-def compare(model: Any, names: Sequence[str] = (), **settings: Any) -> RulesReport:
+def compare(model: Any, names: Sequence[str] = (), runtime: str | None = None, **settings: Any) -> RulesReport:
     """The rules of these names (else all) beside the exact answers, for one job.
 
-    `settings` are those of `weigh.train`. A quantity that `weigh` refuses for a job leaves its rules without an error.
+    `runtime` and `settings` are those of `weigh.train`. A quantity that `weigh` refuses for a job leaves its rules
+    without an error.
 
     >>> report = compare("gpt2", ["12Ld2"])
     >>> line, = report.lines
@@ -104,7 +105,7 @@ def compare(model: Any, names: Sequence[str] = (), **settings: Any) -> RulesRepo
         InputError: the model cannot be read.
         UsageError: no rule has that name, or the settings are wrong.
     """
-    job = Job(model, **settings)
+    job = Job(model, runtime, **settings)
     chosen = [rule(name) for name in names] or list(RULES.values())
     answers: dict[tuple[str, ...], Exact] = {}
     return RulesReport(job, tuple(_line(r, job, answers) for r in chosen))
@@ -162,6 +163,7 @@ class RulesReport:
                 "dtype": job.dtype.name,
                 "autocast": job.recipe.autocast and job.recipe.autocast.name,
                 "optimizer": job.recipe.optimizer,
+                "runtime": job.runtime,
                 "data": job.n,
                 "tensor": job.t,
             },
@@ -176,7 +178,8 @@ class RulesReport:
             f"{job.dtype.name} under {job.recipe.autocast.name} autocast" if job.recipe.autocast else job.dtype.name
         )
         title = f"Rules of thumb about {job.source.name}"
-        lines = [f"{style.bold(title)}: {precision}, batch {job.B} x {job.S} tokens, {job.recipe.optimizer}"]
+        by = "" if job.runtime == "pytorch" else f", by {job.runtime}"
+        lines = [f"{style.bold(title)}: {precision}, batch {job.B} x {job.S} tokens, {job.recipe.optimizer}{by}"]
         group = ""
         rows: list[tuple[str, ...]] = []
         order = (PARAMETERS, BYTES, FLOP)
