@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from weigh.report.serving import ServingReport
     from weigh.report.training import TrainingReport
     from weigh.runtimes import Runtime
-    from weigh.runtimes.engine import Place, Served
+    from weigh.runtimes.engine import Launch, Place, Served, ServeJob
 
     R = TypeVar("R")
 
@@ -319,7 +319,6 @@ def serve(
         NotModelledError: the job asks for what is not modelled.
         UsageError: there is no such setting or device, or the program refuses the job.
     """
-    from weigh.jobs import commands
     from weigh.recipes.settings import did_you_mean, make
     from weigh.recipes.settings import settings as fields_of
     from weigh.report.assumption import Assumption
@@ -329,6 +328,8 @@ def serve(
     words = {name.replace("-", "_"): value for name, value in settings.items() if value is not None}
     said = None
     if command is not None:
+        from weigh.jobs import commands
+
         said = commands.read([command] if isinstance(command, str) else command)
         source, draft = source if source is not None else said.model, draft or said.draft
         runtime, words = runtime or said.engine, {**said.words, **words}
@@ -340,15 +341,23 @@ def serve(
     for name in words:
         if name not in known:
             raise UsageError(f"{program.name} has no setting {name!r}", hint=did_you_mean(name, known))
-    job = make(engine.ServeJob, {name: value for name, value in words.items() if name in common})
-    options = make(program.options, {name: value for name, value in words.items() if name not in common})
-    served, taken = _served(source, job.dtype, draft)
-    place = _place(device, program.devices(job, options))
-    launch = program.launch(served, job, options, place, version)
+    served, taken = _served(source, str(words.get("dtype", "auto")), draft)
+
+    def started(changed: Mapping[str, Any]) -> tuple[Launch, ServeJob, Any, Place]:
+        wanted = {**words, **changed}
+        job = make(engine.ServeJob, {name: value for name, value in wanted.items() if name in common})
+        options = make(program.options, {name: value for name, value in wanted.items() if name not in common})
+        place = _place(device, program.devices(job, options), bool(changed))
+        return program.launch(served, job, options, place, version), job, options, place
+
+    launch, job, options, place = started({})
     assumed = (*taken, *(Assumption(*one) for one in launch.assumptions))
     named = os.fspath(source) if isinstance(source, str | os.PathLike) else served.source.name
     return ServingReport(
-        served, f"{program.name} {version}", job, options, place, launch, assumed, named=named, command=said
+        *(served, f"{program.name} {version}", job, options, place, launch, assumed),
+        named=named,
+        command=said,
+        again=lambda changed: started(changed)[:2],
     )
 
 
@@ -361,8 +370,8 @@ def _served(source: Any, dtype: str, draft: Any) -> tuple[Served, list[Assumptio
     return Served(found, own, None if draft is None else _served(draft, dtype, None)[0]), taken
 
 
-def _place(device: str | Device | None, wanted: int) -> Place:
-    """The devices that are named: one, or "NAMExN"; as many as are wanted where their number is not said.
+def _place(device: str | Device | None, wanted: int, or_more: bool = False) -> Place:
+    """The devices that are named: one, or "NAMExN"; as many as are wanted where their number is not said, `or_more`.
 
     Raises:
         UsageError: there is no such device, or there are fewer than ranks.
@@ -374,10 +383,10 @@ def _place(device: str | Device | None, wanted: int) -> Place:
     name, times, number = device.rpartition("x") if isinstance(device, str) else ("", "", "")
     if not (times and number.isdecimal() and int(number)):
         return Place(_known_device(device), wanted)
-    if int(number) < wanted:
+    if int(number) < wanted and not or_more:
         what = f"the job takes {wanted} devices, and there are {number}"
         raise UsageError(what, where="device", hint="Ranks are tensor x pipeline x data.")
-    return Place(_known_device(name.rstrip(" ")), int(number))
+    return Place(_known_device(name.rstrip(" ")), max(wanted, int(number)))
 
 
 def compare(a: Any, b: Any, dtype: str | DType | None = None) -> Comparison:

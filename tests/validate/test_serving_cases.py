@@ -6,6 +6,7 @@ profiling run within that rounding; the cache's budget within 2.2 %.
 """
 
 import json
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,6 +32,14 @@ WEIGHTS = {
     **dict.fromkeys(("vl-052", "vl-053", "vl-056"), "5 to 10 MiB more: index buffers of the adapters' kernels"),
 }
 """Weights that are not exact."""
+
+
+@cache
+def prediction(name: str) -> dict[str, int]:
+    """Of a case."""
+    return predict_case(CASES[name], name)
+
+
 PEAKS = ("activation_peak", "torch_peak")
 
 
@@ -44,7 +53,7 @@ def tokens_of(row: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize("name", [name for name, row in CASES.items() if name not in CACHES and tokens_of(row)])
 def test_caches(name: str) -> None:
     row = CASES[name]
-    predicted = predict_case(row, name)
+    predicted = prediction(name)
     for metric in tokens_of(row):
         assert abs(predicted[metric] - row["measured"][metric]) <= rounding(row, metric), metric
 
@@ -53,7 +62,7 @@ def test_caches(name: str) -> None:
 def test_caches_that_are_not_predicted_are_known(name: str) -> None:
     row = CASES[name]
     try:
-        predicted = predict_case(row, name)
+        predicted = prediction(name)
     except WeighError:
         return
     caches = [metric for metric in predicted if "kv_" in metric and metric in row["measured"]]
@@ -65,7 +74,7 @@ def weights_of_vllm() -> dict[str, float]:
     found = {}
     for name, row in CASES.items():
         if row["runtime"] == "vllm" and "weights" in row["measured"] and row["model"].get("config"):
-            found[name] = predict_case(row, name)["weights"] / row["measured"]["weights"] - 1
+            found[name] = prediction(name)["weights"] / row["measured"]["weights"] - 1
     return found
 
 
@@ -85,7 +94,7 @@ def test_peaks_of_the_profiling_run() -> None:
     for name, row in CASES.items():
         for metric in PEAKS:
             if row["runtime"] == "vllm" and metric in row["measured"]:
-                error = abs(predict_case(row, name)[metric] - row["measured"][metric])
+                error = abs(prediction(name)[metric] - row["measured"][metric])
                 assert error <= rounding(row, metric), (name, metric)
                 compared += 1
     assert compared == 4
@@ -95,7 +104,7 @@ def test_what_is_left_for_the_cache() -> None:
     errors = []
     for name, row in CASES.items():
         if row["runtime"] == "vllm" and row.get("device") and row["device"]["memory_bytes"]:
-            errors.append(abs(predict_case(row, name)["kv_cache"] / row["measured"]["kv_cache"] - 1))
+            errors.append(abs(prediction(name)["kv_cache"] / row["measured"]["kv_cache"] - 1))
     assert len(errors) == 3
     assert median(errors) < 0.02
     assert max(errors) < 0.022
@@ -103,7 +112,7 @@ def test_what_is_left_for_the_cache() -> None:
 
 def test_states_of_running_requests() -> None:
     row = CASES["sg-035"]
-    predicted = predict_case(row, "sg-035")
+    predicted = prediction("sg-035")
     for metric in ("recurrent_state_conv", "recurrent_state_ssm"):
         assert abs(predicted[metric] - row["measured"][metric]) <= rounding(row, metric)
     tokens = predicted["kv_cache_tokens"] * 12 / 48
@@ -112,4 +121,4 @@ def test_states_of_running_requests() -> None:
 
 def test_requests_with_states_share_pages() -> None:
     row = CASES["vl-046"]
-    assert predict_case(row, "vl-046")["kv_cache_tokens"] == row["measured"]["kv_cache_tokens"]
+    assert prediction("vl-046")["kv_cache_tokens"] == row["measured"]["kv_cache_tokens"]

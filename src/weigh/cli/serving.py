@@ -9,6 +9,7 @@ from weigh import api
 from weigh.cli import sentence
 from weigh.cli.options import Parser, add_settings, explain_settings, read_settings
 from weigh.cli.weighing import MODEL, save, style
+from weigh.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +37,7 @@ def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
     parser.add_argument("--runtime", metavar="NAME", help=what)
     parser.add_argument("--device", metavar="NAME[xN]", help="on which devices (`weigh devices`); exit 1 if no fit")
     parser.add_argument("--draft", metavar="MODEL", help="a draft model for speculative decoding")
+    parser.add_argument("--advise", action="store_true", help="which quantization to choose for the device")
     parser.add_argument("--picture", metavar="FILE", help="draw contexts and users as an SVG heat map into a file")
     common, own = settings(ServeJob), settings(program.options)
     add_settings(parser, common)
@@ -47,11 +49,16 @@ def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
         return parser.format_help(), 0
     given = read_settings(found, [*common, *own])
     report = api.serve(found.model, found.device, found.runtime, found.draft, line or None, **given)
+    if found.advise and report.verdict is None:
+        raise UsageError("there is no device to choose for", where="--advise", hint="Name one with --device.")
     if found.picture is not None:
         save(found.picture, report.svg())
     code = 1 if report.verdict == "no" else 0
     if found.json:
-        return json.dumps(report.as_dict(), indent=2, ensure_ascii=False), code
+        advice = {"choices": [one.as_dict() for one in report.choices]} if found.advise else {}
+        return json.dumps({**report.as_dict(), **advice}, indent=2, ensure_ascii=False), code
+    if found.advise:
+        return report.advice(style()), 0 if any(one.fits for one in report.choices) else 1
     return report.text(style(), found.explain), code
 
 

@@ -45,14 +45,14 @@ def _head(report: ServingReport, width: int, height: int) -> Iterator[str]:
     yield f'<rect class="page" width="{width}" height="{height}"/>'
     yield f'<text class="title" x="20" y="30">{escape(_title(report))}</text>'
     device, supply = report.place.device, report.table.supply
-    said = "bytes of cache that they need"
+    said = "cache that they need, in MiB (M), GiB (G) or TiB (T)"
     if device is not None and supply is not None:
         many = f" x {report.place.count}" if report.place.count > 1 else ""
         each = " on each device" if report.place.count > 1 else ""
-        said = f"{device.marketing_name}{many} · {format_bytes(max(0, supply))} for the cache{each}"
+        said = f"{device.marketing_name}{many} · {format_bytes(max(0, supply))} for the cache{each}; M is MiB, G is GiB"
     yield f'<text class="quiet" x="20" y="50">{escape(said)}</text>'
-    yield f'<text class="quiet" x="{_LEFT}" y="{_TOP - 24}">requests at once</text>'
-    yield f'<text class="quiet end" x="{_LEFT - 8}" y="{_TOP - 24}">context</text>'
+    yield f'<text class="quiet" x="{_LEFT + 8}" y="{_TOP - 26}">requests at once</text>'
+    yield f'<text class="quiet end" x="{_LEFT - 8}" y="{_TOP - 8}">context</text>'
 
 
 def _cells(report: ServingReport) -> Iterator[str]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from weigh.formats.prediction import predict
+from weigh.plan.serving import advised, choices, remedies
 from weigh.report.explain import explain_assumptions
 from weigh.report.header import header
 from weigh.report.text import PLAIN, Style, bar, exactly, share, table, wrap
@@ -13,7 +15,10 @@ from weigh.runtimes.engine import KV_CACHE, STATES
 from weigh.units import format_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from weigh.jobs.commands import ServeCommand
+    from weigh.plan.serving import Choice, Outcome
     from weigh.report.assumption import Assumption
     from weigh.report.speed import Speed
     from weigh.runtimes.engine import Launch, Place, Served, ServeJob, Share
@@ -81,6 +86,29 @@ class ServingReport:
     """How the model was named."""
     command: ServeCommand | None = None
     """The command line that says so, where one was given."""
+    again: Callable[[Mapping[str, Any]], tuple[Launch, ServeJob]] | None = None
+    """Launches it with other settings."""
+
+    @cached_property
+    def remedies(self) -> list[Outcome]:
+        """What single changes save, where it does not fit."""
+        if self.verdict != "no" or self.again is None:
+            return []
+        return remedies(self.job, self.engine, self.launch, self.context, self.again)
+
+    @cached_property
+    def choices(self) -> list[Choice]:
+        """The model stored in each way that the engine reads."""
+        if self.verdict is None or self.again is None:
+            return []
+        stored = predict(self.served.model, None, self.served.dtype)
+        parameters = sum(one.parameters * one.count for one in stored)
+        return choices(self.job, self.engine, self.context, parameters, self.again)
+
+    @property
+    def engine(self) -> str:
+        """Its name."""
+        return self.runtime.partition(" ")[0]
 
     @cached_property
     def equivalents(self) -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -90,7 +118,7 @@ class ServingReport:
 
         words = given_words(self.job) | given_words(self.options)
         words.pop("concurrency", None)  # it is no setting of theirs
-        own = self.runtime.partition(" ")[0]
+        own = self.engine
         return {engine: write(engine, self.named, words, own) for engine in PROGRAMS if own in PROGRAMS}
 
     @property
@@ -150,6 +178,7 @@ class ServingReport:
             "table": self.table.as_dict(),
             "verdict": self.verdict,
             "speed": self.speed.as_dict(),
+            "remedies": [one.as_dict() for one in self.remedies],
             "command": None if self.command is None else self.command.as_dict(),
             "equivalents": {
                 engine: {"command": line, "left_out": list(left)} for engine, (line, left) in self.equivalents.items()
@@ -160,7 +189,7 @@ class ServingReport:
     def text(self, style: Style = PLAIN, explain: bool = False) -> str:
         """For a terminal."""
         body = (*self._head(style), *self._shares(style), *self._room(style), *self.speed.lines(style))
-        return "\n".join((*body, *self._commands(style), *self._end(style, explain)))
+        return "\n".join((*body, *self._remedies(), *self._commands(style), *self._end(style, explain)))
 
     def _head(self, style: Style) -> list[str]:
         full = max(self.launch.shares, key=lambda share: share.num_bytes)
@@ -224,6 +253,30 @@ class ServingReport:
         )
         return [*lines, ""]
 
+    def _remedies(self) -> list[str]:
+        if not self.remedies:
+            return ["  nothing that was tried makes it fit", ""] if self.verdict == "no" else []
+        rows = [("what would change it", "saves", "", "asks for")]
+        for one in self.remedies:
+            left = "fits" if not one.short else f"short of {format_bytes(one.short)}"
+            rows.append((one.change.what, format_bytes(one.saving), left, one.change.price))
+        return [*table(rows, "<><<"), ""]
+
+    def advice(self, style: Style = PLAIN) -> str:
+        """Which quantization to choose: the most bits that fit."""
+        best = advised(self.choices)
+        users = "a request" if self.job.concurrency == 1 else f"{self.job.concurrency} requests"
+        head = f"No way to store {self.served.source.name} fits {users} of {self.context:,} tokens"
+        if best is not None:
+            head = f"Store {self.served.source.name} {_in(best.method)} for {users} of {self.context:,} tokens"
+        rows = [("weights", "bits", "on the fullest device", "most users", "longest context", "")]
+        for one in self.choices:
+            size, users_of, tokens = format_bytes(one.weights), f"{one.most_users:,}", f"{one.longest_context:,}"
+            said = "fits" if one.fits else "does not fit"
+            rows.append((one.method, f"{one.bits:.2f}", size, users_of, tokens, said))
+        why = "Of those that fit, the one with the most bits a weight is named: what fewer bits cost is not weighed."
+        return "\n".join([style.bold(head), "", *table(rows, "<>>>><"), "", *wrap(why, style.width)])
+
     def _commands(self, style: Style) -> list[str]:
         """The flags of a command line, and the same job for other engines."""
         if self.command is None:
@@ -232,7 +285,7 @@ class ServingReport:
         if self.command.harmless:
             lines += wrap(f"Flags that do not matter to memory: {', '.join(self.command.harmless)}.", style.width)
         lines += ["The same as other engines are started:"]
-        own = self.runtime.partition(" ")[0]
+        own = self.engine
         for engine, (line, left) in self.equivalents.items():
             if engine != own:
                 lines.append(f"  {line}")
@@ -271,6 +324,10 @@ class ServingReport:
         from weigh.report.html import as_html
 
         return as_html(self.text())
+
+
+def _in(method: str) -> str:
+    return method if method == "as it is" else f"in {method}"
 
 
 def format_tokens(tokens: int) -> str:

@@ -8,13 +8,15 @@ says, and what lies outside of the framework's allocator.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weigh.errors import UnknownNameError, UsageError
 from weigh.recipes import SOFTWARE
-from weigh.recipes.training import PLAIN, Loop
+
+if TYPE_CHECKING:
+    from weigh.recipes.training import Loop
 
 RUNTIMES = {
     "deepspeed": "weigh.runtimes.deepspeed",
@@ -41,6 +43,13 @@ class Overhead:
     """Where the figure comes from."""
 
 
+def _plain() -> Loop:
+    """A plain script's loop; what serves models has no use for it."""
+    from weigh.recipes.training import PLAIN
+
+    return PLAIN
+
+
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """A program that runs models."""
@@ -48,7 +57,7 @@ class Runtime:
     name: str
     versions: str
     """Which were read."""
-    loop: Loop = PLAIN
+    loop: Loop = field(default_factory=_plain)
     """How it trains."""
     outside: tuple[Overhead, ...] = ()
     """What it takes on every device beside the allocator's memory."""

@@ -134,7 +134,7 @@ class _Start:
         tokens = None if rest is None else pools.tokens(rest - states)
         if tokens is not None and self.options.max_total_tokens is not None:
             tokens = min(tokens, self.options.max_total_tokens)
-        supply = None if tokens is None else tokens * pools.bytes_per_token + states
+        supply = None if tokens is None or rest is None else tokens * pools.bytes_per_token + states or min(0, rest)
         users = self.job.concurrency
         cache = pools.demand(self.job.context or self.served.longest or 1, users) if tokens is None else 0
         pages = 0 if tokens is None else (tokens + self.options.page_size) * pools.bytes_per_token

@@ -130,7 +130,7 @@ class _Start:
         budgets = [self._budget(parts) for parts in stages]
         blocks = self._blocks(pools, budgets)
         tightest = self._tightest(pools, budgets)
-        supply = None if blocks is None else blocks * pools[tightest].block_bytes
+        supply = None if blocks is None else blocks * pools[tightest].block_bytes or min(0, budgets[tightest] or 0)
         shares = tuple(
             Share(self._label(stage), self.place.memory_bytes, tuple(self._parts(stages[stage], pools[stage], blocks)))
             for stage in range(self.job.pipeline)
@@ -157,14 +157,15 @@ class _Start:
         rank = fused.rank_of(self.job, stage)
         held = list(self._held(rank))
         total = fused.allocated(held)
-        sums = {kind: sum(one.num_bytes for one in held if one.of == kind) for kind in {one.of for one in held}}
-        loaded = sums.pop("weights", 0)
+        loaded = sum(one.num_bytes for one in held if one.of == "weights")
+        buffers = sum(one.num_bytes for one in held) - loaded
         offloaded = min(loaded, int(self.options.cpu_offload_gb * 2**30))
-        parts = [Part("weights", WEIGHTS, loaded - offloaded, EXACT, "each tensor of a rank, fused and padded")]
-        for kind, size in sorted(sums.items()):
-            parts.append(Part(kind, WEIGHTS, size, EXACT, "buffers that the model's layers make"))
-        rest = total - loaded - sum(sums.values())
-        parts.append(Part("ends of blocks", WEIGHTS, rest, MODELLED, "what PyTorch's allocator does not cut off"))
+        ends = "what PyTorch's allocator does not cut off its blocks"
+        parts = [
+            Part("weights", WEIGHTS, loaded - offloaded, EXACT, "each tensor of a rank, fused and padded"),
+            Part("buffers", WEIGHTS, buffers, EXACT, "rotary tables, scales of attention"),
+            Part("ends of blocks", WEIGHTS, total - loaded - buffers, MODELLED, ends),
+        ]
         parts += self._slots(rank)
         parts += self._drafts(rank)
         parts.append(self._activations(rank))
