@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import ml_dtypes
 import numpy as np
 import pytest
@@ -317,3 +318,57 @@ def test_rules_say_why() -> None:
     assert why("lm_head.weight", also=("lm_head",)) is None
     assert why("model.layers.0.mlp.up_proj.weight", keep=("*.0.*",)) == "--keep"
     assert why("model.layers.0.mlp.experts.gate_up_proj", 8, 8, 8) == "3 dimensions"
+
+
+SCHEMAS = Path(__file__).parents[2] / "docs/schema"
+
+
+def test_answers(source: Path, tmp_path: Path, capsys: Any) -> None:
+    """Plans, results, inspections and comparisons say what they say by their schemas."""
+    out, plain = str(tmp_path / "out"), str(tmp_path / "plain")
+
+    def answer(schema: str, *words: str, code: int = 0) -> Any:
+        assert main([*words, "--json"]) == code
+        found = json.loads(capsys.readouterr().out)
+        jsonschema.validate(found, json.loads((SCHEMAS / f"{schema}.json").read_text()))
+        return found
+
+    planned = answer("quantize", "quantize", str(source), "--to", "nf4", "--dry-run")
+    done = answer("quantize", "quantize", str(source), "--to", "nf4", "--out", out)
+    assert done == {**planned, "seconds": done["seconds"], "out": out}
+    answer("quantize", "dequantize", out, "--out", plain, "--dtype", "fp32")
+    found = answer("inspect", "inspect", out, "--verify")
+    assert found["damaged"] == []
+    assert found["kinds"]["NF4, blocks of 64"] == {"tensors": 2, "elements": 186880, "bytes": 105120}
+    values = answer("values", "compare", str(source), plain, "--values")
+    changed = {name for name, errors in values["tensors"].items() if errors["sqnr_db"] is not None}
+    assert changed == {name for name in values["tensors"] if "weird" in name}
+    assert all(0.05 < values["tensors"][name]["relative_rmse"] < 0.12 for name in changed)
+    with (tmp_path / "out/model.safetensors").open("r+b") as file:
+        file.seek(-40_000, 2)
+        file.write(b"?")
+    assert len(answer("inspect", "inspect", out, "--verify", code=1)["damaged"]) == 1
+
+
+def test_text(source: Path, tmp_path: Path, capsys: Any) -> None:
+    assert main(["quantize", str(source), "--to", "int8", "--dry-run", "--tensors"]) == 0
+    assert "model.layers.0.mixer.weird_proj.weight" in capsys.readouterr().out
+    assert main(["quantize", str(source), "--to", "int8", "--out", str(tmp_path / "out")]) == 0
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    assert "int8 (LLM.int8())" in capsys.readouterr().out
+    assert main(["compare", str(source), str(tmp_path / "out"), "--values"]) == 0
+    assert "2 differ" in capsys.readouterr().out
+
+
+def test_planning_and_inspecting_need_no_numpy(source: Path, tmp_path: Path) -> None:
+    assert main(["quantize", str(source), "--to", "q8_0", "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
+    code = "import sys; sys.modules['numpy'] = None; from weigh.cli import main; sys.exit(main(sys.argv[1:]))"
+
+    def without(*words: str) -> Any:
+        return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+
+    for words in (["quantize", str(source), "--to", "nf4", "--dry-run"], ["inspect", str(tmp_path / "out")]):
+        done = without(*words)
+        assert done.returncode == 0, done.stderr
+    refused = without("quantize", str(source), "--to", "nf4", "--out", str(tmp_path / "no"))
+    assert (refused.returncode, "weigh[lab]" in refused.stderr) == (3, True)

@@ -30,6 +30,7 @@ COMMANDS = {
     "snapshot": ("snapshotting", "what a memory snapshot of PyTorch shows, beside the prediction"),
     "quantize": ("quantizing", "rewrite a checkpoint in fewer bits, whatever its architecture"),
     "dequantize": ("quantizing", "write a quantized checkpoint in plain numbers again"),
+    "inspect": ("quantizing", "how a checkpoint's tensors are stored, and whether its bytes are whole"),
     "errors": ("erring", "what formats do to a checkpoint's values: errors tensor by tensor"),
     "outliers": ("erring", "what one large value does to int8; the outlier features of inputs"),
     "dtypes": ("lists", "the number formats: bytes, ranges, precision"),

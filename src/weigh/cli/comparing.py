@@ -23,9 +23,13 @@ def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
     parser.add_argument("b", metavar="B", help="another")
     parser.add_argument("--dtype", help="weigh both in this number format instead of their own")
     parser.add_argument("--svg", metavar="FILE", help="draw two traces or trainings into a file")
+    values = "compare the values of two checkpoints, tensor by tensor, however each is stored (weigh[lab])"
+    parser.add_argument("--values", action="store_true", help=values)
     found = parser.read(words)
     if found is None:
         return parser.format_help(), 0
+    if found.values:
+        return _values(found)
     report: Any = _report(found)
     if found.json:
         return json.dumps(report.as_dict(), indent=2, ensure_ascii=False), 0
@@ -51,6 +55,16 @@ def _trainings(found: Any) -> Any:
     if found.svg is not None:
         save(found.svg, report.svg())
     return report
+
+
+def _values(found: Any) -> tuple[str, int]:
+    from weigh import quant
+
+    quant.require()
+    from weigh.quant.checkpoint.differing import difference
+
+    report = difference(found.a, found.b)
+    return (json.dumps(report.as_dict(), indent=2) if found.json else report.text(style())), 0
 
 
 def _models(found: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`weigh quantize` and `weigh dequantize`: checkpoints rewritten."""
+"""`weigh quantize`, `weigh dequantize`, `weigh inspect`: checkpoints rewritten and looked into."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ SOURCE = "a folder, .safetensors, an index, .gguf, ORG/NAME on the Hub or an add
 def answer(command: str, given: Sequence[str]) -> tuple[str, int]:
     """The answer, and the exit code."""
     parser = Parser(command, sentence(command))
+    if command == "inspect":
+        return _inspect(parser, given)
     parser.add_argument("source", metavar="SOURCE", help=SOURCE)
     if command == "quantize":
         parser.add_argument("--to", metavar="FORMAT", help=f"what to write: {', '.join(words())}")
@@ -53,6 +55,25 @@ def answer(command: str, given: Sequence[str]) -> tuple[str, int]:
         raise UsageError("is missing", where="--to", hint=f"One of: {', '.join(words())}.")
     target = find(found.to, double_quantization=found.double_quantization, group=found.group)
     return _answer(found, _planned(found, target, Rules(tuple(found.keep), tuple(found.also))))
+
+
+def _inspect(parser: Parser, given: Sequence[str]) -> tuple[str, int]:
+    from weigh.quant.checkpoint.inspecting import inspect
+
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=SOURCE)
+    parser.add_argument("--tensors", action="store_true", help="every tensor")
+    verify = "read all of it, and compare with the hashes that weigh wrote beside it; exit 1 if it is damaged"
+    parser.add_argument("--verify", action="store_true", help=verify)
+    found = parser.read(given)
+    if found is None:
+        return parser.format_help(), 0
+    report_ = inspect(found.checkpoint, found.verify)
+    text = (
+        json.dumps(report_.as_dict(), indent=2, ensure_ascii=False)
+        if found.json
+        else report_.text(style(), found.tensors)
+    )
+    return text, 1 if report_.damaged else 0
 
 
 def _add_rules(parser: Parser) -> None:

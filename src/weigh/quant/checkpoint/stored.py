@@ -42,6 +42,24 @@ class Matrix:
     """The mean of scales that are quantized themselves."""
 
     @property
+    def num_bytes(self) -> int:
+        """Of codes and scales, without tables and texts."""
+        return sum(part.num_bytes for part in self.parts.values())
+
+    @property
+    def title(self) -> str:
+        """How it is stored, in a few words."""
+        said = {"absmax_row": "int8 (LLM.int8())", "int8_channel": "int8", "fp8_block": "FP8, blocks of 128 x 128"}
+        settings = dict(self.settings)
+        if self.quantizer == "int4":
+            group = f", groups of {settings['group']}" if "group" in settings else ", a scale a row"
+            return f"int{settings['bits']}{group}"
+        if self.quantizer in ("nf4", "fp4"):
+            double = ", double quantization" if self.offset is not None else ""
+            return f"{self.quantizer.upper()}, blocks of {settings['block']}{double}"
+        return said.get(self.quantizer, self.quantizer.upper().removesuffix("_GGML"))
+
+    @property
     def state(self) -> int:
         """Bytes that stay in memory while it is read: the scales of scales."""
         return 0 if self.offset is None else 12 * prod(self.parts["absmax"].shape)
