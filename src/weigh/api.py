@@ -114,11 +114,14 @@ def _named(name: str) -> Source:
         return found
 
 
-def params(source: Any, dtype: str | DType | None = None, lora: Any = None) -> ParametersReport:
+def params(
+    source: Any, dtype: str | DType | None = None, lora: Any = None, gguf: str | None = None
+) -> ParametersReport:
     """How many parameters a model has, by component, layer and tensor, and what they weigh in `dtype` (else its own).
 
     `lora` is a rank, or "RANK:LAYER,...": adapters are counted too, and they alone are trainable. So are those of a
-    source that is an adapter. Of a checkpoint whose family is not described, the header is counted.
+    source that is an adapter. Of a checkpoint whose family is not described, the header is counted. `gguf` is a file
+    type of llama.cpp ("Q4_K_M"): the tensors are stored as its converter and quantizer would store them.
 
     >>> params("llama-3-8b", lora="8:q_proj,v_proj").trainable
     3407872
@@ -128,14 +131,14 @@ def params(source: Any, dtype: str | DType | None = None, lora: Any = None) -> P
     """
     from weigh.report.defaults import own_dtype, unread_keys
     from weigh.report.parameters import ParametersReport
-    from weigh.report.stored import as_stored, header_only
+    from weigh.report.stored import as_gguf, as_stored, header_only
 
     found = source if isinstance(source, Source) else unchecked(source)
     if found.checkpoint is not None and str(found.config.get("model_type")) not in models.FAMILIES:
         return header_only(found, None if dtype is None else _dtype(dtype))
     chosen, assumptions = own_dtype(_checked(found)) if dtype is None else (_dtype(dtype), [])
     built = ghost(found)
-    stored, taken = as_stored(found, built, chosen)
+    stored, taken = as_stored(found, built, chosen) if gguf is None else as_gguf(found, built, gguf)
     adapter = found.adapter if lora is None else lora
     if adapter is not None:
         built = ghost(found, adapter)

@@ -1,6 +1,11 @@
 """GGUF files predicted from configs, against what llama.cpp's loader printed of published ones."""
 
+import json
+import math
 from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +37,31 @@ def test_formats_are_those_that_the_loader_prints(
     counts = Counter(t.dtype for t in made.tensors.values())
     assert {dtype: counts[dtype] for dtype in printed} == printed
     assert set(counts) == {"fp32", *printed}
+
+
+PUBLISHED = [
+    json.loads(line)
+    for line in (Path(__file__).parents[1] / "data/gguf_sizes.jsonl").read_text(encoding="utf-8").splitlines()
+]
+
+
+@cache
+def built(name: str) -> Any:
+    source = api.model(name)
+    return source.config, api.ghost(source)
+
+
+@pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: f"{row['model']}-{row['file_type']}")
+def test_published_files(row: dict[str, Any]) -> None:
+    """Bits a weight to the last printed digit; files within 0.05 %, which their headers are."""
+    made = predict(*built(row["model"]), row["file_type"], row["imatrix"], row.get("release", "2026"))
+    if "bits_per_weight" in row:
+        elements = sum(math.prod(t.shape) for t in made.tensors.values())
+        assert 8 * made.num_bytes / elements == pytest.approx(row["bits_per_weight"], abs=1.01 * row["resolution"])
+    elif "file_bytes" in row:
+        assert made.num_bytes == pytest.approx(row["file_bytes"], rel=5e-4)
+    else:
+        assert made.num_bytes == pytest.approx(row["tensor_bytes"], rel=2e-3)  # parameters x bits, as it is printed
 
 
 def test_rows_that_are_no_whole_blocks_take_another_format() -> None:

@@ -16,13 +16,15 @@ from typing import Any, NamedTuple
 from weigh.errors import NotModelledError, UsageError, suggest
 
 PROGRAMS = {
+    "llama.cpp": "weigh.jobs.llama_cpp",
     "sglang": "weigh.jobs.sglang",
     "vllm": "weigh.jobs.vllm",
 }
 """Engine -> the module with its `COMMAND`."""
 
 NUMBER, TOKENS, REAL, WORD, TRUE, FALSE, JSON = "number", "tokens", "real", "word", "true", "false", "json"
-"""What stands behind a flag; TRUE and FALSE stand alone and set their word to that."""
+MAYBE = "maybe"
+"""What stands behind a flag; TRUE and FALSE stand alone and set their word to that, MAYBE is a word or stands alone."""
 
 THOUSANDS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 """What vLLM's parser takes letters behind a number for (`engine/arg_utils.py: human_readable_int`)."""
@@ -143,7 +145,7 @@ class _Reading:
                 continue
             name, sign, value = word.partition("=")
             name, negated = self._named(name)
-            takes = not negated and self._takes_value(name)
+            takes = not negated and self._takes_value(name, rest[at : at + 1])
             if takes and not sign:
                 if at >= len(rest):
                     raise UsageError("has no value", where=name, hint="Put it behind.")
@@ -181,8 +183,10 @@ class _Reading:
         hint = f"Did you mean {' or '.join(near)}?" if near else f"{self.one.engine} has no such flag."
         raise UsageError(f"there is no flag {spelled!r}", where=self.one.engine, hint=hint)
 
-    def _takes_value(self, name: str) -> bool:
+    def _takes_value(self, name: str, following: list[str]) -> bool:
         flag = self.one.flags.get(name.partition(".")[0])
+        if flag is not None and flag.kind == MAYBE:
+            return bool(following) and not following[0].startswith("-")
         if flag is not None:
             return flag.kind not in (TRUE, FALSE)
         return name not in self.one.alone
@@ -200,6 +204,8 @@ class _Reading:
             self.words[flag.word] = (flag.kind == TRUE) != negated
         elif flag.kind == JSON:
             self._document(base, flag, {key: value} if key else value)
+        elif flag.kind == MAYBE:
+            self.words[flag.word] = value or "on"
         elif flag.word in ("model", "draft"):
             self.models[flag.word] = value
         elif flag.word == "expert_ranks":
@@ -237,7 +243,8 @@ def _value(text: str, kind: str, where: str) -> Any:
 
 
 SAME: tuple[Mapping[str, str], ...] = (
-    {"vllm": "max_num_seqs", "sglang": "max_running_requests"},
+    {"vllm": "max_num_seqs", "sglang": "max_running_requests", "llama.cpp": "concurrency"},
+    {"vllm": "context", "sglang": "context", "llama.cpp": "ctx_size"},
     {"vllm": "max_num_batched_tokens", "sglang": "chunked_prefill_size"},
     {"vllm": "enforce_eager", "sglang": "disable_cuda_graph"},
     {"vllm": "num_speculative_tokens", "sglang": "num_draft_tokens"},

@@ -196,10 +196,11 @@ class ServingReport:
         devices = f" on {self.place.device.marketing_name}" if self.place.device is not None else ""
         many = f" x {self.place.count}" if self.place.count > 1 else ""
         each = " on each device" if self.place.count > 1 else ""
+        stored = self.launch.weights or self.served.dtype
         users = "a request" if self.job.concurrency == 1 else f"{self.job.concurrency} requests"
         lines = [
             style.bold(f"{self.runtime} serving {self.served.source.name} takes {exactly(full.num_bytes)}{each}"),
-            *wrap(f"{users} of {self.context:,} tokens{devices}{many} · weights in {self.served.dtype}", style.width),
+            *wrap(f"{users} of {self.context:,} tokens{devices}{many} · weights in {stored}", style.width),
         ]
         if self.verdict is not None:
             need, supply = self.launch.demand(self.context, self.job.concurrency), self.launch.supply or 0

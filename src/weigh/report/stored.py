@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from weigh import dtypes, formats
-from weigh.errors import NotModelledError
+from weigh.errors import NotModelledError, UnknownNameError, UsageError
+from weigh.formats import gguf
 from weigh.formats.header import differences, grouped, stored_tensors
 from weigh.formats.prediction import predict
 from weigh.ghost import nn
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
     from weigh.sources.source import Source
 
 
+_WHERE = {
+    "header": "as the header says",
+    "quantization_config": "as the quantization_config implies",
+    "quantizer": "as llama.cpp's quantizer chooses",
+}
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredWeights:
     """The tensors of a checkpoint."""
@@ -38,7 +46,7 @@ class StoredWeights:
     title: str | None
     """The method of quantization, in a few words; None without one."""
     basis: str
-    """Where they are from: "header", or "quantization_config"."""
+    """Where they are from: "header", "quantization_config", or "quantizer"."""
     differences: tuple[str, ...] = ()
     """How the header differs from what the config implies."""
 
@@ -104,7 +112,7 @@ class StoredWeights:
 
     def lines(self, width: int) -> list[str]:
         """For a terminal."""
-        where = "as the header says" if self.basis == "header" else "as the quantization_config implies"
+        where = _WHERE[self.basis]
         method = "" if self.title is None else f"{self.title}, "
         bits = f"{self.bits_per_weight:.3f} bits a weight"
         lines = wrap(
@@ -131,6 +139,24 @@ def as_stored(source: Source, model: CausalModel, dtype: DType) -> tuple[StoredW
     if source.checkpoint is not None:
         return _read(source.checkpoint, form, model), []
     return None if form is None else StoredWeights.predicted(model, form, dtype), []
+
+
+def as_gguf(source: Source, model: CausalModel, file_type: str) -> tuple[StoredWeights, list[Assumption]]:
+    """The weights as a GGUF file of that type has them.
+
+    Raises:
+        NotModelledError: llama.cpp's names for the family are not known.
+        UsageError: there is no such file type.
+    """
+    try:
+        made = gguf.predict(source.config, model, file_type)
+    except UnknownNameError as error:
+        raise UsageError(error.what, where="gguf", hint=error.hint) from None
+    tensors, _ = stored_tensors(made, None)
+    title = f"GGUF {made.metadata['general.file_type']}"
+    matrix = Assumption("an importance matrix", "most published files were made with one", "formats of a few tensors")
+    header = Assumption("without the file's header", "its tokenizer is not known", "a few MB")
+    return StoredWeights(grouped(tensors), title, "quantizer"), [matrix, header]
 
 
 def _read(checkpoint: Checkpoint, form: Format | None, model: CausalModel) -> StoredWeights:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 ENGINES = {
     "llama.cpp": "weigh.runtimes.llama_cpp",
+    "lm-studio": "weigh.runtimes.lm_studio",
+    "ollama": "weigh.runtimes.ollama",
     "sglang": "weigh.runtimes.sglang",
     "tensorrt-llm": "weigh.runtimes.tensorrt_llm",
     "vllm": "weigh.runtimes.vllm",
@@ -217,6 +219,8 @@ class Launch:
     """Other figures that the engine's log has, by the name under which measured cases have them."""
     assumptions: tuple[tuple[str, str, str], ...] = ()
     """What was taken for granted: what, why, and what it does to the figures."""
+    weights: str | None = None
+    """What the weights are stored in, where that is not the model's dtype: "Q4_K_M"."""
     most_sequences: int | None = None
     """Requests at once beyond which others wait (`--max-num-seqs`, `--parallel`)."""
 

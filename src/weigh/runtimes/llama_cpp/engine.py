@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from weigh import dtypes
-from weigh.errors import UsageError
+from weigh.errors import UnknownNameError, UsageError
 from weigh.formats.gguf import predict
 from weigh.runtimes.engine import (
     ACTIVATIONS,
@@ -62,6 +62,10 @@ class LlamaCppOptions:
     """Tokens that are computed at once: what the compute buffer is for."""
     flash_attn: Text = "auto"
     """ "on", "off", or "auto": on where the back end has it."""
+    cache_type_k: Text | None = None
+    """Number format of keys ("q8_0"), instead of the one that both have."""
+    cache_type_v: Text | None = None
+    """Number format of values."""
     kv_unified: bool = False
     """One cache that all sequences share, instead of a part for each."""
     swa_full: bool = False
@@ -84,6 +88,8 @@ class LlamaCppOptions:
     """The file is read, not mapped."""
     no_op_offload: bool = False
     """Operations on weights in host memory stay there, however many tokens there are."""
+    embeddings: bool = False
+    """The last hidden states are handed out too."""
     no_imatrix: bool = False
     """The quantizer had no importance matrix."""
     repack: Text = "none"
@@ -97,7 +103,7 @@ class LlamaCpp(Engine):
 
     name = "llama.cpp"
     versions = tuple(".".join(map(str, release)) for release in (OLDEST, OLDER, MIDDLE, NEWER))
-    options = LlamaCppOptions
+    options: ClassVar[type] = LlamaCppOptions
 
     def launch(self, served: Served, job: ServeJob, options: LlamaCppOptions, place: Place, version: Version) -> Launch:
         """Model, cache, compute and output buffers."""
@@ -120,8 +126,8 @@ class LlamaCpp(Engine):
             supply,
             longest or served.longest,
             tokens=how.n_ctx,
+            weights=str(checkpoint.metadata.get("general.file_type", "GGUF")),
             assumptions=(*assumptions, *_taken(how, options, served)),
-            printed={},
         )
 
 
@@ -136,7 +142,10 @@ def stored(served: Served, job: ServeJob, options: LlamaCppOptions) -> tuple[Che
         said.append(("weights in BF16", "no file type is named (--quantization Q4_K_M)", "the largest file"))
     elif not options.no_imatrix:
         said.append(("an importance matrix", "most published files have one", "a few tensors' formats"))
-    return predict(served.config, served.model, file_type, not options.no_imatrix), said
+    try:
+        return predict(served.config, served.model, file_type, not options.no_imatrix), said
+    except UnknownNameError as error:
+        raise UsageError(error.what, where="quantization", hint=error.hint) from None
 
 
 def settings(served: Served, job: ServeJob, options: LlamaCppOptions, place: Place) -> How:
@@ -151,7 +160,10 @@ def settings(served: Served, job: ServeJob, options: LlamaCppOptions, place: Pla
         cells = -(-cells // 256) * 256
     else:
         cells = -(-(-(-cells // 256) * 256 // users) // 256) * 256 * users
-    key, value = cache_types(job.kv_dtype)
+    both = cache_types(job.kv_dtype)
+    key, value = (
+        cache_types(one)[0] if one else both[n] for n, one in enumerate((options.cache_type_k, options.cache_type_v))
+    )
     flash = flash_attention(options.flash_attn)
     if dtypes.get(value).kind == "block" and not flash:
         raise UsageError(f"values in {value} need flash attention", where="flash_attn", hint="Turn it on.")
@@ -179,6 +191,7 @@ def settings(served: Served, job: ServeJob, options: LlamaCppOptions, place: Pla
         n_cpu_moe=options.n_cpu_moe,
         use_mmap=not options.no_mmap,
         op_offload=not options.no_op_offload,
+        embeddings=options.embeddings,
         repack=REPACKED[_one_of(options.repack, tuple(REPACKED), "repack")],
     )
 
