@@ -5,6 +5,8 @@ import io
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -153,6 +155,14 @@ def test_list_and_bad_input(checkpoint, capsys, tmp_path):
         "no matrix belongs to nowhere"
         in run(capsys, "errors", checkpoint, "--to", "nf4", "--inputs", tmp_path / "in.npz")[2]
     )
+
+
+def test_without_numpy_it_says_what_to_install():
+    for words in (["errors", ".", "--to", "nf4"], ["errors", "--list"], ["outliers"]):
+        code = f"import sys; sys.modules['numpy'] = None; from weigh.cli import main; sys.exit(main({words!r}))"
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert result.returncode == 3
+        assert "numpy, which is not installed. Run: pip install 'weigh[lab]'" in result.stderr
 
 
 def test_outlier_demonstration(capsys, tmp_path):

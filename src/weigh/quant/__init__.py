@@ -114,16 +114,19 @@ def _value(word: str) -> Any:
 
 
 def require() -> None:
-    """Raises an error that says what to install where numpy or ml_dtypes is missing."""
-    try:
-        import ml_dtypes
-        import numpy  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f"the quantization laboratory needs {error.name}, which is not installed",
-            hint="Run: pip install 'weigh[lab]'",
-        ) from None
-    del ml_dtypes
+    """Raises an error that says what to install where numpy or ml_dtypes is missing.
+
+    Raises:
+        InputError: one is.
+    """
+    from importlib import import_module
+
+    for name in ("numpy", "ml_dtypes"):
+        try:
+            import_module(name)
+        except ImportError:
+            what = f"the quantization laboratory needs {name}, which is not installed"
+            raise InputError(what, hint="Run: pip install 'weigh[lab]'") from None
 
 
 __all__ = ["NAMES", "get", "parse", "require"]
