@@ -127,6 +127,12 @@ def misses(lines: list[Line], notes: dict[str, str], above: float) -> list[str]:
     return [f"- `{x.id}` {x.metric}: {percent(x.relative_error)}. {_note(x, notes)}" for x in large]
 
 
+def unsaid(lines: list[Line], notes: dict[str, str]) -> list[str]:
+    """Every training without a prediction whose facts do not suffice, with what is missing."""
+    found = {x.id: x for x in lines if x.predicted is None and x.id in notes and not x.metric.startswith("kv_")}
+    return [f"- `{name}`: not predicted. {_note(x, notes)}" for name, x in found.items()]
+
+
 def _note(line: Line, notes: dict[str, str]) -> str:
     found = sorted((key for key in notes if f"{line.id} {line.metric}".startswith(key)), key=len)
     return notes[found[-1]] if found else "The mechanism is not known."
@@ -158,6 +164,8 @@ def page(kind: str) -> str:
     notes = json.loads(NOTES.read_text(encoding="utf-8")) if NOTES.exists() else {}
     out = ["## Summary", "", *summary(lines, found), ""]
     out += [f"## Misses above {above:.1%}", "", *misses(lines, notes, above)]
+    if kind == "training":
+        out += unsaid(lines, notes)
     if kind == "serving":
         out += ["", "## Caches", "", *caches(notes)]
     out += [

@@ -32,6 +32,7 @@ WITHIN = {
     "fsdpqlora-3090-7b-QLoRA-bs4": 0.01,
     "fsdpqlora-4090-7b-lora-offload-bs10": 0.015,
     "torchtune-3.2-3B-seq-LoRA": 0.045,
+    "mlmlog-gpt124m-fp16-1gpu": 0.06,
     "swift1-qwen-1_8b-chat-full-len2048-bs1": 0.002,
     "swift1-qwen-7b-chat-lora8-len2048-bs4": 0.005,
     "swift1-qwen-7b-chat-lora8-len2048-bs1-nogc": 0.012,

@@ -175,6 +175,9 @@ class Training:
     """Megatron-LM: `--deterministic-mode`."""
     gradient_accumulation_fusion: bool = True
     """Megatron-LM: products for the gradients of weights are added to the gradient buffer as they are made."""
+    own_stand_ins: bool = True
+    """Megatron-LM: its own output layer keeps a stand-in for its gradient, as Transformer Engine's layers do (from Core
+    0.14 on)."""
     overlap_grad_reduce: bool = False
     """Megatron-LM: gradients are reduced bucket by bucket while the backward pass runs."""
     mask_in_batch: bool = True
@@ -460,7 +463,7 @@ def run(
 MEGATRON = (
     *("sequence_parallel", "virtual_pipeline", "context_exchange", "expert_tensor", "capacity_factor"),
     *("hidden_dropout", "attention_dropout", "deterministic", "gradient_accumulation_fusion", "overlap_grad_reduce"),
-    *("mask_in_batch", "local_layers"),
+    *("mask_in_batch", "local_layers", "own_stand_ins"),
 )
 """Settings that only Megatron-LM's loop reads."""
 TORCHTUNE = ("compile", "offload_activations")

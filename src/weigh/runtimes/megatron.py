@@ -47,6 +47,8 @@ from weigh.techniques import Technique
 from weigh.techniques.checkpointing import Checkpointing
 from weigh.trace.events import BACKWARD, FORWARD, STEP, WORKSPACE
 
+OWN_STAND_INS = (0, 14)
+"""From this release on Megatron's own layers use Transformer Engine's stand-ins for gradients added elsewhere."""
 SOFTMAX_IN_PLACE = (0, 8)
 """From this release of Megatron Core on the loss subtracts the highest logit in place."""
 ELSEWHERE = (
@@ -217,6 +219,7 @@ def _setup(shape: MegatronConfig, recipe: Training) -> Setup:
         context_exchange=recipe.context_exchange,
         local=recipe.local_layers,
         fused_wgrad=recipe.gradient_accumulation_fusion,
+        own_stand_ins=recipe.own_stand_ins,
         attention=_attention(recipe),
         recompute_attention=selective,
         loss=recipe.loss,
@@ -320,6 +323,8 @@ class MegatronLM(Runtime):
         old = version is not None and version < SOFTMAX_IN_PLACE
         loss = "vocab_parallel_copied" if old else "vocab_parallel"
         found = {"dtype": "bf16", "loss": loss, "implementation": "fused", **words}
+        if version is not None:
+            found.setdefault("own_stand_ins", version >= OWN_STAND_INS)
         if getattr(found["dtype"], "name", found["dtype"]) == "fp16":
             found.setdefault("steps", 3)  # the first is skipped
         return found

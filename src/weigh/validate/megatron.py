@@ -18,17 +18,34 @@ SIMUMAX = "simumax"
 """A publisher whose scripts (`simu_tools/megatron_scripts`) run without dropout and without masks in batches."""
 
 
+MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+SEASONS = {"early": 2, "mid": 6, "late": 11}
+RELEASES = {
+    (2024, 1): (0, 4), (2024, 2): (0, 5), (2024, 4): (0, 6), (2024, 6): (0, 7), (2024, 8): (0, 8), (2024, 10): (0, 9),
+    (2025, 2): (0, 10), (2025, 3): (0, 11), (2025, 5): (0, 12), (2025, 7): (0, 13), (2025, 10): (0, 14),
+}  # fmt: skip
+"""Year and month of Megatron Core's releases, by the tags of its repository; later ones are what is described."""
+
+
 def megatron_version(printed: str) -> tuple[int, ...] | None:
-    """The release of Megatron Core: printed, or the one of the year in which the program is said to be from.
+    """The release of Megatron Core: printed, or the last one before the program is said to be from.
 
     >>> megatron_version("Megatron-LM mid-2023 (transformer_impl local)"), megatron_version("Megatron Core 0.14.1")
     ((0, 3), (0, 14, 1))
+    >>> megatron_version("Megatron-LM April 2025, torch 2.5.1"), megatron_version("Megatron-LM early 2026")
+    ((0, 11), None)
     """
     found = re.search(r"(?:Core|mcore) v?(\d+(?:\.\d+)+)", printed)
     if found:
         return tuple(map(int, found[1].split(".")))
-    year = re.search(r"Megatron-LM \S*?(20\d\d)\b", printed)
-    return (0, 3) if year and int(year[1]) <= 2023 else None
+    said = re.search(r"Megatron-LM (?:([a-z]+)[ -])?(20\d\d)\b", printed, re.IGNORECASE)
+    if said is None:
+        return None
+    word, year = str(said[1]).lower(), int(said[2])
+    month = MONTHS.index(word[:3]) + 1 if word[:3] in MONTHS else SEASONS.get(word, 6)
+    if (year, month) > (2025, 12):
+        return None
+    return max((version for when, version in RELEASES.items() if when <= (year, month)), default=(0, 3))
 
 
 def megatron_words(case: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,14 +63,16 @@ def megatron_words(case: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("num_distributed_optimizer_instances", "pipeline_layout"):
         if extra.get(key) not in (None, 1):
             raise NotModelledError(f"{key} in Megatron-LM", where=f"extra.{key}")
-    if extra.get("optimizer_states_allocated") is False:
-        raise NotModelledError("a run that makes no optimizer states", where="extra.optimizer_states_allocated")
     for key in ("batch", "sequence"):
         if case.get(key) is None:
             raise WeighError(f"the case does not say its {key}", where=key)
     words: dict[str, Any] = {"batch": case["batch"], "sequence": case["sequence"]}
     words["accumulation"] = case.get("gradient_accumulation") or 1
     words |= dict(_precision(case))
+    if extra.get("optimizer_states_allocated") is False:
+        if words.get("dtype") != "fp16":
+            raise NotModelledError("a run that makes no optimizer states", where="extra.optimizer_states_allocated")
+        words["steps"] = 1  # the first is skipped, for its loss is scaled too far; so was every other of the run
     words |= dict(_parallel(case.get("parallel") or {}))
     mode = (case.get("checkpointing") or {}).get("mode")
     words["checkpointing"] = None if mode == "none" else mode

@@ -38,6 +38,8 @@ class Setup:
     """Megatron's own layers instead of Transformer Engine's."""
     fused_wgrad: bool = True
     """`gradient_accumulation_fusion`."""
+    own_stand_ins: bool = True
+    """Megatron's own output layer keeps a stand-in for its gradient."""
     attention: str = FUSED
     recompute_attention: bool = False
     """Selective recomputation of the core of attention."""
@@ -76,7 +78,7 @@ class ParallelLinear(nn.Module):
             gathers=self.gathers,
             scatters=self.scatters,
             fused=self.setup.fused_wgrad,
-            cached=not self.setup.local,
+            cached=not self.setup.local and (self.setup.own_stand_ins or not self.own),
             scratch=self.setup.scratch,
             own=self.own,
         )
