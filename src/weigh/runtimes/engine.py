@@ -82,6 +82,8 @@ class Served:
         """Of the weights that are not quantized, and of the arithmetic."""
         self.draft = draft
         """The model that proposes tokens, where one is named."""
+        self.memo: dict[object, Any] = {}
+        """What engines have worked out of it, for other jobs and devices."""
 
     @cached_property
     def config(self) -> Mapping[str, Any]:

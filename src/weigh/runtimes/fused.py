@@ -102,6 +102,8 @@ class _Parameter(NamedTuple):
     attribute: str
     shape: tuple[int, ...]
     owner: Module
+    block: int | None
+    """The number of its block."""
 
     @property
     def leaf(self) -> str:
@@ -112,11 +114,6 @@ class _Parameter(NamedTuple):
     def parent(self) -> str:
         """The name of the module that has it."""
         return self.module.rpartition(".")[0]
-
-    @property
-    def block(self) -> int | None:
-        """The number of its block."""
-        return next((int(part) for part in self.module.split(".") if part.isdecimal()), None)
 
 
 def rank_of(job: ServeJob, stage: int = 0) -> Rank:
@@ -140,7 +137,7 @@ def held(
         NotModelledError: ranks share a matrix that no list above has.
         UsageError: they cannot share it.
     """
-    yield from _Loading(served, rank, wanted, capability, is_pooling).tensors()
+    yield from _loading(served, rank, wanted, capability, is_pooling).tensors()
 
 
 def allocated(tensors: Iterable[Held]) -> int:
@@ -172,6 +169,17 @@ def _loaded(tensors: Iterable[Held]) -> CachingAllocator:
     return allocator
 
 
+def _loading(
+    served: Served, rank: Rank, wanted: str | None, capability: tuple[int, int] | None, is_pooling: bool
+) -> _Loading:
+    """The one of these arguments; many jobs of one model ask for the same."""
+    key = (rank, wanted, capability, is_pooling)
+    if key not in served.memo:
+        served.memo[key] = _Loading(served, rank, wanted, capability, is_pooling)
+    found: _Loading = served.memo[key]
+    return found
+
+
 class _Loading:
     def __init__(
         self, served: Served, rank: Rank, wanted: str | None, capability: tuple[int, int] | None, is_pooling: bool
@@ -184,12 +192,21 @@ class _Loading:
         self.is_pooling = is_pooling
         self.seen_layers = _seen_layers(served)
         self.rotary = list(_rotary(served))
-        self.parameters = _in_order(served.model)
+        if "parameters" not in served.memo:
+            served.memo["parameters"] = _in_order(served.model)
+        self.parameters: list[_Parameter] = served.memo["parameters"]
+        self.made: tuple[Held, ...] | None = None
         self.beside: dict[tuple[str, str], list[_Parameter]] = {}
         for one in self.parameters:
             self.beside.setdefault((one.parent, one.attribute), []).append(one)
 
-    def tensors(self) -> Iterator[Held]:
+    def tensors(self) -> tuple[Held, ...]:
+        """All of them, in the order in which they are made."""
+        if self.made is None:
+            self.made = tuple(self._tensors())
+        return self.made
+
+    def _tensors(self) -> Iterator[Held]:
         blocks = stage_layers(len(self.served.layers), self.rank.stages)[self.rank.stage]
         for one in self.parameters:
             together = self._fused_with(one)
@@ -377,11 +394,12 @@ def _in_order(model: Module) -> list[_Parameter]:
         shape: tuple[int, ...] = parameter.tensor.shape  # type: ignore[assignment]
         for name in names:
             module, _, attribute = name.rpartition(".")
-            one = _Parameter(module, attribute, shape, parameter.module)
-            prefix = "" if one.block is None else name.partition(f".{one.block}.")[0]
+            block = next((int(part) for part in module.split(".") if part.isdecimal()), None)
+            one = _Parameter(module, attribute, shape, parameter.module, block)
+            prefix = "" if block is None else name.partition(f".{block}.")[0]
             if prefix != stack:
                 segment, stack = segment + 1, prefix
-            found.append((segment, one.block or 0, one))
+            found.append((segment, block or 0, one))
     found.sort(key=lambda entry: entry[:2])
     return [one for _, _, one in found]
 
@@ -526,7 +544,7 @@ class Matrix(NamedTuple):
 
 def matrices(served: Served, rank: Rank) -> Iterator[Matrix]:
     """The matrices of a rank, fused and cut, the embedding left out."""
-    yield from _Loading(served, rank, None, None, is_pooling=False).matrices()
+    yield from _loading(served, rank, None, None, is_pooling=False).matrices()
 
 
 METHODS: dict[str, dict[str, object]] = {
