@@ -201,8 +201,8 @@ same batches from the same start.
 {chr(10).join(rows)}
 
 Losses are means of the {SMOOTHED} steps before, in nats a byte; held out are 20 batches of modules that no run saw. The
-embedding and the output layer's own weight are apart here; the third run keeps the embedding's states in 32 bits, as the
-paper asks.
+embedding and the output layer's own weight are apart here; the third run keeps the embedding's states in 32 bits, as
+the paper asks.
 
 ## Bytes
 
