@@ -230,6 +230,6 @@ def _too_slow(timeout: float) -> InputError:
 
 
 def environment() -> dict[str, str]:
-    """For PyTorch: one thread for sums, nothing from the network, the model files of the Hub's own cache only."""
+    """For PyTorch: one thread for sums, sets in one order, nothing from the network but the Hub's own cache."""
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    return {"OMP_NUM_THREADS": "1", **os.environ, **quiet}
+    return {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", **os.environ, **quiet}

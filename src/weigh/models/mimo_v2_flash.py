@@ -1,4 +1,4 @@
-"""MiMo-V2-Flash, as `transformers/models/mimo_v2_flash/modeling_mimo_v2_flash.py` (5.23) writes it; counted, not run.
+"""MiMo-V2-Flash, as `transformers/models/mimo_v2_flash/modeling_mimo_v2_flash.py` (5.23) writes it.
 
 Windows with sinks and twice the key-value heads in most layers, values narrower than keys, DeepSeek-V3's experts
 without a shared one. It has no sdpa.
@@ -6,17 +6,19 @@ without a shared one. It has no sdpa.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import FLOAT32, DType
-from weigh.ghost import nn
+from weigh.ghost import nn, ops
+from weigh.ghost.tensor import Tensor
 from weigh.models import layout
-from weigh.models.common import FULL, SLIDING, CausalModel, LayerCache
+from weigh.models.common import FULL, SLIDING, Cache, CausalModel, LayerCache, cos_sin, repeat_kv
 from weigh.models.config import DERIVED, Keys
 from weigh.models.deepseek_v3 import DeepseekV3DecoderLayer, DeepseekV3TopkRouter
 from weigh.models.experts import Experts
+from weigh.models.gpt_neox import apply_rotary_pos_emb
 from weigh.models.llama import LlamaForCausalLM, LlamaModel
 from weigh.models.sparse import MoeConfig, check_groups, first_dense
 
@@ -91,6 +93,10 @@ class TypedRotaryEmbedding(nn.Module):
             setattr(self, f"{layer_type}_inv_freq", nn.buffer(((width + 1) // 2,), FLOAT32))
             setattr(self, f"{layer_type}_original_inv_freq", nn.buffer(((width + 1) // 2,), FLOAT32))
 
+    def forward(self, x: Tensor, positions: Tensor, layer_type: str) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (1, length, width) of one type of layer, in the dtype of `x`."""
+        return cos_sin(positions, getattr(self, f"{layer_type}_inv_freq"), x.dtype)
+
 
 class MiMoV2FlashAttention(nn.Module):
     role = nn.ATTENTION
@@ -107,7 +113,55 @@ class MiMoV2FlashAttention(nn.Module):
         self.k_proj = nn.Linear(width, kv_heads * config.head_dim, dtype, bias)
         self.v_proj = nn.Linear(width, kv_heads * config.v_head_dim, dtype, bias)
         self.o_proj = nn.Linear(heads * config.v_head_dim, width, dtype)
-        self.sinks = nn.parameter((heads,), dtype) if config.layer_types[layer_idx] == SLIDING else None
+        sliding = config.layer_types[layer_idx] == SLIDING
+        self.sinks = nn.parameter((heads,), dtype) if sliding else None
+        self.sliding_window = config.sliding_window if sliding else None
+        self.head_dim, self.v_head_dim, self.num_key_value_groups = (
+            config.head_dim,
+            config.v_head_dim,
+            heads // kv_heads,
+        )
+        self.attention_dropout = config.attention_dropout
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: Cache | None,
+    ) -> tuple[Tensor, Tensor]:
+        input_shape = hidden_states.shape[:-1]
+        qk_hidden_shape, v_hidden_shape = (*input_shape, -1, self.head_dim), (*input_shape, -1, self.v_head_dim)
+        query_states = self.q_proj(hidden_states).view(*qk_hidden_shape).transpose(1, 2)
+        key_states = self.k_proj(hidden_states).view(*qk_hidden_shape).transpose(1, 2)
+        value_states = self.v_proj(hidden_states).view(*v_hidden_shape).transpose(1, 2) * 0.707
+        cos, sin = position_embeddings
+        query_states, key_states = apply_rotary_pos_emb(query_states, key_states, cos, sin)
+        if cache is not None:
+            key_states, value_states = cache.update(key_states, value_states, self.path, self.sliding_window)
+        attn_output, attn_weights = self.eager(query_states, key_states, value_states, mask)
+        attn_output = attn_output.reshape(*input_shape, -1).contiguous()
+        attn_output = self.o_proj(attn_output)
+        return attn_output, attn_weights
+
+    def eager(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`eager_attention_forward`: where there are sinks, the softmax has one more column."""
+        key_states = repeat_kv(key, self.num_key_value_groups)
+        value_states = repeat_kv(value, self.num_key_value_groups)
+        attn_weights = query.matmul(key_states.transpose(2, 3)) * 0.125
+        if mask is not None:
+            attn_weights = attn_weights + mask
+        if self.sinks is not None:
+            sinks = self.sinks.reshape(1, -1, 1, 1).expand(query.shape[0], query.shape[1], query.shape[2], 1)
+            attn_weights = ops.cat([attn_weights, sinks], -1)
+        attn_weights = attn_weights - ops.max_last(attn_weights)[0]
+        probs = ops.softmax(attn_weights, attn_weights.dtype)
+        if self.sinks is not None:
+            probs = probs.narrow(-1, probs.shape[-1] - 1)
+        attn_weights = ops.dropout(probs, self.attention_dropout, self.training).to(value_states.dtype)
+        attn_output = attn_weights.matmul(value_states)
+        attn_output = attn_output.transpose(1, 2).contiguous()
+        return attn_output, attn_weights
 
 
 class MiMoV2FlashMoE(nn.Module):
@@ -118,6 +172,12 @@ class MiMoV2FlashMoE(nn.Module):
         experts, width, inner = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
         self.experts = Experts(experts, config.num_experts_per_tok, width, inner, config.hidden_act, dtype)
         self.gate = DeepseekV3TopkRouter(config, dtype)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        orig_shape = hidden_states.shape
+        _, topk_weights, topk_indices = self.gate(hidden_states)
+        hidden_states = hidden_states.view(-1, hidden_states.shape[-1])
+        return self.experts(hidden_states, topk_indices, topk_weights).view(*orig_shape)  # type: ignore[no-any-return]
 
 
 class MiMoV2FlashDecoderLayer(DeepseekV3DecoderLayer):
@@ -132,11 +192,19 @@ class MiMoV2FlashModel(LlamaModel):
         """By type of layer."""
         return TypedRotaryEmbedding(config.rotary_widths)
 
+    def mask_types(self) -> Iterable[str]:
+        """Of the layers that there are, in the order of a set."""
+        return sorted(set(self.config.layer_types))
+
+    def position_embeddings(self, hidden_states: Tensor, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Each type's own."""
+        types = sorted(set(self.config.layer_types))
+        return {layer_type: self.rotary_emb(hidden_states, positions, layer_type) for layer_type in types}
+
 
 class MiMoV2FlashForCausalLM(LlamaForCausalLM):
     config: MiMoV2FlashConfig
     model_class = MiMoV2FlashModel
-    forward = CausalModel.forward
 
     def cache_layout(self) -> tuple[LayerCache, ...]:
         """Layers with windows have more heads."""
