@@ -97,6 +97,8 @@ ENCODER_DECODERS: dict[str, dict[str, Any]] = {
     "m2m_100": BART,
 }
 """Their prompt is what the encoder reads, once; beams' peak is in the last step, with the numbers of more beams."""
+TOWER = {"vocab_size": 3000, "encoder_layers": 4, "decoder_layers": 5, "max_source_positions": 200}
+TOWER |= {"encoder_attention_heads": 4, "decoder_attention_heads": 8, "encoder_ffn_dim": 256, "decoder_ffn_dim": 300}
 MIXED = WIDE | {"num_key_value_heads": 2, "intermediate_size": 256}
 HYBRIDS: dict[str, dict[str, Any]] = {
     "falcon_h1": {"mamba_d_ssm": 192, "mamba_n_heads": 12, "mamba_d_state": 16, "mamba_chunk_size": 32},
@@ -114,6 +116,8 @@ THREE_TOKENS = 24
 """The same of the tokens at which a text begins and ends."""
 PAD_TOKEN = 8
 """`generate` keeps the id of the pad token as a tensor, and that of a decoder's first token."""
+SEGMENT_NUMBERS = 150
+"""Where Whisper's segments begin and end, and the tokens that it suppresses."""
 BEAM_TENSORS = 300
 """The beam search's flags and numbers of beams."""
 
@@ -215,6 +219,8 @@ for _name, _config in ENCODER_DECODERS.items():
         _eager, _beams = {"attention": "eager"}, {"num_beams": 4}
         CASES[f"eager-{_name}"] = (job(_config, 2, 300, 9, "fp32", **_eager), _eager, 2 * PAD_TOKEN)
         CASES[f"beams-{_name}"] = (job(_config, 2, 60, 9, "bf16", options=_beams), {"beams": 4}, 3 * BEAM_TENSORS)
+_WHISPER = {"model_type": "whisper", "decoder_start_token_id": 0, "eos_token_id": None, "d_model": 128} | TOWER
+CASES["greedy-whisper"] = (job(_WHISPER, 2, 1, 9, "bf16"), {}, SEGMENT_NUMBERS)
 """A job, the same as a recipe, and how many bytes of small integer tensors the two may differ by."""
 
 

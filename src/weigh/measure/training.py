@@ -10,7 +10,7 @@ import torch
 
 from weigh.errors import NotModelledError, UsageError
 from weigh.measure.watcher import Watcher
-from weigh.measure.workload import Workload, build, model_loss, torch_dtype
+from weigh.measure.workload import Workload, build, model_inputs, model_loss, torch_dtype
 from weigh.trace.events import BACKWARD, CLIP, FORWARD, STEP
 
 if TYPE_CHECKING:
@@ -44,10 +44,10 @@ def workload(
     model = build(config, recipe.dtype, recipe.attention, device, initialise).train()
     model = apply_techniques(model, recipe)
     vocabulary, settings = model.config.get_text_config().vocab_size, model.config.to_dict()
-    model = prepare(model)
-    batch = {"input_ids": torch.randint(0, vocabulary, (recipe.batch, recipe.sequence), device=device)}
-    batch["labels"] = batch["input_ids"]
-    if recipe.target is not None or not recipe.labels_are_inputs:
+    plain, model = model, prepare(model)
+    batch = model_inputs(plain, recipe.batch, recipe.sequence, device)
+    batch["labels"] = batch.get("input_ids")
+    if recipe.target is not None or not recipe.labels_are_inputs or batch["labels"] is None:
         length = recipe.sequence if recipe.target is None else recipe.target
         batch["labels"] = torch.randint(0, vocabulary, (recipe.batch, length), device=device)
     if "use_cache" in settings:

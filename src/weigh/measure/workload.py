@@ -112,7 +112,7 @@ def _class(made: Any, config: Mapping[str, Any]) -> Any:
     if made.get_text_config() is not made:  # a causal class of such a config is its language model alone
         mappings = [auto.MODEL_FOR_MULTIMODAL_LM_MAPPING, causal]
     elif made.is_encoder_decoder:
-        mappings = [auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING]
+        mappings = [auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING]
     elif getattr(made, "is_decoder", False):
         mappings = [causal]
     else:
@@ -122,6 +122,15 @@ def _class(made: Any, config: Mapping[str, Any]) -> Any:
             return mapping[type(made)]
     hint = "Give a function of your own that returns a model, a batch and a loss: module:function."
     raise InputError(f"transformers has no language model for {made.model_type}", where="model_type", hint=hint)
+
+
+def model_inputs(model: Any, batch: Any, sequence: Any, device: str) -> dict[str, Any]:
+    """Random ids (batch, sequence); or the random spectrograms of a model that hears, as long as it wants them."""
+    config = model.config
+    if getattr(model, "main_input_name", None) == "input_features":
+        shape = (batch, config.num_mel_bins, 2 * config.max_source_positions)
+        return {"input_features": torch.randn(shape, device=device, dtype=model.dtype)}
+    return {"input_ids": torch.randint(0, config.get_text_config().vocab_size, (batch, sequence), device=device)}
 
 
 def from_function(name: str, device: str) -> Workload:

@@ -112,6 +112,14 @@ class BartAttention(nn.Module):
         """(B, S, D) to (B, N, S, H)."""
         return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
+    def keys_and_values(self, current_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Both (B, N, T, H), projected first and then split."""
+        key_states = self.k_proj(current_states)
+        value_states = self.v_proj(current_states)
+        key_states = self.split(key_states)
+        value_states = self.split(value_states)
+        return key_states, value_states
+
     def forward(
         self, hidden_states: Tensor, key_value_states: Tensor | None, mask: Tensor | None, cache: Cache | None
     ) -> tuple[Tensor, Tensor | None]:
@@ -122,10 +130,7 @@ class BartAttention(nn.Module):
         if crossed is not None:
             key_states, value_states = crossed
         else:
-            key_states = self.k_proj(current_states)
-            value_states = self.v_proj(current_states)
-            key_states = self.split(key_states)
-            value_states = self.split(value_states)
+            key_states, value_states = self.keys_and_values(current_states)
             if cache is not None and key_value_states is not None:
                 key_states, value_states = cache.cross(key_states, value_states, self.path)
             elif cache is not None:
@@ -145,6 +150,7 @@ class BartLayer(nn.Module):
 
     role = nn.BLOCK
     key_bias: ClassVar[bool] = True
+    attention_class: ClassVar[type[BartAttention]] = BartAttention
 
     def add_mlp(self, config: BartConfig, inner: int, dtype: DType) -> None:
         """The MLP and the last norm."""
@@ -158,7 +164,7 @@ class BartLayer(nn.Module):
 
     def attend(self, config: BartConfig, heads: int, dtype: DType, is_causal: bool = False) -> BartAttention:
         """An attention."""
-        return BartAttention(config.d_model, heads, config.attention_dropout, dtype, is_causal, self.key_bias)
+        return self.attention_class(config.d_model, heads, config.attention_dropout, dtype, is_causal, self.key_bias)
 
     def mlp(self, hidden_states: Tensor) -> Tensor:
         """The MLP around which the residual goes."""
@@ -283,6 +289,12 @@ class BartScaledWordEmbedding(SharedEmbedding):
         return super().forward(input_ids) * 1.0
 
 
+def check_layerdrop(stack: nn.Module, layerdrop: float) -> None:
+    """Raise `NotModelledError` where layers are left out at random."""
+    if stack.training and layerdrop:
+        raise NotModelledError("layers that are left out at random (layerdrop)", where=stack.path)
+
+
 class BartStack(nn.Module):
     """What encoder and decoder share: embeddings, positions and norms."""
 
@@ -307,11 +319,6 @@ class BartStack(nn.Module):
         """The layers."""
         raise NotImplementedError
 
-    def check(self, layerdrop: float) -> None:
-        """Raise `NotModelledError` where layers are left out at random."""
-        if self.training and layerdrop:
-            raise NotModelledError("layers that are left out at random (layerdrop)", where=self.path)
-
 
 class BartEncoder(BartStack):
     def stack(self, path: str, dtype: DType) -> nn.Stack:
@@ -320,7 +327,7 @@ class BartEncoder(BartStack):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         config = self.config
-        self.check(config.encoder_layerdrop)
+        check_layerdrop(self, config.encoder_layerdrop)
         check_positions(config.prefix, "max_position_embeddings", self.embed_positions.rows, input_ids.shape[1], None)
         inputs_embeds = self.embed(input_ids)
         embed_pos = self.embed_positions(input_ids, 0, None)
@@ -343,7 +350,7 @@ class BartDecoder(BartStack):
 
     def forward(self, input_ids: Tensor, encoder_hidden_states: Tensor | None, cache: Cache | None) -> Tensor:
         config = self.config
-        self.check(config.decoder_layerdrop)
+        check_layerdrop(self, config.decoder_layerdrop)
         check_positions(config.prefix, "max_position_embeddings", self.embed_positions.rows, input_ids.shape[1], cache)
         inputs_embeds = self.embed_tokens(input_ids) if config.norm_before_positions else self.embed(input_ids)
         batch_size, seq_length = input_ids.shape
@@ -384,10 +391,15 @@ class BartModel(nn.Module):
         self.decoder = BartDecoder(config, f"{path}decoder", self.shared, dtype)
 
 
-def decoder_layout(layers: int, heads: int, width: int, crossed: bool = True) -> tuple[LayerCache, ...]:
-    """The cache of decoder layers whose heads share the width: self-attention first, then cross-attention."""
+def decoder_layout(
+    layers: int, heads: int, width: int, crossed: bool = True, encoded: int | None = None
+) -> tuple[LayerCache, ...]:
+    """The cache of decoder layers whose heads share the width: self-attention first, then cross-attention.
+
+    `encoded` is how many positions the encoder always has, if it does.
+    """
     own = LayerCache(layout.FULL, heads, width // heads, width // heads)
-    cross = LayerCache(layout.CROSS, heads, width // heads, width // heads)
+    cross = LayerCache(layout.CROSS, heads, width // heads, width // heads, encoded)
     return (own,) * layers + ((cross,) * layers if crossed else ())
 
 

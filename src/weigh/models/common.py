@@ -57,6 +57,8 @@ class CausalModel(Module):
     """`generate` keeps the positions of the tokens for it."""
     encoder_decoder = False
     """The labels are a sequence of their own, and the decoder reads them too."""
+    features: tuple[int, int] | None = None
+    """Channels and frames of the sound that it reads in the place of token ids; the sequence is then the target's."""
     tensor_parallel_plan: ClassVar[Mapping[str, str]] = {}
     """Linear layers of a block that tensor parallelism cuts, "colwise" or "rowwise"; none where nobody said."""
     unmodelled: tuple[NotModelledError, ...] = ()
@@ -81,6 +83,12 @@ class CausalModel(Module):
             NotModelledError: the family does not say.
         """
         raise NotModelledError(f"the cache of {type(self).__name__}")
+
+    def inputs(self, batch: Size, sequence: Size, dtype: DType) -> Tensor:
+        """What it reads: token ids (batch, sequence), or sound (batch, channels, frames) in `dtype`."""
+        if self.features is not None:
+            return ops.input_tensor((batch, *self.features), dtype)
+        return ops.input_tensor((batch, sequence), INT64)
 
     def prepare_positions(self, positions: Tensor) -> Tensor:
         """What `generate` makes of the tokens' positions (batch, length) before it first calls the model."""

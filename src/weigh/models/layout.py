@@ -22,7 +22,7 @@ LATENT = "latent attention"
 RECURRENT = "recurrent state"
 """A state whose size does not depend on the tokens."""
 CROSS = "cross attention"
-"""Keys and values of the encoder's tokens."""
+"""Keys and values of the encoder's tokens, of `window` tokens where it always reads as many."""
 NOTHING = "nothing"
 """A layer without attention, or one that reads another layer's keys and values."""
 

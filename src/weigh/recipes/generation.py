@@ -136,7 +136,7 @@ def _run(
         draft = models.build(assistant, recipe.dtype, "assistant", to_run=True) if assistant is not None else None
         if draft is not None:
             draft.train(False)
-        input_ids = ops.input_tensor((recipe.batch, recipe.prompt), INT64)
+        input_ids = model.inputs(recipe.batch, recipe.prompt, recipe.dtype)
         caches = models.uses_cache(config)
         if not caches and model.encoder_decoder:
             raise NotModelledError("an encoder-decoder that keeps nothing", where=f"{where}: use_cache")
@@ -156,8 +156,8 @@ def _run(
 
 
 def _prompt(recipe: Generation, model: CausalModel) -> Size:
-    """Tokens that the decoder begins with."""
-    return 1 if model.encoder_decoder else recipe.prompt
+    """Tokens that the decoder begins with: one, where the encoder reads the prompt."""
+    return 1 if model.encoder_decoder and model.features is None else recipe.prompt
 
 
 def _new_cache(recipe: Generation, model: CausalModel) -> Cache:
@@ -179,8 +179,15 @@ def _steps(past: Cache | _Inputs, prompt: Size, count: int) -> Iterator[int]:
 
 def _bare(model: CausalModel, recipe: Generation, ledger: Ledger, input_ids: Tensor) -> Any:
     cache = StaticCache(recipe.prompt + recipe.new_tokens) if recipe.cache == "static" else None
+    first = cache or Cache()
+    heard = None
+    if model.features is not None:
+        heard, input_ids = input_ids, ops.input_tensor((recipe.batch, recipe.prompt), INT64)
     ledger.mark(PREFILL, 0)
-    out = model(input_ids, None, cache or Cache(), recipe.logits_to_keep)
+    if heard is not None:
+        assert isinstance(model, EncoderDecoderModel)
+        first.encoder_output = model.encode(heard)
+    out = model(input_ids, None, first, recipe.logits_to_keep)
     past = out.cache
     next_tokens = ops.argmax(_last(out.logits))
     del out
@@ -190,7 +197,7 @@ def _bare(model: CausalModel, recipe: Generation, ledger: Ledger, input_ids: Ten
         past = out.cache
         next_tokens = ops.argmax(_last(out.logits))
         del out
-    return past, next_tokens
+    return past, next_tokens, input_ids
 
 
 def _last(logits: Tensor) -> Tensor:
@@ -204,20 +211,24 @@ class _Inputs:
     The caller's mask of ones makes the positions; then `generate` drops it, so that the model sees none.
     """
 
-    def __init__(self, model: CausalModel, cache: Cache, input_ids: Tensor, copies: int, caches: bool) -> None:
+    def __init__(
+        self, model: CausalModel, cache: Cache, input_ids: Tensor, copies: int, caches: bool, prompt: Size
+    ) -> None:
         self.cache = cache
         self.caches = caches
         """Whether the model is given the cache; without it, the model sees every token again in every step."""
-        self.attention_mask = ops.ones(input_ids.shape, INT64)
+        self.segment = ops.clone(input_ids) if model.features is not None else None
+        """Of the sound, which Whisper's own `generate` takes piece by piece."""
+        self.attention_mask = None if model.features is not None else ops.ones(input_ids.shape, INT64)
         self.positions: Tensor | None = None
-        if model.takes_positions:
+        if model.takes_positions and self.attention_mask is not None:
             counted = ops.cumsum(self.attention_mask)
             self.positions = counted - 1
             del counted
             self.positions = model.prepare_positions(self.positions)
         self.input_ids = input_ids
         if isinstance(model, EncoderDecoderModel):
-            self._encode(model, cache, copies)
+            self._encode(model, cache, copies, prompt)
         if copies > 1:
             self.input_ids = ops.repeat_interleave(self.input_ids, copies)
         if copies > 1 and self.positions is not None:
@@ -225,12 +236,12 @@ class _Inputs:
         self.first_positions = self.positions
         """Which `generate` has in its own `model_kwargs`, whatever becomes of those of the loop."""
 
-    def _encode(self, model: EncoderDecoderModel, cache: Cache, copies: int) -> None:
-        """The encoder's output and its mask for every beam; the decoder begins with one token."""
+    def _encode(self, model: EncoderDecoderModel, cache: Cache, copies: int, prompt: Size) -> None:
+        """The encoder's output and its mask for every beam; the decoder begins with `prompt` tokens."""
         output, mask = model.encode(self.input_ids, self.attention_mask), self.attention_mask
-        self.input_ids = ops.ones((self.input_ids.shape[0], 1), INT64) * 1
+        self.input_ids = ops.ones((self.input_ids.shape[0], prompt), INT64) * 1
         if copies > 1:
-            mask = ops.repeat_interleave(mask, copies)
+            mask = ops.repeat_interleave(mask, copies) if mask is not None else None
             output = ops.repeat_interleave(output, copies)
         cache.encoder_output, cache.encoder_mask = output, mask
 
@@ -265,7 +276,7 @@ def _greedy(model: CausalModel, recipe: Generation, ledger: Ledger, input_ids: T
     """`_sample` without sampling: the last logits are copied to fp32, the best token is appended."""
     ledger.mark(PREFILL, 0)
     cache = _new_cache(recipe, model)
-    inputs = _Inputs(model, cache, input_ids, recipe.returned, caches)
+    inputs = _Inputs(model, cache, input_ids, recipe.returned, caches, _prompt(recipe, model))
     unfinished = ops.ones((inputs.input_ids.shape[0],), INT64)
     outputs = inputs.call(model, recipe.logits_to_keep)
     if recipe.device != "cpu":
@@ -288,7 +299,7 @@ def _beam_search(model: CausalModel, recipe: Generation, ledger: Ledger, input_i
     batch, beams = recipe.batch, recipe.beams
     kept = 2 * beams
     cache = _new_cache(recipe, model)
-    inputs = _Inputs(model, cache, input_ids, beams, caches)
+    inputs = _Inputs(model, cache, input_ids, beams, caches, _prompt(recipe, model))
     length = _prompt(recipe, model) + recipe.new_tokens
     running_sequences = ops.full((batch, beams, length), INT64)
     sequences = ops.clone(running_sequences)

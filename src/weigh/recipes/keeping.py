@@ -92,8 +92,8 @@ def check(layers: Sequence[LayerCache], how: Keeping) -> None:
         raise _nothing_to_decide("windows", "no layer has a window: every one keeps the whole context")
     if how.latent == EXPANDED and not any(layer.latent_width or layer.repeats > 1 for layer in layers):
         raise _nothing_to_decide("latent", "no layer keeps a latent vector or shared heads")
-    if how.encoder is not None and not any(layer.kind == CROSS for layer in layers):
-        raise _nothing_to_decide("encoder", "no layer attends to an encoder")
+    if how.encoder is not None and not any(layer.kind == CROSS and layer.window is None for layer in layers):
+        raise _nothing_to_decide("encoder", "no layer attends to an encoder, or what it reads is always as long")
 
 
 def _nothing_to_decide(setting: str, what: str) -> UsageError:
@@ -127,6 +127,8 @@ def tokens(layer: LayerCache, how: Keeping) -> int:
     """How many tokens a layer keeps of one sequence."""
     if layer.kind == NOTHING:
         return 0
+    if layer.kind == CROSS and layer.window is not None:
+        return layer.window
     if layer.kind == CROSS:
         return how.context if how.encoder is None else how.encoder
     if layer.kind in (SLIDING, CHUNKED) and how.windows == CAPPED and layer.window is not None:

@@ -546,9 +546,9 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop) ->
         model, counted = _build(config, recipe, where, loop, techniques)
         parameters = model.parameters()
         trainable = [p for p in parameters if p.tensor.requires_grad]
-        input_ids = ops.input_tensor((recipe.batch, recipe.sequence), INT64)
+        input_ids = model.inputs(recipe.batch, recipe.sequence, recipe.dtype)
         labels = input_ids
-        if recipe.target is not None or not recipe.labels_are_inputs:
+        if recipe.target is not None or not recipe.labels_are_inputs or model.features is not None:
             length = recipe.target if recipe.target is not None else recipe.sequence
             labels = ops.input_tensor((recipe.batch, length), INT64)
         chosen_optimizer = loop.optimizer(recipe)

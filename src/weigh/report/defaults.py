@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from weigh.sources.source import Source
 
 SEQUENCE = 1024
-_CONTEXT = ("n_positions", "n_ctx", "max_position_embeddings")
+_CONTEXT = ("n_positions", "n_ctx", "max_position_embeddings", "max_target_positions")
 
 CUDA = (
     Assumption(

@@ -56,7 +56,8 @@ def build(config: dict[str, Any], dtype: str, attention: str) -> torch.nn.Module
     torch.set_default_dtype(DTYPES[dtype])
     try:
         if made.is_encoder_decoder:
-            kind = transformers.AutoModelForSeq2SeqLM
+            hears = config["model_type"] == "whisper"
+            kind = transformers.AutoModelForSpeechSeq2Seq if hears else transformers.AutoModelForSeq2SeqLM
         return kind.from_config(made, attn_implementation=attention).eval()
     finally:
         torch.set_default_dtype(torch.float32)
@@ -78,11 +79,14 @@ def peak(job: dict[str, Any]) -> int:
         models.append(draft)
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(3, vocabulary - 3, (job["batch"], job["prompt"]))
+    hears = model.main_input_name == "input_features"
+    if hears:
+        config = model.config
+        ids = torch.randn(job["batch"], config.num_mel_bins, 2 * config.max_source_positions, dtype=model.dtype)
     known = [ids, *(t for m in models for t in (*m.parameters(), *m.buffers()))]
     with torch.no_grad(), Counter(known) as counter:
-        model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=job["new_tokens"], do_sample=False, **options
-        )
+        given = {} if hears else {"attention_mask": torch.ones_like(ids)}
+        model.generate(ids, **given, max_new_tokens=job["new_tokens"], do_sample=False, **options)
     return counter.peak
 
 

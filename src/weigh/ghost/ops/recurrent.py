@@ -18,7 +18,7 @@ from weigh.ghost.tensor import Tensor, empty
 
 
 class Convolution(Op):
-    """`F.conv1d(x, weight, bias, padding=..., groups=...)`: weight (out, in / groups, width). Saves both.
+    """`F.conv1d(x, weight, bias, stride=..., padding=..., groups=...)`: weight (out, in / groups, width). Saves both.
 
     As PyTorch's own depthwise kernel runs. Not modelled: the copy of an input that is not contiguous, which lives
     inside the kernel, and cuDNN, which a GPU may take where the channels lie last: its output keeps that order, and it
@@ -30,10 +30,11 @@ class Convolution(Op):
     autocast = LOWER
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *, padding: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *, padding: int, stride: int) -> Tensor:
         if ctx:
             ctx.save(x, weight)
         length = x.shape[-1] + 2 * padding - (weight.shape[-1] - 1)
+        length = (length + (stride - 1)) // stride if stride > 1 else length
         return empty((*x.shape[:-2], weight.shape[0], length), x.dtype, "aten::convolution")
 
     @staticmethod
@@ -260,9 +261,9 @@ def sqrt_bound_derivative(x: Tensor) -> Tensor:
     return apply(SqrtBoundDerivative, x)  # type: ignore[no-any-return]
 
 
-def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 0) -> Tensor:
-    """`F.conv1d(x, weight, bias, padding=padding, groups=channels)`: (batch, channels, length) and (channels, 1, k)."""
-    return apply(Convolution, x, weight, bias, padding=padding)  # type: ignore[no-any-return]
+def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 0, stride: int = 1) -> Tensor:
+    """`F.conv1d(x, weight, bias, stride, padding, groups=in / i)`: (batch, in, length) and (out, i, k)."""
+    return apply(Convolution, x, weight, bias, padding=padding, stride=stride)  # type: ignore[no-any-return]
 
 
 def softplus(x: Tensor) -> Tensor:
