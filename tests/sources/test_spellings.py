@@ -248,3 +248,11 @@ def test_unknown_schemes(cache: Path) -> None:
         weigh.model("gopher://host/model")
     with pytest.raises(InputError, match="has the scheme 'file'"):
         weigh.model("file:///etc/passwd")
+
+
+def test_a_config_that_spells_its_sizes_so_is_no_params_json() -> None:
+    distilbert = {"model_type": "distilbert", "dim": 768, "n_layers": 6, "n_heads": 12, "hidden_dim": 3072}
+    assert (
+        weigh.params({**distilbert, "vocab_size": 30522, "architectures": ["DistilBertForMaskedLM"]}).total
+        == 66_985_530
+    )

@@ -38,8 +38,8 @@ WITHOUT_MEMORY = frozenset(
 
 
 def is_params(config: dict[str, Any]) -> bool:
-    """Whether these are such keys."""
-    return "dim" in config and "n_layers" in config and "hidden_size" not in config
+    """Whether these are such keys: DistilBERT's `config.json` has some of them, and a `model_type`."""
+    return "dim" in config and "n_layers" in config and not config.keys() & {"hidden_size", "model_type"}
 
 
 def translate(config: dict[str, Any], where: str) -> dict[str, Any]:
