@@ -135,8 +135,11 @@ def _layers(book: Book) -> None:
     if flag(book.take("cross_entropy_loss_fusion")):
         book.say("loss", FUSED_LOSSES.get(implementation, implementation), "cross_entropy_loss_fusion")
     dispatcher = book.take("moe_token_dispatcher_type") or "allgather"
-    if book.document.keys.get("num_experts") and dispatcher != "alltoall":
-        book.refusal("moe_token_dispatcher_type", dispatcher)
+    if book.document.keys.get("num_experts"):
+        if dispatcher in ("alltoall", "allgather"):
+            book.say("token_dispatcher", dispatcher, "moe_token_dispatcher_type")
+        else:
+            book.refusal("moe_token_dispatcher_type", dispatcher)
 
 
 def _model(book: Book) -> dict[str, Any]:

@@ -241,6 +241,7 @@ _CHOICES: dict[str, tuple[str, ...] | str] = {
     "loss": "weigh.recipes.training:LOSSES",
     "optimizer": "weigh.optimizers:OPTIMIZERS",
     "quantization": "weigh.techniques.quantization:METHODS",
+    "token_dispatcher": "weigh.recipes.training:DISPATCHERS",
     "upcast": "weigh.techniques.quantization:UPCASTS",
     "shard": ("fsdp2", "fsdp1", "zero1", "zero2", "zero3", "distributed_optimizer"),
     "windows": ("capped", "reserved"),

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from weigh.techniques.lora import Lora
     from weigh.trace.replay import Streams
 
+DISPATCHERS = ("alltoall", "allgather")
+"""Of Megatron-LM's tokens to their experts."""
 VOCAB_PARALLEL_LOSSES = ("vocab_parallel", "vocab_parallel_copied", "fused", "te_fused")
 """Of Megatron-LM: over a cut vocabulary, plain (before Core 0.8 of a copy), compiled, or Transformer Engine's."""
 OFFLOADED = "shards, their gradients and the optimizer of FSDP, pinned on the host, at their peak"
@@ -167,6 +169,8 @@ class Training:
     """Megatron-LM: devices that share each expert; None is as many as share other layers."""
     capacity_factor: float | None = None
     """Megatron-LM: every expert takes so many times its even share of the tokens; None: what comes, taken as even."""
+    token_dispatcher: str = "alltoall"
+    """Megatron-LM: how tokens come to experts on other devices: "alltoall" or "allgather"."""
     hidden_dropout: float = 0.1
     """Megatron-LM: after the embedding, attention and the MLP."""
     attention_dropout: float = 0.1
@@ -462,6 +466,7 @@ def run(
 
 MEGATRON = (
     *("sequence_parallel", "virtual_pipeline", "context_exchange", "expert_tensor", "capacity_factor"),
+    "token_dispatcher",
     *("hidden_dropout", "attention_dropout", "deterministic", "gradient_accumulation_fusion", "overlap_grad_reduce"),
     *("mask_in_batch", "local_layers", "own_stand_ins"),
 )

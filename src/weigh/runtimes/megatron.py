@@ -7,9 +7,10 @@ Transformer Engine 2.11. What its layers keep is in `weigh.runtimes.mcore`.
 - Attention: Transformer Engine takes cuDNN's kernel from compute capability 9 on and FlashAttention before, and
   (`--deterministic-mode`) FlashAttention from 10 on (`dot_product_attention/utils.py`, `get_attention_backend`).
 - Transformer Engine's workspace: 32 MiB + 1 KiB from compute capability 9 on, else 4 MiB (`cpp_extensions/gemm.py`).
-- Experts: tokens go by all-to-all (`--moe-token-dispatcher-type alltoall`) through grouped products, in equal shares.
-- Not described: other dispatchers, uneven stages, Megatron-FSDP, FP8, multi-token prediction, packed sequences, CUDA
-  graphs, user buffers.
+- Experts: tokens go by all-to-all or are gathered (`--moe-token-dispatcher-type`), through grouped products, in equal
+  shares.
+- Not described: other dispatchers, experts run one by one, uneven stages, Megatron-FSDP, FP8, multi-token prediction,
+  packed sequences, CUDA graphs, user buffers.
 """
 
 from __future__ import annotations
@@ -209,6 +210,8 @@ def _setup(shape: MegatronConfig, recipe: Training) -> Setup:
             raise UsageError(f"{divisor} ranks do not divide {size}", where=name, hint="Give a divisor.")
     if recipe.expert > 1 and not shape.num_moe_experts:
         raise UsageError("the model has no experts", where="expert", hint="Leave it out.")
+    if recipe.token_dispatcher != "alltoall" and recipe.capacity_factor is not None:
+        raise NotModelledError("capacity beside gathered tokens in Megatron-LM", where="capacity_factor")
     selective = recipe.checkpointing == "selective"
     return Setup(
         tensor=recipe.tensor,
@@ -226,6 +229,7 @@ def _setup(shape: MegatronConfig, recipe: Training) -> Setup:
         hidden_dropout=recipe.hidden_dropout,
         attention_dropout=recipe.attention_dropout,
         capacity_factor=recipe.capacity_factor,
+        dispatcher=recipe.token_dispatcher,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from weigh.errors import NotModelledError, WeighError
-from weigh.recipes.training import VOCAB_PARALLEL_LOSSES
+from weigh.recipes.training import DISPATCHERS, VOCAB_PARALLEL_LOSSES
 
 LOCAL = "local"
 """`--transformer-impl`: Megatron's own layers."""
@@ -127,13 +127,19 @@ def _kernels(case: Mapping[str, Any], extra: Mapping[str, Any], args: Mapping[st
     yield "overlap_grad_reduce", bool(args.get("overlap-grad-reduce"))
     if extra.get("cp_comm_type"):
         yield "context_exchange", extra["cp_comm_type"]
-    experts = extra.get("moe") or {}
+    yield from _experts(extra.get("moe") or {}, args)
+    for name in REFUSED:
+        if args.get(name):
+            raise NotModelledError(f"--{name} of Megatron-LM", where="extra.megatron_args")
+
+
+def _experts(experts: Mapping[str, Any], args: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     if experts.get("capacity_factor") and experts.get("pad_to_capacity"):
         yield "capacity_factor", experts["capacity_factor"]
     if "num-experts" in args or experts:
         dispatcher = args.get("moe-token-dispatcher-type", experts.get("dispatcher", "allgather"))
-        if dispatcher != "alltoall":
+        if dispatcher not in DISPATCHERS:
             raise NotModelledError(f"the token dispatcher {dispatcher!r} in Megatron-LM", where="extra.moe")
-    for name in REFUSED:
-        if args.get(name):
-            raise NotModelledError(f"--{name} of Megatron-LM", where="extra.megatron_args")
+        if "num-experts" in args and not args.get("moe-grouped-gemm"):
+            raise NotModelledError("experts run one by one in Megatron-LM", where="extra.megatron_args")
+        yield "token_dispatcher", dispatcher

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from weigh.dims import Size
-from weigh.dtypes import DType
+from weigh.dtypes import FLOAT32, DType
 from weigh.ghost import nn, ops
 from weigh.ghost.ops.table import apply
 from weigh.ghost.tensor import Tensor
@@ -48,6 +48,8 @@ class Setup:
     attention_dropout: float = 0.1
     capacity_factor: float | None = None
     """Every expert takes so many times its even share of the tokens; None: what comes, taken as even."""
+    dispatcher: str = "alltoall"
+    """How tokens come to their experts: "alltoall", or "allgather" (every rank of the experts sees all tokens)."""
     scratch: rows.Scratch = field(default_factory=dict)
 
     @property
@@ -308,7 +310,7 @@ class TEGroupedMLP(nn.Module):
 
 
 class MoELayer(nn.Module):
-    """Router, dispatch to the ranks that have the experts, experts, and back (`MoEAlltoAllTokenDispatcher`)."""
+    """Router, dispatch to the ranks that have the experts, experts, and back, in equal shares."""
 
     role = nn.MLP
 
@@ -331,11 +333,18 @@ class MoELayer(nn.Module):
         return capacity * config.num_moe_experts
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        setup, local = self.setup, self.experts.local
+        setup = self.setup
         x = self.pre_mlp_layernorm(hidden_states)
         shape = x.shape
         probs = self.router(x)
         flat = x.view(shape[0] * shape[1], shape[2])
+        send = self._by_all_gather if setup.dispatcher == "allgather" else self._by_all_to_all
+        whole = send(flat, probs).view(*shape)
+        return whole if self.shared_experts is None else whole + self.shared_experts(x)
+
+    def _by_all_to_all(self, flat: Tensor, probs: Tensor) -> Tensor:
+        """`MoEAlltoAllTokenDispatcher`."""
+        setup, local, shape = self.setup, self.experts.local, flat.shape
         places = self.places(flat.shape[0])
         tokens, weights = apply(rows.Permute, flat, probs, places=places)
         del probs, flat
@@ -344,7 +353,7 @@ class MoELayer(nn.Module):
             weights = rows.exchanged(weights, "nccl::all_to_all")
         if setup.expert_tensor > 1:
             both = places * setup.expert_tensor
-            tokens = rows.exchanged(tokens, "nccl::all_gather", (both, shape[2]))
+            tokens = rows.exchanged(tokens, "nccl::all_gather", (both, shape[1]))
             weights = rows.exchanged(weights, "nccl::all_gather", (both,))
         if local > 1 and setup.expert > 1:
             tokens, weights = rows.exchanged(tokens, "te::sort_chunks"), rows.exchanged(weights, "te::sort_chunks")
@@ -353,11 +362,29 @@ class MoELayer(nn.Module):
         if local > 1 and setup.expert > 1:
             out = rows.exchanged(out, "te::sort_chunks")
         if setup.expert_tensor > 1:
-            out = rows.exchanged(out, "nccl::reduce_scatter", (places, shape[2]))
+            out = rows.exchanged(out, "nccl::reduce_scatter", (places, shape[1]))
         if setup.expert > 1:
             out = rows.exchanged(out, "nccl::all_to_all")
-        whole = rows.exchanged(out, "te::moe_unpermute", (shape[0] * shape[1], shape[2])).view(*shape)
-        return whole if self.shared_experts is None else whole + self.shared_experts(x)
+        return rows.exchanged(out, "te::moe_unpermute", shape)
+
+    def _by_all_gather(self, flat: Tensor, probs: Tensor) -> Tensor:
+        """`MoEAllGatherTokenDispatcher`: tokens of all ranks in a buffer that all layers share, and summed in fp32."""
+        setup, local, shape, dtype = self.setup, self.experts.local, flat.shape, flat.dtype
+        ranks = setup.expert * setup.expert_tensor
+        every = shape[0] * ranks
+        if ranks > 1:
+            probs = rows.exchanged(probs, "nccl::all_gather", (every, probs.shape[1]))
+            flat = apply(rows.GatherTokens, flat, ranks=ranks, scratch=setup.scratch)
+        probs = rows.exchanged(probs, "aten::contiguous", (every, local))
+        chosen = every * self.config.moe_router_topk // setup.expert
+        tokens, weights = apply(rows.Permute, flat, probs, places=chosen)
+        del probs, flat
+        out = self.experts(tokens, weights)
+        del tokens, weights
+        out = rows.exchanged(out, "te::moe_unpermute", (every, shape[1]))
+        if ranks > 1:
+            out = rows.exchanged(out.to(FLOAT32), "nccl::reduce_scatter", shape).to(dtype)
+        return out
 
 
 class Router(nn.Module):

@@ -476,6 +476,24 @@ class Permute(Op):
         return [empty(tokens, dtype, cls.name), empty(probs, FLOAT32, cls.name)]
 
 
+class GatherTokens(Op):
+    """The tokens of all ranks (T * ranks, H), in a buffer that is never given back."""
+
+    name = "megatron::gather_tokens"
+    source = "megatron/core/tensor_parallel/mappings.py: gather_from_sequence_parallel_region, use_global_buffer"
+    view = True
+
+    @classmethod
+    def forward(cls, ctx: Any, x: Tensor, *, ranks: int, scratch: Scratch) -> Tensor:
+        if ctx:
+            ctx.meta = x.shape
+        return memory_buffer((x.shape[0] * ranks, *x.shape[1:]), x, scratch)
+
+    @classmethod
+    def backward(cls, ctx: Any, grad: Tensor) -> list[Any]:
+        return [empty(ctx.meta, grad.dtype, "nccl::reduce_scatter")]
+
+
 class JoinKey(Op):
     """Keys of latent attention: what every head has of its own, and the rotated part that all heads share."""
 
