@@ -50,11 +50,17 @@ class Outcome:
         }
 
 
-def short_of(launch: Launch, context: int, users: int) -> int:
+def short_of(launch: Launch, context: int, users: int, engine: str) -> int:
     """Bytes that are missing on the fullest device for so many requests of so many tokens; 0 where it fits."""
     assert launch.supply is not None
-    over = [-(share.free or 0) for share in launch.shares if share.free is not None]
-    return max(0, launch.demand(context, users) - launch.supply, *over)
+    over = max([0, *(-share.free for share in launch.shares if share.free is not None)])
+    if engine in AS_ASKED:
+        return over
+    return max(over, launch.demand(context, users) - launch.supply)
+
+
+AS_ASKED = ("llama.cpp",)
+"""Engines whose cache is as large as the requests need; others give it what is left."""
 
 
 def remedies(
@@ -65,24 +71,25 @@ def remedies(
     again: Callable[[Mapping[str, Any]], tuple[Launch, ServeJob]],
 ) -> list[Outcome]:
     """What single changes save, those that make it fit first, then by what they save."""
-    before = short_of(launch, context, job.concurrency)
+    before = short_of(launch, context, job.concurrency, engine)
     found = []
     for change in _changes(job, engine, launch, context, before):
         try:
             made, other = again(change.words)
         except WeighError:  # the engine, the model or the device rules it out
             continue
-        after = short_of(made, other.context or context, other.concurrency)
+        after = short_of(made, other.context or context, other.concurrency, engine)
         if after < before:
             found.append(Outcome(change, before - after, after))
     enough = [one for one in found if not one.short]
     others = sorted((one for one in found if one.short), key=lambda one: -one.saving)
-    both = _together([one for one in others if one.change.own], before, context, again)
+    both = _together([one for one in others if one.change.own], engine, before, context, again)
     return [*enough, *both, *others][:SHOWN]
 
 
 def _together(
     others: Sequence[Outcome],
+    engine: str,
     before: int,
     context: int,
     again: Callable[[Mapping[str, Any]], tuple[Launch, ServeJob]],
@@ -99,7 +106,7 @@ def _together(
             made, job = again(words)
         except WeighError:
             return []
-        after = short_of(made, job.context or context, job.concurrency)
+        after = short_of(made, job.context or context, job.concurrency, engine)
         if not after and len(said) > 1:
             what, price = (" + ".join(c.what for c in said), "; ".join(dict.fromkeys(c.price for c in said)))
             return [Outcome(Change(what, words, price), before, 0)]
@@ -129,7 +136,7 @@ def _changes(job: ServeJob, engine: str, launch: Launch, context: int, short: in
     if engine == "llama.cpp":
         yield Change("all experts in the host's memory", {"cpu_moe": True}, "the processor computes them")
         yield Change("no device for the cache", {"no_kv_offload": True}, "the processor attends")
-        for layers in (32, 24, 16, 8):
+        for layers in (24, 12):
             words = {"gpu_layers": str(layers)}
             yield Change(f"{layers} layers on the device", words, "the processor computes the others")
     else:
@@ -151,20 +158,16 @@ WEIGHTS_OF = {
     ),
     "llama.cpp": (
         ("Q8_0", "hardly any quality"),
-        ("Q6_K", "hardly any quality"),
         ("Q5_K_M", "a little quality"),
         ("Q4_K_M", "some quality"),
-        ("IQ4_XS", "some quality"),
-        ("Q3_K_M", "much quality"),
         ("Q2_K", "very much quality"),
-        ("IQ2_XXS", "very much quality"),
     ),
 }
 """How weights may be stored instead, from most bits to fewest, and what it costs: the order of perplexities that
 llama.cpp's tools/quantize/README.md and vLLM's docs/features/quantization publish; nothing is measured here."""
 FORMATS = {
     "vllm": ("fp8", "w8a8", "awq", "gptq", "nvfp4", "bitsandbytes"),
-    "llama.cpp": tuple(name for name, _ in WEIGHTS_OF["llama.cpp"]),
+    "llama.cpp": ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K", "IQ2_XXS"),
 }
 """What is laid beside one another for advice."""
 
@@ -212,7 +215,7 @@ def choices(
         weights = [share.of(WEIGHTS) for share in launch.shares]
         copies = job.ranks // len([share for share in launch.shares if share.memory_bytes is not None])
         bits = 8 * sum(weights) * max(1, copies) / job.data / parameters
-        fits = short_of(launch, context, job.concurrency) == 0
+        fits = short_of(launch, context, job.concurrency, engine) == 0
         users, tokens = launch.most_users(context) or 0, launch.longest_context(job.concurrency) or 0
         found.append(Choice(method or "as it is", max(weights), bits, users, tokens, fits))
     return found

@@ -6,6 +6,7 @@ defaults of the options) of llama.cpp af6528e6d (2026).
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, ClassVar
@@ -44,6 +45,8 @@ REPACKED = {
     "arm": frozenset(("q4_0", "q4_k", "q5_k", "q6_k", "iq4_nl", "mxfp4", "q8_0")),
 }
 """By the processor: formats that are stored once more in its own order, where no device's host memory comes first."""
+KNOTS = (2**9, 2**13, 2**17, 2**21)
+"""Cells of the cache for which compute buffers are worked out, beside the job's own."""
 MAKERS = {"nvidia": "cuda", "amd": "rocm", "apple": "metal", "intel": "sycl"}
 """The back end of a maker's devices where nobody says."""
 
@@ -305,23 +308,31 @@ def _sum(sizes: Mapping[str, int], name: str) -> int:
 
 
 def _demand(placed: Placement) -> Callable[[int, int], int]:
-    """Bytes of the fullest device for other contexts and users, compute buffers between powers of two interpolated."""
-    base = placed.how
+    """Bytes of the fullest device for other contexts and users.
+
+    Compute buffers are worked out for a few sizes of the cache. They are the largest of several affine functions of it,
+    so that between two of those sizes a straight line is no less than they are.
+    """
+    base, sizes = placed.how, placed.sizes()
+    knots = sorted({*KNOTS, max(base.n_ctx, KNOTS[0])})
 
     @cache
     def compute(cells: int) -> Mapping[str, int]:
         return compute_buffers(Placement(placed.gguf, replace(base, n_ctx=cells, n_seq_max=1, kv_unified=True)))
 
     def between(cells: int, name: str) -> int:
-        low = 1 << (max(cells, 512).bit_length() - 1)
-        first, second = compute(low).get(name, 0), compute(2 * low).get(name, 0)
-        return first + max(0, second - first) * (max(cells, 512) - low) // low
+        at = min(max(1, bisect_left(knots, cells)), len(knots) - 1)
+        low, high = knots[at - 1], knots[at]
+        if cells == high:
+            return compute(high).get(name, 0)
+        first, second = compute(low).get(name, 0), compute(high).get(name, 0)
+        return first + max(0, second - first) * (max(cells, low) - low) // (high - low)
 
     def demand(context: int, users: int) -> int:
         cells = -(-max(1, context) // 256) * 256 * max(1, users)
         how = replace(base, n_ctx=cells, n_seq_max=max(1, users), kv_unified=base.kv_unified and users == 1)
         other = Placement(placed.gguf, how)
-        sizes, caches, states = placed.sizes(), other.cache_sizes(), other.state_sizes()
+        caches, states = other.cache_sizes(), other.state_sizes()
         return max(
             (_sum(sizes, n) + caches.get(n, 0) + states.get(n, 0) + between(cells, n) for n in placed.names),
             default=0,
