@@ -226,7 +226,10 @@ def _precision(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     weights, precision = case.get("weights") or {}, case.get("precision") or {}
     if weights.get("quantization"):
         yield from _quantization(case, weights["quantization"])
-    dtype = weights.get("dtype") or (precision.get("compute") if weights.get("quantization") else None) or "fp32"
+    dtype = weights.get("dtype") or (precision.get("compute") if weights.get("quantization") else None)
+    if dtype is None and case.get("runtime") == "transformers":
+        raise WeighError("the case does not say the dtype of its weights", where="weights.dtype")
+    dtype = dtype or "fp32"
     if precision.get("master_weights") not in (None, dtype):
         raise NotModelledError(f"{precision['master_weights']} master weights", where="precision.master_weights")
     yield "dtype", dtype
