@@ -118,7 +118,7 @@ def test_changes_save_what_they_say() -> None:
 
 
 def test_advice_is_the_most_bits_that_fit() -> None:
-    small = weigh.serve("qwen3-8b", "rtx-4090", context="20k", concurrency=2)
+    small = weigh.serve("qwen3-8b", "rtx-4090", context="16k", concurrency=2)
     large = weigh.serve("qwen3-8b", "rtx-4090", context="32k", concurrency=3)
     assert "as it is" in small.advice().splitlines()[0]
     assert "in awq" in large.advice().splitlines()[0] or "in nvfp4" in large.advice().splitlines()[0]
