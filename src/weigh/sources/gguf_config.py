@@ -73,6 +73,15 @@ DEEPSEEK = {
     "leading_dense_block_count": "first_k_dense_replace",
     "rope.dimension_count": "qk_rope_head_dim",
 }
+SHARED = {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"}
+DELTA = {
+    "ssm.conv_kernel": "linear_conv_kernel_dim",
+    "ssm.state_size": "linear_key_head_dim",
+    "ssm.group_count": "linear_num_key_heads",
+    "ssm.time_step_rank": "linear_num_value_heads",
+    "ssm.inner_size": "linear_inner_size",
+    "full_attention_interval": "full_attention_interval",
+}
 ARCHITECTURES: dict[str, tuple[str, dict[str, str]]] = {
     "llama": ("llama", COMMON | HEAD | LOCAL_EXPERTS),
     "arcee": ("arcee", COMMON | HEAD),
@@ -132,6 +141,15 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, str]]] = {
     "phimoe": ("phimoe", NEOX | LOCAL_EXPERTS),
     "nemotron": ("nemotron", {**NEOX, "attention.layer_norm_epsilon": "norm_eps"}),
     "dots1": ("dots1", DEEPSEEK | HEAD),
+    "qwen35": ("qwen3_5_text", COMMON | HEAD | DELTA),
+    "qwen35moe": ("qwen3_5_moe_text", COMMON | HEAD | DELTA | EXPERTS | SHARED),
+    "qwen3next": ("qwen3_next", COMMON | HEAD | DELTA | EXPERTS | SHARED),
+    "gemma4": (
+        "gemma4_text",
+        {**COMMON, **HEAD, **WINDOW, **EXPERTS, "expert_used_count": "top_k_experts"}
+        | {"embedding_length_per_layer_input": "hidden_size_per_layer_input"}
+        | {"attention.shared_kv_layers": "num_kv_shared_layers"},
+    ),
 }
 """llama.cpp's architecture -> the family that it is, and the keys of that family's config by those of the file."""
 IGNORED = (
@@ -174,6 +192,8 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
     pairs = _pairs(metadata, architecture)
     config: dict[str, Any] = {"model_type": model_type}
     for key, value in pairs.items():
+        if f"{architecture}.{key}" in _EACH and isinstance(value, list):
+            continue
         if key in names:
             config[names[key]] = _single(value, f"{checkpoint.where}: {architecture}.{key}")
         elif not key.startswith(IGNORED) and value not in (0, 0.0, False):
@@ -342,6 +362,26 @@ def _deepseek(config: dict[str, Any], pairs: Mapping[str, Any], checkpoint: Chec
     _next_tokens(config, pairs)
 
 
+def _delta(config: dict[str, Any], pairs: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    """Value heads are as many as the file's time step rank, and share its inner size."""
+    inner, heads = config.pop("linear_inner_size", None), config.get("linear_num_value_heads")
+    if isinstance(inner, int) and isinstance(heads, int) and heads > 0:
+        config["linear_value_head_dim"] = inner // heads
+
+
+def _gemma4(config: dict[str, Any], pairs: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    """Layers with full attention have wider heads and, without values of their own, fewer of them."""
+    each = pairs.get("attention.head_count_kv")
+    config["global_head_dim"] = config.get("head_dim")
+    config["head_dim"] = pairs.get("attention.key_length_swa", config.get("head_dim"))
+    if isinstance(each, list) and each:
+        config["num_key_value_heads"] = each[0]
+        config["num_global_key_value_heads"] = each[-1]
+        config["attention_k_eq_v"] = each[0] != each[-1]
+    config["enable_moe_block"] = bool(config.get("num_experts"))
+    config.setdefault("hidden_size_per_layer_input", 0)
+
+
 _SPECIAL: dict[str, Callable[[dict[str, Any], Mapping[str, Any], Checkpoint], None]] = {
     "llama": _llama,
     "gemma3": _gemma3,
@@ -361,5 +401,11 @@ _SPECIAL: dict[str, Callable[[dict[str, Any], Mapping[str, Any], Checkpoint], No
     "gpt-oss": _gpt_oss,
     "glm4moe": _glm4_moe,
     "deepseek2": _deepseek,
+    "qwen35": _delta,
+    "qwen35moe": _delta,
+    "qwen3next": _delta,
+    "gemma4": _gemma4,
 }
+_EACH = frozenset(("gemma4.attention.head_count_kv",))
+"""Keys that may differ from layer to layer, because the architecture's function reads them."""
 """What an architecture needs beyond its names."""

@@ -131,9 +131,7 @@ def _configs(pairs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     architecture = str(pairs.get("general.architecture"))
     if architecture not in ARCHITECTURES:
         raise NotModelledError(f"GGUF's architecture {architecture!r}")
-    known = {
-        key: value for key, value in pairs.items() if value is not None and not key.startswith(("n_embd_", "tensor_"))
-    }
+    known = {key: value for key, value in pairs.items() if value and not key.startswith(("n_embd_", "tensor_"))}
     gating = {"softmax": 1, "sigmoid": 2}.get(str(known.get("expert_gating_func")))
     if gating is not None:
         known["expert_gating_func"] = gating

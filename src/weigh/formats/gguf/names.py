@@ -226,7 +226,7 @@ def _tensors(
         return
     block, path = f"blk.{found[1]}.", found[2]
     if ".experts." in f".{path}":
-        yield from _experts(block, path.rpartition("experts.")[2], shape)
+        yield from _experts(block, path.rpartition("experts.")[2], shape, architecture == "gemma4")
     elif path.endswith("kv_b_proj.weight"):
         yield from _latent(block, shape, config)
     elif path.endswith("in_proj_qkvz.weight"):
@@ -259,14 +259,14 @@ def _stem(path: str, architecture: str, hugging: str) -> str:
     return f"{name}.{kind}"
 
 
-def _experts(block: str, part: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """A layer's experts together, gates and ups in tensors of their own."""
+def _experts(block: str, part: str, shape: tuple[int, ...], fused: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """A layer's experts together, gates and ups in tensors of their own unless they are `fused`."""
     kind = "bias" if part.endswith("_bias") else "weight"
     stem = part.removesuffix("_bias").removesuffix(".weight").removesuffix("_proj")
-    if stem == "gate_up":
+    if stem == "gate_up" and not fused:
         for name in ("gate", "up"):
             yield f"{block}ffn_{name}_exps.{kind}", (shape[0], shape[1] // 2, *shape[2:])
-    elif stem in ("down", "up", "gate"):
+    elif stem in ("down", "up", "gate", "gate_up"):
         yield f"{block}ffn_{stem}_exps.{kind}", shape
     else:
         raise NotModelledError(f"the GGUF name of {block}{part}")

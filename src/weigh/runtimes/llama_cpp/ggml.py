@@ -58,6 +58,8 @@ class Tensor:
     def num_bytes(self) -> int:
         """From its first byte to its last (`ggml_nbytes`)."""
         ne, nb, block = self.ne, self.nb, self.dtype.elements_per_block
+        if 0 in ne:
+            return 0
         if block == 1:
             return self.dtype.bytes_per_block + sum((n - 1) * b for n, b in zip(ne, nb, strict=True))
         return ne[0] * nb[0] // block + sum((n - 1) * b for n, b in zip(ne[1:], nb[1:], strict=True))

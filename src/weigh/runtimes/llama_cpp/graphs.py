@@ -15,7 +15,7 @@ from weigh import dtypes
 from weigh.dtypes import FLOAT16, FLOAT32, INT32, INT64
 from weigh.errors import NotModelledError
 from weigh.models.layout import NOTHING, RECURRENT, SLIDING
-from weigh.runtimes.llama_cpp import ggml
+from weigh.runtimes.llama_cpp import gemma4, ggml, hybrid
 from weigh.runtimes.llama_cpp.ggml import Graph, Tensor
 from weigh.runtimes.llama_cpp.releases import NEWER, OLDER, OLDEST
 
@@ -50,6 +50,8 @@ class Style:
     scales_experts: bool = False
     norm_on_output: bool = False
     """No norm before attention and feed-forward, one after each."""
+    gates_attention: bool = False
+    """Queries come with a gate of the output."""
     residual_first: bool = False
     """The feed-forward's output is added to the residual stream, not the stream to it."""
 
@@ -86,6 +88,8 @@ STYLES: Mapping[str, Style] = {
     "gemma3": Style(scales_embedding=True),
     "gpt-oss": Style(gating="after"),
     "deepseek2": Style(gating="sigmoid", scales_experts=True),
+    **dict.fromkeys(("qwen35", "qwen35moe", "qwen3next"), Style(gates_attention=True)),
+    "gemma4": Style(scales_embedding=True, caps_logits=3),
     "dots1": Style(gating="sigmoid", scales_experts=True),
 }
 """Architectures whose graphs are described."""
@@ -121,6 +125,7 @@ class Builder:
         self._leaves: dict[str, Tensor] = {}
         self._masks: dict[bool, tuple[Tensor, Tensor]] = {}
         self._numbers: dict[tuple[bool, str], Tensor] = {}
+        self._state_numbers: tuple[Tensor, Tensor] | None = None
 
     # -- leaves ----------------------------------------------------------------------------------
 
@@ -157,6 +162,22 @@ class Builder:
             found.buffer = self.placed.cache_buffer(layer)
             self._leaves[name] = found
         return found
+
+    def state(self, layer: int, which: int) -> Tensor:
+        """A layer's recurrent states of all sequences: of its convolution (0), of its recurrence (1)."""
+        name = f"state_{which}_l{layer}"
+        found = self._leaves.get(name)
+        if found is None:
+            found = ggml.new((self.gguf.layers[layer].states[which].elements, self.how.n_seq_max))
+            found.buffer = self.placed.cache_buffer(layer)
+            self._leaves[name] = found
+        return found
+
+    def state_numbers(self) -> tuple[Tensor, Tensor]:
+        """Which states are read, and which are left over."""
+        if self._state_numbers is None:
+            self._state_numbers = hybrid.state_numbers(self.how.n_seq_max, self.batch.sequences)
+        return self._state_numbers
 
     def _mask(self, kept: LayerCache) -> Tensor:
         """Which cells a token sees: as it is written, and as attention reads it."""
@@ -219,8 +240,8 @@ class Builder:
             self.graph.expand(x)
         return x
 
-    def attend(self, q: Tensor, k: Tensor | None, v: Tensor | None, layer: int, stem: str) -> Tensor:
-        """`build_attn`: into the cache, attention, and the matrix after it."""
+    def attend(self, q: Tensor, k: Tensor | None, v: Tensor | None, layer: int, stem: str | None) -> Tensor:
+        """`build_attn`: into the cache, attention, and the matrix after it, if one is named."""
         kept, graph = self.gguf.layers[layer], self.graph
         windows = any(one.kind == SLIDING for one in self.gguf.layers)
         order = (q, v, k) if self.release > OLDER and not windows else (q, k, v)
@@ -232,7 +253,7 @@ class Builder:
         if v is not None:
             graph.expand(self._write(v, "v", layer))
         x = self._attention(q, layer, self.weight(f"blk.{layer}.attn_sinks.weight"), kept)
-        return self.linear(x, stem)
+        return x if stem is None else self.linear(x, stem)
 
     def _copy(self, x: Tensor, which: str, layer: int) -> Tensor:
         """As the cache was written before there were indices: a copy into a part of it."""
@@ -502,6 +523,11 @@ class Builder:
         shared = self.feed_forward(x, layer, "_shexp")
         return ggml.like("MUL", shared, ggml.like("UNARY", ggml.mul_mat(gate, x)))
 
+    @property
+    def hands_hidden_on(self) -> bool:
+        """The last hidden state of every token is kept for layers that predict further ones."""
+        return self.release >= NEWER and self.architecture in ("qwen35", "qwen35moe")
+
     # -- the whole -------------------------------------------------------------------------------
 
     def build(self) -> Graph:
@@ -515,14 +541,18 @@ class Builder:
         outputs = ggml.given((self.batch.outputs,), INT32)
         factors = self.weight("rope_freqs.weight") or self.weight(self.gguf.rope_factors(self.how.context_of_each))
         for layer in self.layers:
-            wanted = outputs if layer == len(self.gguf.layers) - 1 else None
+            wanted = outputs if layer == len(self.gguf.layers) - 1 and not self.hands_hidden_on else None
             x = self.layer(x, layer, (positions, factors), wanted)
+        if self.hands_hidden_on:
+            x.is_output = True
+            x = ggml.get_rows(x, outputs)
         x = self.norm(x, "output_norm")
         x = ggml.mul_mat(self.output_matrix(), x)
         bias = self.weight("output.bias")
         if bias is not None:
             x = ggml.like("ADD", x, bias)
-        for _ in range(self.style.caps_logits):
+        caps = 0 if self.architecture == "gemma4" and not self.gguf.config.get("final_logit_softcapping") else None
+        for _ in range(self.style.caps_logits if caps is None else caps):
             x = ggml.like("SCALE", x)
         self.graph.expand(x)
         return self.graph
@@ -531,12 +561,20 @@ class Builder:
         """One block; the last one keeps the tokens whose logits are wanted."""
         if self.style.parallel and self.gguf.config.get("use_parallel_residual") is not False:
             return self._parallel(x, layer, rope, wanted)
+        if self.architecture == "gemma4":
+            return gemma4.layer(self, x, layer, rope, wanted)
         before = x
         cur = x if self.style.norm_on_output else self.norm(x, f"blk.{layer}.attn_norm", layer)
         kept = self.gguf.layers[layer]
-        if kept.kind == RECURRENT or (kept.kind == NOTHING and not kept.heads):
+        is_delta_net = kept.kind == RECURRENT and self.architecture.startswith("qwen3")
+        if not is_delta_net and (kept.kind == RECURRENT or (kept.kind == NOTHING and not kept.heads)):
             raise NotModelledError(f"the compute graph of {self.architecture}'s layer {layer}")
-        if self.has(f"blk.{layer}.attn_kv_a_mqa.weight"):
+        if is_delta_net:
+            cur = hybrid.delta_net(self, cur, layer)
+        elif self.style.gates_attention:
+            self.graph.expand(cur)
+            cur = hybrid.gated_attention(self, cur, layer, rope)
+        elif self.has(f"blk.{layer}.attn_kv_a_mqa.weight"):
             cur = self.latent(cur, layer, rope)
         else:
             cur = self.attend(*self.queries(cur, layer, rope), layer, f"blk.{layer}.attn_output")

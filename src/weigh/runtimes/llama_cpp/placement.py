@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from weigh import dtypes
 from weigh.models.common import period_of
-from weigh.models.layout import FULL, LATENT, SLIDING, LayerCache
+from weigh.models.layout import FULL, LATENT, SLIDING, LayerCache, State
 from weigh.runtimes.llama_cpp.allocator import BufferType
-from weigh.runtimes.llama_cpp.releases import NEWER, OLDER
-from weigh.runtimes.llama_cpp.scheduler import Backend
+from weigh.runtimes.llama_cpp.releases import NEWER, OLDER, OLDEST
+from weigh.runtimes.llama_cpp.scheduler import GET_ROWS_TYPES, Backend
 
 if TYPE_CHECKING:
     from weigh.sources.checkpoint import Checkpoint, StoredTensor
@@ -268,7 +268,9 @@ class Placement:
         if not self.count and _is_matrix(name, stored) and dtypes.get(stored.dtype).name in self.how.repack:
             return REPACK
         if self.count and not self.how.use_mmap and self.family.host is not None:
-            return self.family.host
+            looked_up = name.startswith(("token_embd", "per_layer_token_embd")) and self.how.release > OLDEST
+            is_known = dtypes.get(stored.dtype).name in GET_ROWS_TYPES  # the device is asked, though it does not run it
+            return CPU if looked_up and not is_known else self.family.host
         return CPU
 
     def sizes(self) -> dict[str, int]:
@@ -407,9 +409,17 @@ def gguf_of(checkpoint: Checkpoint, layers: tuple[LayerCache, ...], config: Mapp
     architecture = str(checkpoint.metadata["general.architecture"])
     if architecture not in WINDOWED:
         layers = tuple(replace(one, kind=FULL, window=None) if one.kind == SLIDING else one for one in layers)
+    if any(one.states for one in layers):
+        layers = tuple(replace(one, states=tuple(map(_kept_state, one.states))) for one in layers)
     if any(one.kind == LATENT for one in layers):
         layers = _latent(checkpoint, layers, config)
     return Gguf(architecture, checkpoint.tensors, layers, config)
+
+
+def _kept_state(state: State) -> State:
+    """A convolution's latest inputs but the one that is shifted out."""
+    is_convolution = state.name.startswith("conv") and len(state.shape) > 1
+    return replace(state, shape=(*state.shape[:-1], state.shape[-1] - 1)) if is_convolution else state
 
 
 def _latent(

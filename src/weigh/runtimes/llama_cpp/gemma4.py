@@ -1,0 +1,55 @@
+"""Gemma 4's layers: values from keys where a layer has no matrix for them, and experts beside a feed-forward.
+
+Read: `src/models/gemma4.cpp` of 2026. Embeddings of layers (E2B, E4B) and shared keys and values are left out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from weigh.errors import NotModelledError
+from weigh.runtimes.llama_cpp import ggml
+
+if TYPE_CHECKING:
+    from weigh.runtimes.llama_cpp.ggml import Tensor
+    from weigh.runtimes.llama_cpp.graphs import Builder
+
+
+def layer(to: Builder, x: Tensor, number: int, rope: tuple[Tensor, Tensor | None], wanted: Tensor | None) -> Tensor:
+    """One block."""
+    if to.has("per_layer_token_embd.weight"):
+        raise NotModelledError("the compute graph of Gemma 4's embeddings of layers")
+    stem, kept = f"blk.{number}.", to.gguf.layers[number]
+    if not kept.heads:
+        raise NotModelledError("the compute graph of Gemma 4's shared keys and values")
+    read = to.norm(x, f"{stem}attn_norm", number)
+    positions, factors = rope
+    turned = (positions, factors if kept.window is None else None)
+    q = to.norm(to.heads_of(to.linear(read, f"{stem}attn_q"), kept.key_width), f"{stem}attn_q_norm", number)
+    q = ggml.like("ROPE", q, *turned)
+    key = to.linear(read, f"{stem}attn_k")
+    value = to.linear(read, f"{stem}attn_v") if to.has(f"{stem}attn_v.weight") else key
+    k, v = to.heads_of(key, kept.key_width), to.heads_of(value, kept.value_width)
+    k = to.norm(k, f"{stem}attn_k_norm", number)
+    v = ggml.like("RMS_NORM", v)
+    cur = to.attend(q, ggml.like("ROPE", k, *turned), v, number, f"{stem}attn_output")
+    if wanted is not None:
+        cur, x = ggml.get_rows(cur, wanted), ggml.get_rows(x, wanted)
+    middle = ggml.like("ADD", to.norm(cur, f"{stem}post_attention_norm", number), x)
+    cur = _experts(to, middle, number) if to.has(f"{stem}ffn_gate_inp.weight") else _plain(to, middle, number)
+    cur = ggml.like("ADD", to.norm(cur, f"{stem}post_ffw_norm"), middle)
+    scale = to.weight(f"{stem}layer_output_scale.weight")
+    return cur if scale is None else ggml.like("MUL", cur, scale)
+
+
+def _plain(to: Builder, x: Tensor, number: int) -> Tensor:
+    return to.feed_forward(to.norm(x, f"blk.{number}.ffn_norm", number), number)
+
+
+def _experts(to: Builder, x: Tensor, number: int) -> Tensor:
+    stem = f"blk.{number}."
+    dense = to.norm(_plain(to, x, number), f"{stem}post_ffw_norm_1", number)
+    read = to.norm(x, f"{stem}pre_ffw_norm_2", number)
+    routed = ggml.like("MUL", ggml.like("SCALE", ggml.like("RMS_NORM", x)), to.weight(f"{stem}ffn_gate_inp.scale"))
+    sparse = to.experts(read, number, to.linear(routed, f"{stem}ffn_gate_inp"))
+    return ggml.like("ADD", dense, to.norm(sparse, f"{stem}post_ffw_norm_2", number))
