@@ -3,8 +3,10 @@
 import ml_dtypes
 import numpy as np
 import pytest
+from golden import same
 
 from weigh.quant import codebooks, get
+from weigh.quant.arrays import rounded_to_half
 from weigh.quant.floats import to_e2m1
 
 SOURCES = {"bf16": ml_dtypes.bfloat16, "fp16": np.float16}
@@ -65,6 +67,16 @@ def test_casts(name, target, largest, source):
         found = get(name).round_trip(values)
     assert np.array_equal(found, expected, equal_nan=True)
     assert (np.signbit(found) == np.signbit(expected))[~np.isnan(expected)].all()
+
+
+def test_rounding_to_half_precision():
+    bits = np.arange(0, 1 << 32, 1009, dtype=np.uint64).astype(np.uint32)
+    ties = (np.arange(1 << 16, dtype=np.uint32) << 13) + np.uint32((112 << 23) + (1 << 12))  # midway between two
+    values = np.concatenate([bits.view(np.float32), ties.view(np.float32)])
+    values = values[np.abs(values) < 65520]
+    with np.errstate(under="ignore"):
+        expected = values.astype(np.float16).astype(np.float32)
+    assert same(rounded_to_half(values), expected)
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from weigh.dtypes import FLOAT32, INT8
-from weigh.quant.arrays import pieces
+from weigh.quant.arrays import pieces, rounded_to_half
 from weigh.quant.base import Packed, Part, Quantizer, matrix, one_of, refuse_infinite
 
 LEVELS = np.float32(127)
@@ -76,7 +76,8 @@ class Absmax(Quantizer):
         return array.reshape((-1, 1) if self.scope == "tensor" else matrix(array.shape))
 
     def _numbers(self, values: Any) -> Any:
-        return (values.astype(np.float16, copy=False) if self.half else values).astype(np.float32, copy=False)
+        numbers = values.astype(np.float32, copy=False)
+        return rounded_to_half(numbers) if self.half and values.dtype != np.float16 else numbers
 
     def _absmax(self, view: Any) -> Any:
         if self.scope == "tensor" and self.amax is not None:
@@ -84,12 +85,12 @@ class Absmax(Quantizer):
         rows, columns = view.shape
         found = np.zeros({"tensor": 1, "row": rows, "column": columns}[self.scope], np.float32)
         for piece in pieces(rows, columns):
-            numbers = np.abs(self._numbers(view[piece]))
+            numbers = np.abs(view[piece].astype(np.float32, copy=False))
             if self.scope == "row":
                 found[piece] = numbers.max(axis=1, initial=0)
             else:
                 np.maximum(found, numbers.max(axis=None if self.scope == "tensor" else 0, initial=0), out=found)
-        return found
+        return found.astype(np.float16).astype(np.float32) if self.half else found  # the largest, however rounded
 
 
 def to_codes(scaled: Any) -> Any:
