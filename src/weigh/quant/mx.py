@@ -24,6 +24,7 @@ from weigh.errors import InputError
 from weigh.quant.arrays import numpy_dtype, pieces
 from weigh.quant.base import Packed, Part, Quantizer, matrix, one_of, refuse_infinite
 from weigh.quant.bits import pack_nibbles, unpack_nibbles
+from weigh.quant.blockwise import largest
 from weigh.quant.floats import E2M1_VALUES, to_e2m1, to_float8
 
 MX_BLOCK, NV_BLOCK = 32, 16
@@ -58,7 +59,7 @@ class Mx(Quantizer):
         codes = _codes_for(self.element, len(blocks), MX_BLOCK)
         for piece in pieces(len(blocks), MX_BLOCK):
             values = blocks[piece].astype(np.float32, copy=False)
-            absmax = np.abs(values).max(axis=1)
+            absmax = largest(values)
             refuse_infinite(absmax)
             exponents[piece] = self._exponents(absmax)
             codes[piece] = _encode(values / _power(exponents[piece])[:, None], self.element)
@@ -112,7 +113,7 @@ class NvFp4(Quantizer):
         blocks = array.reshape(-1, NV_BLOCK)
         absmax = np.empty(len(blocks), np.float32)
         for piece in pieces(len(blocks), NV_BLOCK):
-            absmax[piece] = np.abs(blocks[piece].astype(np.float32, copy=False)).max(axis=1)
+            absmax[piece] = largest(blocks[piece].astype(np.float32, copy=False))
         refuse_infinite(absmax)
         whole = np.float32(absmax.max(initial=0) if self.amax is None else self.amax)
         stored, scale, factor, of_tensor = self._scales(absmax, whole)

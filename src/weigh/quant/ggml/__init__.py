@@ -19,6 +19,7 @@ from weigh.dtypes import UINT8
 from weigh.errors import InputError, NotModelledError
 from weigh.quant.arrays import pieces
 from weigh.quant.base import Packed, Part, Quantizer, matrix, one_of, refuse_infinite
+from weigh.quant.blockwise import largest
 
 TYPES = {
     **dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "q8_0"), "simple"),
@@ -64,7 +65,7 @@ class Ggml(Quantizer):
         out = np.empty((len(blocks), dtype.bytes_per_block), np.uint8)
         for piece in pieces(*blocks.shape):
             values = blocks[piece].astype(np.float32, copy=False)
-            refuse_infinite(np.abs(values).max(axis=1))
+            refuse_infinite(largest(values))
             out[piece] = encode(values)
         return {"blocks": out.reshape(self.layout(array.shape)["blocks"].shape)}
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from weigh.quant.blockwise import largest
 from weigh.quant.ggml.common import away_from_zero, bits_of, from_half, half, inverse
 
 _THREES = np.array([81, 27, 9, 3, 1], np.uint16)
@@ -29,7 +30,7 @@ def _decode_q1_0(blocks: Any) -> Any:
 
 
 def _encode_q2_0(values: Any) -> Any:
-    scale = np.abs(values).max(axis=1)
+    scale = largest(values)
     codes = (away_from_zero(values * inverse(scale)[:, None]) + np.float32(1)).astype(np.uint8)
     shifted = codes.reshape(-1, 16, 4) << np.arange(0, 8, 2, dtype=np.uint8)
     return np.concatenate([half(scale), np.bitwise_or.reduce(shifted, axis=2)], axis=1)
@@ -41,7 +42,7 @@ def _decode_q2_0(blocks: Any) -> Any:
 
 
 def _trits(values: Any) -> tuple[Any, Any]:
-    scale = np.abs(values).max(axis=1)
+    scale = largest(values)
     return (away_from_zero(values * inverse(scale)[:, None]) + np.float32(1)).astype(np.uint8), scale
 
 

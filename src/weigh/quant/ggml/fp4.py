@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from weigh.quant.blockwise import largest
 from weigh.quant.floats import E2M1, E2M1_VALUES
 from weigh.quant.ggml.common import from_nibbles, halves_in_nibbles
 
@@ -26,8 +27,8 @@ def _codes(values: Any, scale: Any) -> Any:
 
 
 def _encode_mxfp4(values: Any) -> Any:
-    largest = np.abs(values).max(axis=1)
-    exponent = np.where(largest > 0, np.floor(np.log2(largest)) + 125, 0).astype(np.uint8)[:, None]
+    absmax = largest(values)
+    exponent = np.where(absmax > 0, np.floor(np.log2(absmax)) + 125, 0).astype(np.uint8)[:, None]
     return np.concatenate([exponent, halves_in_nibbles(_codes(values, _power(exponent)))], axis=1)
 
 
@@ -41,7 +42,7 @@ def _power(exponent: Any) -> Any:
 
 def _encode_nvfp4(values: Any) -> Any:
     parts = values.reshape(-1, 16)
-    scale = _to_ue4m3(np.abs(parts).max(axis=1) / np.float32(6))
+    scale = _to_ue4m3(largest(parts) / np.float32(6))
     codes = halves_in_nibbles(_codes(parts, _UE4M3[scale][:, None]))
     return np.concatenate([scale.reshape(-1, 4), codes.reshape(-1, 32)], axis=1)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from weigh.quant.blockwise import largest
 from weigh.quant.ggml.common import (
     away_from_zero,
     bits_of,
@@ -60,7 +61,7 @@ def _decode_with_minimum(blocks: Any, bits: int) -> Any:
 
 
 def _encode_q8_0(values: Any) -> Any:
-    scale = np.abs(values).max(axis=1) / np.float32(127)
+    scale = largest(values) / np.float32(127)
     codes = away_from_zero(values * inverse(scale)[:, None]).astype(np.int8)
     return np.concatenate([half(scale), codes.view(np.uint8)], axis=1)
 
