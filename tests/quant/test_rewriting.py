@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 from weigh.cli import main
 from weigh.errors import InputError
 from weigh.quant.checkpoint import running
-from weigh.quant.checkpoint.executors import Here, Processes
+from weigh.quant.checkpoint.executors import Cluster, Here, Processes
 from weigh.quant.checkpoint.plan import Plan, make_plan
 from weigh.quant.checkpoint.rules import Rules
 from weigh.quant.checkpoint.targets import GGUF, NAMES, find
@@ -318,6 +319,43 @@ def test_rules_say_why() -> None:
     assert why("lm_head.weight", also=("lm_head",)) is None
     assert why("model.layers.0.mlp.up_proj.weight", keep=("*.0.*",)) == "--keep"
     assert why("model.layers.0.mlp.experts.gate_up_proj", 8, 8, 8) == "3 dimensions"
+
+
+@pytest.mark.parametrize("place", ["hub", "web"])
+def test_from_elsewhere(source: Path, tmp_path: Path, monkeypatch: Any, place: str) -> None:
+    """The bytes of a model on the Hub or on a server are those of the same model here, and no weights are cached."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "sources"))
+    from fakehub import FakeHub
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    here = carry_out(make_plan(str(source), find("nvfp4")), tmp_path / "here")
+    with FakeHub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint if place == "hub" else "http://127.0.0.1:9")
+        commit = hub.add("org/tiny", {path.name: path.read_bytes() for path in source.iterdir()}).commit
+        web = f"{hub.endpoint}/org/tiny/resolve/{commit}/model.safetensors.index.json"
+        plan = make_plan("org/tiny" if place == "hub" else web, find("nvfp4"), workers=2)
+        there = carry_out(plan, tmp_path / "there", Processes(2))
+    same = [name for name in there if name != "weigh-manifest.json"]
+    assert {name: there[name] for name in same} == {name: here[name] for name in same}
+    assert len(same) == (3 if place == "hub" else 2)
+    kept = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    assert kept < 400_000 < sum(d.tensor.num_bytes for d in plan.decisions) * 2
+
+
+def test_on_a_cluster(source: Path, tmp_path: Path) -> None:
+    """The same plan on Dask's workers."""
+    distributed = pytest.importorskip("distributed")
+    expected = carry_out(make_plan(str(source), find("nf4")), tmp_path / "here")
+    with (
+        warnings.catch_warnings(action="ignore"),
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+    ):
+        out = str(tmp_path / "there")
+        assert main(["quantize", str(source), "--to", "nf4", "--out", out, "--cluster", cluster.scheduler_address]) == 0
+    assert {path.name: path.read_bytes() for path in sorted((tmp_path / "there").iterdir())} == expected
+    with pytest.raises(InputError, match="cannot be reached"):
+        Cluster("tcp://127.0.0.1:9", seconds=1)
 
 
 SCHEMAS = Path(__file__).parents[2] / "docs/schema"

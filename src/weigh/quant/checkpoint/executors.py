@@ -59,8 +59,8 @@ class Processes:
 class Cluster:
     """A Dask cluster whose workers see source and output under the same paths."""
 
-    def __init__(self, address: str) -> None:
-        """Connect.
+    def __init__(self, address: str, seconds: float = 10) -> None:
+        """Connect, within so many seconds.
 
         Raises:
             UsageError: Dask is not installed.
@@ -71,7 +71,7 @@ class Cluster:
         except ImportError:
             raise UsageError("needs Dask", where="--cluster", hint="pip install 'weigh[cluster]'") from None
         try:
-            self.client = Client(address, timeout=10)
+            self.client = Client(address, timeout=seconds)
         except (OSError, ValueError) as error:
             raise InputError(f"cannot be reached: {error}", where=address, hint="Is the scheduler running?") from None
 
