@@ -1,4 +1,4 @@
-"""A large checkpoint quantized in little memory, killed and resumed: what `docs/quantization.md` reports.
+"""A large checkpoint quantized in little memory, killed and resumed: what `docs/checkpoints.md` reports.
 
     python tools/large_checkpoint.py --folder /roomy/new   12 GB, a tensor of 3 GiB, --memory 1GiB, 20 kills
     python tools/large_checkpoint.py --folder /tmp/new --size 50MB --largest 8MiB --kills 3

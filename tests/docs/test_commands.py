@@ -4,8 +4,10 @@ A command is a line that starts with `$ weigh` in a code block marked ```console
 exit code than 0. Every `make TARGET` that the documentation mentions exists.
 """
 
+import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +26,15 @@ JOBS = {
     "sft_config.yaml": "trl-zephyr-sft.yaml",
 }
 """Files of a reader's own that pages name, and those of `tests/data/jobs` that stand for them."""
+
+
+def write_model(folder: Path) -> None:
+    """A checkpoint of a reader's own, small and all zeros."""
+    making = runpy.run_path(str(ROOT / "tests/sources/making.py"))
+    config = {**making["CONFIG"], "hidden_size": 128, "intermediate_size": 256}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(making["safetensors"](making["llama_tensors"](config)))
 
 
 def commands(markdown: str) -> list[tuple[str, int]]:
@@ -56,6 +67,7 @@ def test_the_documentation_shows_commands() -> None:
 def test_documented_commands_run(command: str, code: int, tmp_path: Path) -> None:
     for name, example in JOBS.items():
         (tmp_path / name).write_bytes((ROOT / "tests/data/jobs" / example).read_bytes())
+    write_model(tmp_path / "model")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the weigh installed beside this Python
     result = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command],

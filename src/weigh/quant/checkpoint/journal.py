@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from weigh.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 NAME = ".weigh-journal"
@@ -62,8 +62,11 @@ class Journal:
         self.done.update(finished)
 
     def _append(self, *said: dict[str, Any]) -> None:
-        self._file.write(b"".join(json.dumps(line).encode() + b"\n" for line in said))
-        self._file.flush()
+        lines = b"".join(json.dumps(line).encode() + b"\n" for line in said)
+        guarded(self.path, lambda: self._write(lines))
+
+    def _write(self, lines: bytes) -> None:
+        os.write(self._file.fileno(), lines)
         os.fsync(self._file.fileno())
 
     def __enter__(self) -> Self:
@@ -71,6 +74,15 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def guarded(path: str | Path, write: Callable[[], Any]) -> Any:
+    """Write something; an `InputError` that says what to do where that fails."""
+    try:
+        return write()
+    except OSError as error:
+        hint = "Make room and run the same command again: what is finished is kept."
+        raise InputError(f"cannot be written: {error.strerror or error}", where=str(path), hint=hint) from None
 
 
 def _lock(file: Any, folder: Path) -> None:

@@ -47,7 +47,10 @@ def as_dict(plan: Plan, to: str, seconds: float | None) -> dict[str, Any]:
 
 def text(plan: Plan, to: str, seconds: float | None, style: Style = PLAIN, tensors: bool = False) -> str:
     """For people; `tensors` lists every decision."""
-    lines = [f"{style.bold(plan.source)} to {to}: {words().get(to, 'in the numbers of the model')}", ""]
+    says = words().get(to, "in the numbers of the model")
+    if getattr(plan.target, "double_quantization", False):
+        says += ", scales quantized too"
+    lines = [f"{style.bold(plan.source)} to {to}: {says}", ""]
     rows = [("", "tensors", "before", "after", "bits/weight")]
     for why, (count, before, after) in sorted(plan.bytes_by_reason().items()):
         elements = sum(d.tensor.num_elements for d in plan.decisions if (d.kept or "") == why)

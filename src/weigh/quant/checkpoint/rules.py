@@ -50,7 +50,8 @@ class Rules:
         """
         module = module_of(tensor.name)
         if len(tensor.shape) != 2 or not tensor.name.endswith(".weight"):
-            return f"{len(tensor.shape)} dimensions" if len(tensor.shape) != 2 else "no weight"
+            kinds = {0: "number", 1: "vector", 2: "no weight of a module"}
+            return kinds.get(len(tensor.shape), f"{len(tensor.shape)} dimensions")
         if not all(tensor.shape):
             return "empty"
         if _matches(module, self.keep):

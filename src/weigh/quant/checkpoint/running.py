@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from weigh import __version__
 from weigh.errors import InputError, UsageError
 from weigh.quant.checkpoint.journal import NAME as JOURNAL
-from weigh.quant.checkpoint.journal import Hashes, Journal
+from weigh.quant.checkpoint.journal import Hashes, Journal, guarded
 from weigh.quant.checkpoint.layout import index
 from weigh.quant.checkpoint.plan import MANIFEST
 from weigh.units import format_bytes
@@ -61,7 +61,7 @@ class Task:
         try:
             done = {d.tensor.name: self._write(d, opened, tick) for d in self.decisions}
             for path, descriptor in opened.items():
-                _guarded(path, lambda d=descriptor: os.fsync(d))  # type: ignore[misc]
+                guarded(path, lambda d=descriptor: os.fsync(d))  # type: ignore[misc]
         finally:
             for descriptor in opened.values():
                 os.close(descriptor)
@@ -127,16 +127,8 @@ def _bytes(array: Any) -> memoryview:
 
 def _write_all(descriptor: int, data: memoryview, at: int, path: str) -> None:
     while len(data):
-        written = _guarded(path, lambda d=data, a=at: os.pwrite(descriptor, d, a))  # type: ignore[misc]
+        written = guarded(path, lambda d=data, a=at: os.pwrite(descriptor, d, a))  # type: ignore[misc]
         data, at = data[written:], at + written
-
-
-def _guarded(path: str | Path, write: Callable[[], Any]) -> Any:
-    try:
-        return write()
-    except OSError as error:
-        hint = "Make room and run the same command again: what is finished is kept."
-        raise InputError(f"cannot be written: {error.strerror or error}", where=str(path), hint=hint) from None
 
 
 def quantize(plan: Plan, out: Path, executor: Executor, progress: Callable[[int, int], None]) -> Path:
@@ -152,7 +144,7 @@ def quantize(plan: Plan, out: Path, executor: Executor, progress: Callable[[int,
         return out
     check_out(out)
     check_room(plan, unfinished)
-    _guarded(unfinished, lambda: unfinished.mkdir(parents=True, exist_ok=True))
+    guarded(unfinished, lambda: unfinished.mkdir(parents=True, exist_ok=True))
     about = f"{plan.source} to {plan.target.name}"
     with Journal(unfinished, plan.fingerprint, about) as journal:
         _forget_damaged(plan, unfinished, journal)
@@ -230,7 +222,7 @@ def _begin_files(plan: Plan, folder: Path) -> None:
     for file in plan.files:
         path = folder / file.name
         if not path.exists() or path.stat().st_size != file.size or not _begins(path, file.header):
-            _guarded(path, partial(_begin, path, file))
+            guarded(path, partial(_begin, path, file))
 
 
 def _begin(path: Path, file: File) -> None:
@@ -306,7 +298,7 @@ def _write_rest(plan: Plan, folder: Path, journal: Journal) -> None:
                 file.flush()
                 os.fsync(file.fileno())
 
-        _guarded(folder / name, write)
+        guarded(folder / name, write)
 
 
 def _json(what: Any) -> bytes:
