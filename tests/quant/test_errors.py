@@ -13,6 +13,10 @@ import jsonschema
 import numpy as np
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "sources"))
+
+from making import gguf
+
 from weigh.cli import main
 from weigh.quant import get, parse
 from weigh.quant.base import Quantizer
@@ -155,6 +159,20 @@ def test_list_and_bad_input(checkpoint, capsys, tmp_path):
         "no matrix belongs to nowhere"
         in run(capsys, "errors", checkpoint, "--to", "nf4", "--inputs", tmp_path / "in.npz")[2]
     )
+
+
+def test_matrices_of_gguf_files_are_read(capsys, tmp_path):
+    values = rng.standard_normal((4, 512), np.float32)
+    packed = get("q4_k").quantize(values)
+    pairs = [("general.architecture", 8, "llama")]
+    header = gguf(pairs, [("blk.0.ffn_up.weight", (512, 4), 12, 0)])
+    (tmp_path / "m.gguf").write_bytes(header + packed.parts["blocks"].tobytes())
+    code, text, error = run(capsys, "errors", tmp_path / "m.gguf", "--to", "q4_k,q8_0", "--json")
+    assert code == 0, error
+    found = {f["format"]: f["total"]["relative_rmse"] for f in json.loads(text)["formats"]}
+    stored = measure(get("q8_0"), get("q4_k").dequantize(packed)).relative_rmse
+    assert found["q8_0"] == stored
+    assert found["q4_k"] < 0.02  # once more in the same format changes little
 
 
 def test_without_numpy_it_says_what_to_install():

@@ -20,10 +20,12 @@ from weigh import dtypes
 from weigh.errors import InputError, UsageError
 from weigh.quant import parse
 from weigh.quant.arrays import numpy_dtype
+from weigh.quant.base import Packed
 from weigh.quant.checkpoint.plan import read_config
 from weigh.quant.checkpoint.rules import Rules
 from weigh.quant.checkpoint.stored import read as read_stored
 from weigh.quant.errors import LEAST_POWER, Errors, measure, output
+from weigh.quant.ggml import TYPES, Ggml
 from weigh.report.header import header
 from weigh.report.text import PLAIN, Style, table
 from weigh.sources.weights import open_weights
@@ -244,6 +246,12 @@ def _is_chosen(tensor: StoredTensor, patterns: Sequence[str], rules: Rules) -> b
 def _values(weights: Any, tensor: StoredTensor, matrix: Any) -> Any:
     if matrix is not None:
         return np.concatenate(list(matrix.slabs(weights, max(tensor.num_bytes, 1)))).reshape(tensor.shape)
+    ggml = {"NVFP4": "nvfp4_ggml"}.get(tensor.dtype, tensor.dtype.lower())
+    if ggml in TYPES:
+        quantizer = Ggml(ggml)
+        part = quantizer.layout(tensor.shape)["blocks"]
+        blocks = np.frombuffer(weights.read(tensor, 0, tensor.num_bytes), np.uint8).reshape(part.shape)
+        return quantizer.dequantize(Packed({"blocks": blocks}, tensor.shape, dtypes.FLOAT32))
     kind = numpy_dtype(dtypes.get(tensor.dtype))
     return np.frombuffer(weights.read(tensor, 0, tensor.num_bytes), kind).reshape(tensor.shape)
 
