@@ -119,3 +119,12 @@ def _hint(kind: str, known: tuple[str, ...], suggestions: tuple[str, ...]) -> st
         return f"There is no {kind} to choose from."
     more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
     return f"Known: {', '.join(known[:_SHOWN])}{more}."
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be read or written, without Python's number and the path, which the message says anyway.
+
+    >>> reason(FileNotFoundError(2, "No such file or directory", "a.json"))
+    'No such file or directory'
+    """
+    return getattr(error, "strerror", None) or str(error)

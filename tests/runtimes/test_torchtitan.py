@@ -46,7 +46,24 @@ def test_selective_checkpoints_keep_attention_and_every_other_product() -> None:
     assert kept[1] - kept[0] == 8 * each_layer
 
 
+def test_compiled_blocks_do_not_keep_what_their_last_product_returns() -> None:
+    eager, compiled = (trained(checkpointing="selective", compile=on) for on in (False, True))
+    after = [int(phase_peaks(found.trace)[1].after) for found in (eager, compiled)]  # type: ignore[arg-type]
+    assert after[0] - after[1] == 8 * 2 * 64 * 64 * 2
+    assert peaks(compiled) == peaks(trained(True, checkpointing="selective", compile=True))
+
+
+def test_a_compiled_loss_makes_no_fp32_logits() -> None:
+    """The logits' softmax is kept in fp32 otherwise; compiled, two numbers a row and the logits themselves."""
+    upcast, compiled = (trained(loss=loss) for loss in ("upcast", "compiled"))
+    after = [int(phase_peaks(found.trace)[1].after) for found in (upcast, compiled)]  # type: ignore[arg-type]
+    rows = 2 * 64
+    assert after[0] - after[1] == rows * 130 * 4 - rows * 130 * 2 - 2 * rows * 4 + 4  # the sum of `nll_loss`'s weights
+
+
 def test_what_is_not_modelled_is_refused() -> None:
+    with pytest.raises(NotModelledError, match="compiled layers without checkpoints"):
+        trained(compile=True)
     with pytest.raises(NotModelledError, match="tensor parallelism"):
         trained(tensor=2)
     with pytest.raises(NotModelledError, match="torchtitan's qwen3"):

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weigh.errors import UsageError
+from weigh.errors import UsageError, reason
 from weigh.optimizers import implementation_of
 from weigh.recipes.training import Training
 
@@ -143,4 +143,6 @@ def append(case: Mapping[str, Any], path: str) -> None:
         with Path(path).open("a", encoding="utf-8") as file:
             file.write(json.dumps(case) + "\n")
     except OSError as error:
-        raise UsageError(f"cannot be written ({error})", where=path, hint="Name a file in a folder of yours.") from None
+        raise UsageError(
+            f"cannot be written: {reason(error)}", where=path, hint="Name a file in a folder of yours."
+        ) from None

@@ -43,7 +43,9 @@ VOCAB_PARALLEL_LOSSES = ("vocab_parallel", "vocab_parallel_copied", "fused", "te
 OFFLOADED = "shards, their gradients and the optimizer of FSDP, pinned on the host, at their peak"
 CHUNKED_LOSS = "chunked"
 """torchtune's, over the logits of eight pieces of the sequence."""
-LOSSES = (*PLAIN_LOSSES, *VOCAB_PARALLEL_LOSSES, CHUNKED_LOSS)
+COMPILED_LOSS = "compiled"
+"""torchtitan's since 2025: `torch.compile` of the cross entropy."""
+LOSSES = (*PLAIN_LOSSES, *VOCAB_PARALLEL_LOSSES, CHUNKED_LOSS, COMPILED_LOSS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class Training:
     """None, "full" (every block, non-reentrant), "reentrant", or "selective" (torchtitan's choice of ops whose outputs
     are kept; under Megatron-LM the core of attention is run again)."""
     compile: bool = False
-    """torchtune: layers and the chunked loss are compiled."""
+    """torchtune and torchtitan: layers are compiled, and the chunked loss; only under checkpoints."""
     offload_activations: bool = False
     """torchtune: what the forward pass saves waits on the host."""
     optimizer: str | None = "adamw"
@@ -471,8 +473,8 @@ MEGATRON = (
     *("mask_in_batch", "local_layers", "own_stand_ins"),
 )
 """Settings that only Megatron-LM's loop reads."""
-TORCHTUNE = ("compile", "offload_activations")
-"""Settings that only torchtune's recipes read."""
+COMPILED = ("compile", "offload_activations")
+"""Settings that only torchtune's recipes read, and torchtitan's trainer the first of them."""
 
 
 def fuses_adapters(recipe: Training) -> bool:
@@ -482,7 +484,7 @@ def fuses_adapters(recipe: Training) -> bool:
 
 def _refuse_settings_of_others(recipe: Training) -> None:
     default = Training()
-    for program, names in (("Megatron-LM", MEGATRON), ("torchtune", TORCHTUNE)):
+    for program, names in (("Megatron-LM", MEGATRON), ("torchtune and torchtitan", COMPILED)):
         for name in names:
             if getattr(recipe, name) != getattr(default, name):
                 raise NotModelledError(f"{name.replace('_', ' ')} outside of {program}", where=name)

@@ -9,7 +9,12 @@ Read: pytorch/torchtitan at 9dec370 (December 2024): `models/llama/model.py`, `m
 - The loss is computed of the logits in fp32; the logits live until it is there.
 - Gradients are clipped, and dropped when the next step begins.
 
-Left out: `torch.compile`, float8, tensor, pipeline and context parallelism; other models than Llama.
+- Compiled blocks keep what selective checkpoints name, but for what nothing that goes back reads: the last product's
+  output. A float8 linear layer, compiled, saves what another one does.
+- Since 2025 the loss is compiled too (`--loss compiled`).
+
+Left out: compiled blocks without checkpoints, weights gathered in float8, tensor, pipeline and context parallelism;
+other models than Llama.
 """
 
 from __future__ import annotations
@@ -23,11 +28,13 @@ from weigh.errors import NotModelledError
 from weigh.ghost import nn, ops
 from weigh.ghost.nn import Module, RMSNorm, name_modules
 from weigh.ghost.tensor import Tensor
+from weigh.kernels.compiled import compiled_cross_entropy
 from weigh.models.common import CausalModel, CausalOutput
 from weigh.models.llama import LlamaConfig
-from weigh.recipes.training import Loop, Training
+from weigh.recipes.training import COMPILED_LOSS, Loop, Training
 from weigh.runtimes import Runtime
 from weigh.techniques import Technique
+from weigh.techniques.checkpointing import Checkpointing
 from weigh.techniques.fsdp2 import FullyShard
 
 
@@ -119,8 +126,9 @@ class Transformer(CausalModel):
 
     cache_layers = 0
 
-    def __init__(self, config: LlamaConfig, dtype: DType, length: Any) -> None:
+    def __init__(self, config: LlamaConfig, dtype: DType, length: Any, loss: str) -> None:
         super().__init__()
+        self.loss = loss
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, dtype)
         self.freqs_cis = nn.buffer((length, config.head_dim // 2), COMPLEX64)
         self.layers = nn.Stack("layers", config.num_hidden_layers, lambda _: TransformerBlock(config, dtype))
@@ -134,6 +142,8 @@ class Transformer(CausalModel):
         h = self.norm(h)
         pred = self.output(h)
         assert labels is not None
+        if self.loss == COMPILED_LOSS:
+            return CausalOutput(pred, compiled_cross_entropy(pred.view(-1, pred.shape[-1]), labels.view(-1)))
         return CausalOutput(pred, ops.cross_entropy(pred.view(-1, pred.shape[-1]).float(), labels.view(-1)))
 
 
@@ -142,20 +152,32 @@ class Trainer(Loop):
 
     zero_grad_first = True
 
+    def kernels(self, recipe: Training, family: str) -> dict[str, Any]:
+        """The compiled loss is the model's own."""
+        return super().kernels(recipe if recipe.loss != COMPILED_LOSS else replace(recipe, loss="upcast"), family)
+
     def build(self, config: Mapping[str, Any], recipe: Training, where: str) -> CausalModel:
         """The Transformer. Raises `NotModelledError` for another model than Llama."""
         if config.get("model_type") != "llama":
             raise NotModelledError(f"torchtitan's {config.get('model_type')}", where=f"{where}: model_type")
-        model = Transformer(LlamaConfig.read(config, where), recipe.dtype, recipe.sequence)
+        model = Transformer(LlamaConfig.read(config, where), recipe.dtype, recipe.sequence, recipe.loss)
         name_modules(model)
         return model
 
     def techniques(self, recipe: Training) -> Iterator[Technique]:
-        """The last block stays whole between the passes. Raises `NotModelledError` for more than FSDP2."""
+        """The last block stays whole between the passes.
+
+        Raises:
+            NotModelledError: more than FSDP2; compiled blocks that keep what they make.
+        """
         if recipe.tensor > 1:
             raise NotModelledError("tensor parallelism as torchtitan does it", where="tensor")
+        if recipe.compile and recipe.checkpointing is None:
+            raise NotModelledError("compiled layers without checkpoints", where="compile")
+        compiled, recipe = recipe.compile, replace(recipe, compile=False)
         found = list(super().techniques(replace(recipe, checkpointing=None)))
-        yield from super().techniques(replace(recipe, shard=None, gpus_per_node=1, nodes=1, replicas=1))
+        for technique in super().techniques(replace(recipe, shard=None, gpus_per_node=1, nodes=1, replicas=1)):
+            yield replace(technique, compiled=compiled) if isinstance(technique, Checkpointing) else technique
         yield from (replace(t, keep_last=True) if isinstance(t, FullyShard) else t for t in found)
 
 

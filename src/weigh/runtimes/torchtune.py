@@ -10,7 +10,7 @@ Read: pytorch/torchtune at 30b8519 (September 2024) and 1814feb (November 2024):
   its logits before the backward pass.
 - `compile` compiles every layer and the chunks' cross entropy. Under checkpoints a compiled layer leaves its input
   alone, as any other; what it makes while it runs again is taken to be what its single ops make. The compiled loss
-  keeps a chunk's logits and two numbers a row, and makes their gradient at once (modelled: `CompiledCrossEntropy`).
+  keeps a chunk's logits and two numbers a row, and makes their gradient at once (`kernels/compiled.py`).
 - Offloaded activations leave the device five saved tensors later, and come back one node before they are used.
 
 Left out: QLoRA, DoRA, LoRA on the output layer, packed samples' masks, distillation, preference recipes, other families
@@ -28,9 +28,9 @@ from weigh.dtypes import FLOAT32, INT64, DType
 from weigh.errors import NotModelledError
 from weigh.ghost import nn, ops
 from weigh.ghost.nn import Module, RMSNorm, name_modules
-from weigh.ghost.ops.table import Op, apply
 from weigh.ghost.state import saved_tensors_hooks
 from weigh.ghost.tensor import Tensor, empty
+from weigh.kernels.compiled import compiled_cross_entropy
 from weigh.models.common import CausalModel, CausalOutput
 from weigh.models.llama import LlamaConfig
 from weigh.recipes.training import Loop, Training, parallel
@@ -219,35 +219,12 @@ class TransformerDecoder(CausalModel):
         total_loss: Tensor | None = None
         for logits_chunk, labels_chunk in zip(logits_chunks, target_chunks, strict=True):
             if self.recipe.compile:
-                loss = apply(CompiledCrossEntropy, logits_chunk, labels_chunk)
+                loss = compiled_cross_entropy(logits_chunk, labels_chunk)
             else:
                 loss = ops.cross_entropy(logits_chunk.float(), labels_chunk)
             total_loss = loss if total_loss is None else total_loss + loss
         assert total_loss is not None
         return total_loss / 2
-
-
-class CompiledCrossEntropy(Op):
-    """`F.cross_entropy(logits.float(), labels, reduction="sum")` as TorchInductor compiles it. Modelled.
-
-    The cast and the softmax are fused into reductions over the logits as they are; kept are those and each row's
-    maximum and sum, from which the backward kernel writes the gradient in the logits' dtype.
-    """
-
-    name = "compiled::cross_entropy"
-    source = "torch/_functorch/partitioners.py, min_cut_rematerialization_partition: what is cheap is made again"
-
-    @classmethod
-    def forward(cls, ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        rows = (logits.shape[0], 1)
-        if ctx:
-            ctx.save(logits, labels, empty(rows, FLOAT32, cls.name), empty(rows, FLOAT32, cls.name))
-        return empty((), FLOAT32, cls.name)
-
-    @classmethod
-    def backward(cls, ctx: Any, grad: Tensor) -> list[Any]:
-        logits, *_ = ctx.unpack()
-        return [empty(logits.shape, logits.dtype, cls.name), None]
 
 
 # -- activations on the host -----------------------------------------------------------------------

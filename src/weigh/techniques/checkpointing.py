@@ -34,6 +34,8 @@ class Checkpointing(Technique):
     mode: str = "full"
     """ "full": non-reentrant, PyTorch's recommendation and transformers' default. "reentrant": the older form.
     "selective": as "full", but what attention and every other matrix product return is kept (torchtitan)."""
+    compiled: bool = False
+    """The blocks are compiled: what a block's last product returns, which nothing that goes back reads, is not kept."""
 
     def apply(self, model: Module) -> None:
         """Wrap every block.
@@ -53,7 +55,12 @@ class Checkpointing(Technique):
             if hasattr(module, "gradient_checkpointing"):  # as `gradient_checkpointing_enable` tells the parts that ask
                 module.gradient_checkpointing = True
         for block in blocks:
-            form = {"full": checkpoint, "reentrant": reentrant_checkpoint, "selective": selective_checkpoint}[self.mode]
+            forms: dict[str, Callable[..., Any]] = {
+                "full": checkpoint,
+                "reentrant": reentrant_checkpoint,
+                "selective": partial(selective_checkpoint, compiled=self.compiled),
+            }
+            form = forms[self.mode]
             block.wrap_in(partial(form, positional=block.positional))
 
 
@@ -157,10 +164,11 @@ def checkpoint(function: Callable[..., Any], *args: Any, positional: int = 1) ->
 class _Kept:
     """The outputs that one call keeps (`_CachingTorchDispatchMode`), until the second run takes them one by one."""
 
-    def __init__(self) -> None:
+    def __init__(self, compiled: bool) -> None:
         self.outputs: list[list[Tensor]] = []
         self.products = 0
         self.again = False
+        self.compiled = compiled
 
     @property
     def next_product_is_kept(self) -> bool:
@@ -171,6 +179,12 @@ class _Kept:
     def keep(self, outputs: list[Tensor]) -> None:
         """Detached, as upstream keeps them."""
         self.outputs.append([t.alias() for t in outputs])
+
+    def finish(self) -> None:
+        """The first run has ended; where it ended in a product that is kept, compiled code would not keep that."""
+        if self.compiled and not self.again and self.products % 2 == 1:
+            self.outputs.pop()
+        self.again = True
 
     def take(self) -> list[Tensor]:
         """What the first run kept here."""
@@ -217,9 +231,9 @@ class KeptFlashAttention(FlashAttention):
 _KEPT_ROWS: dict[str, Any] = {Mm.name: KeptMm, FlashAttention.name: KeptFlashAttention}
 
 
-def selective_checkpoint(function: Callable[..., Any], *args: Any, positional: int = 1) -> Any:
+def selective_checkpoint(function: Callable[..., Any], *args: Any, positional: int = 1, compiled: bool = False) -> Any:
     """`checkpoint` with `create_selective_checkpoint_contexts` and torchtitan's policy (`parallelize_llama.py`)."""
-    kept = _Kept()
+    kept = _Kept(compiled)
     running = partial(_keeping, function, kept)
     return checkpoint(running, *args, positional=positional)
 
@@ -232,7 +246,7 @@ def _keeping(function: Callable[..., Any], kept: _Kept, *args: Any) -> Any:
     try:
         return function(*args)
     finally:
-        kept.again = True
+        kept.finish()
         _keepers.pop()
         state.overrides = before
 

@@ -23,7 +23,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from weigh.errors import InputError, UsageError
+from weigh.errors import InputError, UsageError, reason
 from weigh.trace.events import Allocation, Call, Mark, Repeat, Span, Trace
 
 FORMAT = "weigh trace"
@@ -57,7 +57,9 @@ def save(trace: Trace, path: str, metadata: Mapping[str, Any] | None = None) -> 
             for line in (header, *(["s", text] for text in strings), *records):
                 file.write(json.dumps(line, separators=(",", ":")) + "\n")
     except OSError as error:
-        raise UsageError(f"cannot be written ({error})", where=path, hint="Name a file in a folder of yours.") from None
+        raise UsageError(
+            f"cannot be written: {reason(error)}", where=path, hint="Name a file in a folder of yours."
+        ) from None
     except TypeError:
         raise UsageError("a sweep's trace cannot be saved", where=path, hint="Run a single setting.") from None
 
@@ -108,7 +110,7 @@ def load(path: str) -> tuple[Trace, dict[str, Any]]:
         with _open(path, "rt") as file:
             return reader.read(file)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read ({error})", where=path, hint=_HINT) from None
+        raise InputError(f"cannot be read: {reason(error)}", where=path, hint=_HINT) from None
     except (ValueError, TypeError, IndexError, KeyError, AssertionError, RecursionError) as error:
         problem = f"is damaged ({type(error).__name__}: {error})"
         raise InputError(problem, where=f"{path}:{reader.number}", hint=_HINT) from None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from weigh.dtypes import get
-from weigh.errors import InputError
+from weigh.errors import InputError, reason
 from weigh.trace.events import (
     ACTIVATION,
     BACKWARD,
@@ -72,7 +72,7 @@ def read_witness(path: str) -> Trace:
     try:
         document = json.loads(gzip.decompress(Path(path).read_bytes()))
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise InputError(f"cannot be read ({error})", where=path, hint="Give a recorded .json.gz.") from None
+        raise InputError(f"cannot be read: {reason(error)}", where=path, hint="Give a recorded .json.gz.") from None
     try:
         return _trace(document)
     except (KeyError, IndexError, TypeError, ValueError) as error:

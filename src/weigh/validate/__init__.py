@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from weigh.errors import InputError, WeighError
+from weigh.errors import InputError, WeighError, reason
 from weigh.validate.cases import predict_case
 from weigh.validate.lines import Line, Validation
 from weigh.validate.rounding import rounding
@@ -50,7 +50,7 @@ def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
                     raise InputError("is no row", where=f"{path}:{number}", hint='A row is an object with an "id".')
                 yield number, row
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read ({error})", where=path, hint="Give a file of JSON lines.") from None
+        raise InputError(f"cannot be read: {reason(error)}", where=path, hint="Give a file of JSON lines.") from None
 
 
 def _validate_row(row: Mapping[str, Any], where: str) -> list[Line]:

@@ -103,11 +103,23 @@ def _of_litgpt(row: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Mappi
     return {**row, "adapter": adapter, "loss": None}, {**config, **found}
 
 
+LOSS_COMPILED = (2025, 3)
+"""Year and month since which torchtitan compiles its loss beside its blocks (`components/loss.py`)."""
+
+
 def _of_torchtitan(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Its only loss; what is not modelled is said by name."""
-    if (row.get("precision") or {}).get("compute") == "fp8":
-        raise NotModelledError("float8 linear layers", where="precision.compute")
-    return {**row, "loss": None, "precision": {}}
+    """Its only loss; what is not modelled is said by name.
+
+    Compiled, a float8 linear layer saves what another one does: casts are made again, or fused into what is before.
+    """
+    compute = (row.get("precision") or {}).get("compute")
+    if compute not in (None, "bf16") and not (compute == "fp8" and row.get("compile")):
+        raise NotModelledError(f"{compute} linear layers", where="precision.compute")
+    if row.get("loss") not in (None, "eager"):
+        raise NotModelledError(f"the loss {row['loss']!r}", where="loss")
+    dated = re.search(r"\((20\d\d)/(\d\d)/", str(row.get("runtime_version")))
+    compiled = row.get("compile") and dated and (int(dated[1]), int(dated[2])) >= LOSS_COMPILED
+    return {**row, "loss": "compiled" if compiled else None, "precision": {}}
 
 
 def _version(row: Mapping[str, Any]) -> tuple[int, ...] | None:
@@ -182,9 +194,10 @@ def training_words(case: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _switches(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    compiles = case.get("runtime") in ("torchtune", "torchtitan")
     torchtune, offload = case.get("runtime") == "torchtune", case.get("offload")
     if case.get("compile"):
-        if not torchtune:
+        if not compiles:
             raise NotModelledError("compiled code", where="compile")
         yield "compile", True
     if offload == "activations" and torchtune:
@@ -216,7 +229,7 @@ def _fused(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     if case.get("runtime") == "torchtune" and loss in ("chunked", "eager"):
         yield "loss", "chunked" if loss == "chunked" else "upcast"
         return
-    if loss == "liger_fused_linear":
+    if loss == "liger_fused_linear" or (case.get("runtime") == "torchtitan" and loss == "compiled"):
         yield "loss", loss
     elif loss not in (None, "eager", "fused" if FMS_KERNELS in configuration else None):
         raise NotModelledError(f"the loss {loss!r}", where="loss")
