@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import transformers
 from torch import Tensor, nn
 
 from weigh import api
+from weigh.lab.text import read
 from weigh.quant.optimizers import AdamW8bit, embeddings
 from weigh.report.svg import style_sheet
 
@@ -49,10 +49,9 @@ SMOOTHED = 20
 
 
 def text() -> tuple[Tensor, Tensor]:
-    """The standard library's modules; every tenth is held out."""
-    modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
-    parts = [b"".join(m.read_bytes() for i, m in enumerate(modules) if (i % 10 == 9) == held) for held in (False, True)]
-    train, held_out = (torch.frombuffer(bytearray(part), dtype=torch.uint8) for part in parts)
+    """To train on, and held out."""
+    found = read(None, SEQUENCE)
+    train, held_out = (torch.frombuffer(bytearray(x), dtype=torch.uint8) for x in (found.training, found.held_out))
     return train, held_out
 
 

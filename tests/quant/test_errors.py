@@ -189,6 +189,8 @@ def test_outlier_demonstration(capsys, tmp_path):
     assert shown.back[1][0] == pytest.approx(1.287402, abs=1e-6)
     whole, blocks = shown.by_block
     assert all(a > 15 * b for i, (a, b) in enumerate(zip(whole, blocks, strict=True)) if i != shown.hit)
+    assert sorted(shown.products.values(), reverse=True) == list(shown.products.values())
+    assert shown.products["llm_int8"] == pytest.approx(shown.alone, rel=1e-3)
     code, text, _ = run(capsys, "outliers", "--svg", tmp_path / "o.svg")
     assert code == 0
     assert "1.2874" in text

@@ -47,24 +47,26 @@ def test_each_method_errs_less_than_the_one_before(columns):
     hidden, weight, _ = hidden_states(columns)
     true = hidden.astype(np.float64) @ weight.T.astype(np.float64)
     absmax, row, vector, decomposed = (error(product(hidden, weight, m), true) for m in METHODS)
-    assert absmax > row > decomposed * 2
-    assert absmax > vector > decomposed * 2
+    assert absmax > row > decomposed * 5
+    assert absmax > vector > decomposed * 5
 
 
 @pytest.mark.parametrize("columns", [1, 4, 12])
 def test_the_decomposition_errs_as_if_there_were_no_outliers(columns):
     hidden, weight, at = hidden_states(columns)
-    hidden = hidden.astype(np.float16).astype(np.float32)
+    hidden, weight = (x.astype(np.float16).astype(np.float32) for x in (hidden, weight))
     without = hidden.copy()
     without[:, at] = 0
+    wide, narrow = (product(x, weight, "llm_int8") for x in (hidden, without))
+    errors = [f - x.astype(np.float64) @ weight.T.astype(np.float64) for f, x in ((wide, hidden), (narrow, without))]
+    added = hidden[:, at].astype(np.float64) @ weight[:, at].T.astype(np.float64)
+    assert np.abs(errors[0] - errors[1]).max() < 2**-20 * np.abs(added).max()  # the sum in fp32, rounded
+    halves = product(hidden.astype(np.float16), weight, "llm_int8").astype(np.float64)
+    assert np.abs(halves - wide).max() < 2**-9 * np.abs(wide).max()  # in fp16: the sum is rounded twice
+    # Where only codes were kept, the outlier columns meet a quantized weight, and add what that errs.
     packed = WEIGHT.quantize(weight)
-    stored = WEIGHT.dequantize(packed)
-    full, rest = linear(hidden, packed), linear(without, packed)
-    # What is left is the product of the outlier columns with the dequantized weight, rounded as fp32 products are.
-    added = hidden[:, at].astype(np.float64) @ stored[:, at].T.astype(np.float64)
-    assert np.abs(full - rest - added).max() < 2**-20 * np.abs(added).max()
-    halves = linear(hidden.astype(np.float16), packed).astype(np.float64)
-    assert np.abs(halves - full).max() < 2**-9 * np.abs(full).max()  # fp16: two roundings of the sum
+    added = hidden[:, at].astype(np.float64) @ WEIGHT.dequantize(packed)[:, at].T.astype(np.float64)
+    assert np.abs(linear(hidden, packed) - narrow - added).max() < 2**-20 * np.abs(added).max()
 
 
 def test_products_of_codes_are_exact():

@@ -17,12 +17,15 @@ from weigh.errors import UsageError
 from weigh.quant.absmax import Absmax
 from weigh.quant.blockwise import BlockAbsmax
 from weigh.quant.errors import compare
+from weigh.quant.llm_int8 import METHODS, product
 from weigh.report.header import header
 from weigh.report.svg import style_sheet
 from weigh.report.text import PLAIN, Style, table
 
 VECTOR = (1.2, -0.5, -4.3, 1.2, -3.1, 0.8, 2.4, 5.4)
 LENGTH, BLOCK = 512, 64
+ROWS, WIDTH, OUTPUTS, COLUMNS = 64, 768, 128, 6
+"""Of the layer: six outlier columns are what the paper finds at 6.7B parameters."""
 SEED = 20
 
 
@@ -41,6 +44,10 @@ class Demonstration:
     """Of values."""
     hit: int
     """The block that has the outlier."""
+    products: dict[str, float]
+    """Root mean square error of a product in int8 by each method of `weigh.quant.llm_int8`."""
+    alone: float
+    """That of LLM.int8() where the outlier columns are zeros."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -53,6 +60,8 @@ class Demonstration:
             "rmse_by_block": {"one_scale": list(self.by_block[0]), "a_scale_each": list(self.by_block[1])},
             "block": self.block,
             "block_with_outlier": self.hit,
+            "rmse_of_products": self.products,
+            "rmse_of_product_without_outliers": self.alone,
         }
 
     def text(self, style: Style = PLAIN) -> str:
@@ -74,6 +83,9 @@ class Demonstration:
             (f"{i}{' *' if i == self.hit else ''}", f"{a:.5f}", f"{b:.5f}")
             for i, (a, b) in enumerate(zip(whole, blocks, strict=True))
         ]
+        products = [("scales", "RMS error")]
+        products += [(says, f"{self.products[name]:.5f}") for name, says in _METHODS.items()]
+        products.append(("LLM.int8(), the outlier columns being zeros", f"{self.alone:.5f}"))
         return "\n".join(
             [
                 style.bold("int8 by the largest magnitude, without and with one outlier"),
@@ -85,6 +97,10 @@ class Demonstration:
                 *table(long, "<>>"),
                 "",
                 f"  One scale errs {ratio:.1f} times as much over all, {apart:.1f} times apart from block (*).",
+                "",
+                style.bold(f"A layer in int8 whose inputs have {COLUMNS} outlier columns of {WIDTH}"),
+                "",
+                *table(products, "<>"),
             ]
         )
 
@@ -124,6 +140,12 @@ class Demonstration:
         )
 
 
+_METHODS = {
+    "absmax": "one for the inputs, one for the weight",
+    "row": "one for each row of the inputs, one for the weight",
+    "vector": "one for each row of both",
+    "llm_int8": "LLM.int8(): the same, outlier columns apart in fp16",
+}
 _NAMES = ("one scale for all", "one scale for each block")
 
 
@@ -150,6 +172,32 @@ def demonstrate(outlier: float = 54.5, vector: tuple[float, ...] = VECTOR, block
     for found in (quantizer.round_trip(long), BlockAbsmax(block).round_trip(long)):
         pairs = zip(long.reshape(-1, block), found.reshape(-1, block), strict=True)
         by_block.append(tuple(sqrt(compare(a, b).squared_error / block) for a, b in pairs))
+    products, alone = _products()
     return Demonstration(
-        vector, outlier, (codes[0], codes[1]), (back[0], back[1]), (by_block[0], by_block[1]), block, at // block
+        vector=vector,
+        outlier=outlier,
+        codes=(codes[0], codes[1]),
+        back=(back[0], back[1]),
+        by_block=(by_block[0], by_block[1]),
+        block=block,
+        hit=at // block,
+        products=products,
+        alone=alone,
     )
+
+
+def _products() -> tuple[dict[str, float], float]:
+    """Errors by method, and without the outlier columns."""
+    rng = np.random.default_rng(SEED)
+    hidden, weight = rng.standard_normal((ROWS, WIDTH)), rng.standard_normal((OUTPUTS, WIDTH)) * 0.02
+    columns = rng.choice(WIDTH, COLUMNS, replace=False)
+    hidden[:, columns] = rng.choice((-1, 1), COLUMNS) * rng.uniform(20, 60, (ROWS, COLUMNS))
+    without = hidden.copy()
+    without[:, columns] = 0
+
+    def off(inputs: Any, method: str) -> float:
+        inputs, matrix = (x.astype(np.float16).astype(np.float32) for x in (inputs, weight))
+        error = product(inputs, matrix, method) - inputs.astype(np.float64) @ matrix.T.astype(np.float64)
+        return float(np.sqrt((error**2).mean()))
+
+    return {method: off(hidden, method) for method in METHODS}, off(without, "llm_int8")

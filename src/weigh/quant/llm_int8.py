@@ -6,7 +6,8 @@ Dettmers et al. 2022, arXiv:2208.07339, in five steps:
 2. The other columns are quantized row by row, the weight was so before: a vector of each factor, a scale.
 3. The codes are multiplied in int8 and added up in int32.
 4. The sums are scaled by both vectors' absmax / 127.
-5. The outlier columns are multiplied in fp16 (the hidden states' own format) by the dequantized weight, and added.
+5. The outlier columns are multiplied in fp16 (the hidden states' own format) by the weight in fp16, and added; where
+   only its codes were kept, as in bitsandbytes, by what those stand for.
 
 As in bitsandbytes a row's absmax is over all its values but the outliers themselves: those that are small in an
 outlier column count, though their codes are 0. Its CPU back end multiplies by 6.200124e-05 in step 4, 1.8e-5 more
@@ -84,10 +85,11 @@ def multiply(a: Any, b: Any) -> Any:
     return total
 
 
-def linear(hidden: Any, weight: Packed, bias: Any = None, threshold: float = THRESHOLD) -> Any:
+def linear(hidden: Any, weight: Packed, bias: Any = None, threshold: float = THRESHOLD, kept: Any = None) -> Any:
     """`hidden @ weight.T + bias` by LLM.int8(), in the format of `hidden`.
 
-    `hidden` is [..., features], `weight` what `WEIGHT` quantized from [outputs, features].
+    `hidden` is [..., features], `weight` what `WEIGHT` quantized from [outputs, features]. `kept` is that weight
+    itself: given, outlier columns are multiplied by it in fp16, as in the paper; without, by what the codes stand for.
 
     Raises:
         InputError: the shapes do not fit, the weight is quantized otherwise, or a value is not finite.
@@ -105,12 +107,17 @@ def linear(hidden: Any, weight: Packed, bias: Any = None, threshold: float = THR
         out += bias.astype(np.float32)
     out = out.astype(hidden.dtype)
     if found.outliers.size:
-        kept = codes[:, found.outliers]
-        columns = WEIGHT.dequantize(Packed({"codes": kept, "absmax": absmax}, kept.shape, weight.dtype))
+        columns = _columns(weight, found.outliers) if kept is None else kept[:, found.outliers].astype(np.float16)
         columns = columns.astype(hidden.dtype)
         product = rows[:, found.outliers].astype(np.float32) @ columns.astype(np.float32).T
         out = (out.astype(np.float32) + product).astype(hidden.dtype)
     return out.reshape(*hidden.shape[:-1], len(codes))
+
+
+def _columns(weight: Packed, columns: Any) -> Any:
+    """Some columns of a quantized weight, in fp32."""
+    codes = weight.parts["codes"][:, columns]
+    return WEIGHT.dequantize(Packed({"codes": codes, "absmax": weight.parts["absmax"]}, codes.shape, weight.dtype))
 
 
 METHODS = ("absmax", "row", "vector", "llm_int8")
@@ -126,7 +133,7 @@ def product(hidden: Any, weight: Any, method: str, threshold: float = THRESHOLD)
     if method not in METHODS:
         raise UsageError(f"is {method!r}", where="method", hint=f"Give one of {', '.join(METHODS)}.")
     if method == "llm_int8":
-        return linear(hidden, WEIGHT.quantize(weight), threshold=threshold)
+        return linear(hidden, WEIGHT.quantize(weight), threshold=threshold, kept=weight)
     scopes = {"absmax": ("tensor", "tensor"), "row": ("row", "tensor"), "vector": ("row", "row")}[method]
     a, b = (Absmax(scope).quantize(x) for scope, x in zip(scopes, (hidden, weight), strict=True))
     total = multiply(a.parts["codes"], b.parts["codes"]).astype(np.float32)
