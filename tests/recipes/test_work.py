@@ -10,7 +10,7 @@ from weigh.hardware.roofline import Efficiency
 from weigh.recipes import generation
 from weigh.recipes.generation import Generation
 from weigh.recipes.pace import Machine
-from weigh.recipes.work import EAGER, of_run, passes, reached
+from weigh.recipes.work import EAGER, Weights, of_run, passes, reached
 
 MODELS = (
     "llama-3-8b",
@@ -100,9 +100,9 @@ def test_a_batch_decodes_more_for_the_same_weights(machine: Machine) -> None:
 
 def test_quantized_weights_are_read_faster_and_multiplied_alike(machine: Machine) -> None:
     first, step = passes(api.model("llama-3-8b").config, dtypes.BFLOAT16, 1, 2048)
-    quarter = machine.pace(step, weights_bytes=step.weights / 4).weights
+    quarter = machine.pace(step, stored=Weights(0.25, 0.25)).weights
     assert quarter == pytest.approx(machine.pace(step).weights / 4, rel=0.02)
-    assert machine.pace(first, weights_bytes=first.weights / 4).arithmetic >= machine.pace(first).arithmetic
+    assert machine.pace(first, stored=Weights(0.25, 0.25)).arithmetic >= machine.pace(first).arithmetic
 
 
 def test_ranks_share_the_work_and_send_each_other_sums() -> None:

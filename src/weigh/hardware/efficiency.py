@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from weigh.hardware.devices import Device
 
 
+EXPERTS, USERS = "experts", "users"
+"""Of models of experts; of several users' (or tokens') steps of the others."""
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """What one program reaches."""
@@ -34,6 +38,8 @@ class Measured:
     """Generations whose share of the bandwidth was measured; the others have the usual one."""
     prefill: frozenset[str]
     """Generations whose share of the arithmetic was measured; the others have the usual one."""
+    ranges: dict[str, tuple[float, float]]
+    """Measured speed over predicted, of one case in ten at either end, where nothing was fitted: `EXPERTS`, `USERS`."""
 
     def on(self, device: Device) -> Efficiency:
         """What it reaches on a device."""
@@ -44,6 +50,7 @@ class Measured:
         return {
             "decode": sorted(self.decode),
             "prefill": sorted(self.prefill),
+            "ranges": {kind: [float(f"{end:.4g}") for end in ends] for kind, ends in self.ranges.items()},
             "usual": _rounded(self.usual),
             "generations": {name: _rounded(reached) for name, reached in self.generations.items()},
         }
@@ -63,6 +70,6 @@ def measured() -> dict[str, Measured]:
 
 def _read(program: str, row: dict[str, Any]) -> Measured:
     generations = {name: Efficiency(**figures) for name, figures in row["generations"].items()}
-    return Measured(
-        program, generations, Efficiency(**row["usual"]), frozenset(row["decode"]), frozenset(row["prefill"])
-    )
+    ranges = {kind: (low, high) for kind, (low, high) in row["ranges"].items()}
+    usual, decode, prefill = Efficiency(**row["usual"]), frozenset(row["decode"]), frozenset(row["prefill"])
+    return Measured(program, generations, usual, decode, prefill, ranges)

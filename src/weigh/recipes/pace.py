@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from weigh.hardware.roofline import PEAK, Efficiency, all_reduce_seconds, bandwidth, rate
+from weigh.recipes.work import AS_RUN
 
 if TYPE_CHECKING:
     from weigh.dtypes import DType
     from weigh.hardware import Device
-    from weigh.recipes.work import Pass
+    from weigh.recipes.work import Pass, Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +54,21 @@ class Machine:
     tensor: int = 1
     """Ranks that share every layer."""
 
-    def pace(self, work: Pass, cache_bytes: float = 0.0, weights_bytes: float | None = None) -> Pace:
+    def pace(self, work: Pass, cache_bytes: float = 0.0, stored: Weights = AS_RUN) -> Pace:
         """How long a pass takes.
 
-        `cache_bytes` are the keys, values and states that one rank reads. `weights_bytes` are the bytes that all the
-        weights of the pass have as they are stored, where that is not the format of the run.
+        `cache_bytes` are the keys, values and states that one rank reads. `stored` says how many times the bytes of
+        the run's format the weights are, where they are stored in another.
 
         Raises:
             NotModelledError: a figure of the device that it needs has no source.
         """
         flops_per_second = rate(self.device, self.dtype)[0] * self.reached.compute * self.tensor
         bytes_per_second = bandwidth(self.device) * self.reached.bandwidth * self.tensor
-        stored = 1.0 if weights_bytes is None or not work.weights else weights_bytes / work.weights
         arithmetic = weights = 0.0
         for op in work.ops:
             computed = op.flops / flops_per_second
-            moved = (op.weights * stored + op.other) / bytes_per_second
+            moved = (op.weights * (stored.routed if op.routed else stored.shared) + op.other) / bytes_per_second
             if computed > moved:
                 arithmetic += computed * op.count
             else:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from weigh.dims import Size
     from weigh.dtypes import DType
+    from weigh.ghost.nn import Parameter
     from weigh.trace.events import Call, Trace
 
 EAGER, FUSED = "eager", "fused"
@@ -49,6 +50,29 @@ class Op:
     """Bytes of all else that it reads and writes; of keys and values only where ops run by themselves."""
     count: int
     """Times that it runs in the pass."""
+    routed: bool = False
+    """Its weights are of experts, of which a token goes through some."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Bytes of a model's parameters."""
+
+    shared: float
+    """That every token goes through."""
+    routed: float
+    """Of experts, of which a token goes through some."""
+    looked_up: float = 0.0
+    """Of an embedding, unless the head is tied to it: of that a token reads a row."""
+
+    def over(self, other: Weights) -> Weights:
+        """How many times the other's bytes these are, part by part."""
+        pairs = ((self.shared, other.shared), (self.routed, other.routed), (self.looked_up, other.looked_up))
+        return Weights(*(mine / theirs if theirs else 1.0 for mine, theirs in pairs))
+
+
+AS_RUN = Weights(1.0, 1.0)
+"""Weights that are stored in the format of the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +149,14 @@ def _calls(trace: Trace, phase: str, round: int) -> Iterable[tuple[Call, int]]:
             yield call, 1 if call.unit is None else times.get(call.unit, 1)
 
 
+def weights_of(parameters: Iterable[Parameter]) -> Weights:
+    """Those of a model, in the format that it is built in."""
+    rows = [(p.names[0], p.count * _whole(p.tensor.num_bytes), p.active_share < 1) for p in parameters]
+    routed = sum(size for _, size, some in rows if some)
+    table = rows[0][1] if any("head" in name.split(".")[0] for name, _, _ in rows) else 0
+    return Weights(sum(size for _, size, _ in rows) - routed - table, routed, table)
+
+
 def _held(run: generation.GenerationRun) -> dict[str, tuple[int, float]]:
     """Bytes of matrices by module, and the share of them that one token is computed with."""
     held: dict[str, tuple[int, float]] = {TIED: (_whole(run.parameters[0].tensor.num_bytes), 1.0)}
@@ -159,7 +191,7 @@ def _ops(
     gathered: set[tuple[str, int | None]] = set()
     for call, count in calls:
         flops, read, written = map(_whole, (call.flops, call.bytes_read, call.bytes_written))
-        weights, other = 0, read + written
+        weights, other, routed = 0, read + written, False
         if "embedding" in call.op:
             other = 2 * written  # the rows that are looked up, not the table
         elif any(part in call.op for part in _PRODUCTS) and (path := _home(call, read, held)) is not None:
@@ -170,7 +202,7 @@ def _ops(
                 if way == FUSED and flops > most:  # latent attention: the new tokens alone, not all that it has kept
                     flops, other = most, other * most // flops
             elif way == FUSED:  # the products of a layer together read every expert that a token was sent to
-                once = (call.path, call.unit)
+                once, routed = (call.path, call.unit), True
                 weights = 0 if once in gathered else round(size * reached(share, tokens))
                 other = 2 * written
                 gathered.add(once)
@@ -179,7 +211,7 @@ def _ops(
                 continue
             if any(part in call.op for part in (*_ATTENTION, *_PRODUCTS)):
                 other = 0  # keys and values, which the engine keeps in its own way
-        yield Op(call.op, call.path, flops, weights, other, count)
+        yield Op(call.op, call.path, flops, weights, other, count, routed)
 
 
 def _home(call: Call, read: int, held: dict[str, tuple[int, float]]) -> str | None:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from weigh import dtypes
 from weigh.errors import NotModelledError, WeighError
-from weigh.hardware.efficiency import Measured, measured
+from weigh.hardware.efficiency import EXPERTS, USERS, Measured, measured
 from weigh.hardware.roofline import balance, rate
 from weigh.recipes.keeping import Keeping, keep
 from weigh.recipes.pace import Machine, Pace
-from weigh.recipes.work import Pass, passes
+from weigh.recipes.work import Pass, Weights, passes, weights_of
 from weigh.report.assumption import MODELLED, Assumption
 from weigh.report.text import Style, table, wrap
 from weigh.runtimes.engine import WEIGHTS
@@ -147,12 +147,12 @@ class Speed:
 
     def _prefill(self, prompt: int) -> Prefill:
         first, _ = self._passes(1, prompt)
-        return Prefill(prompt, self.machine.pace(first, self._kept(prompt), self._stored(first)))
+        return Prefill(prompt, self.machine.pace(first, self._kept(prompt), self._stored))
 
     def _decode(self, users: int) -> Decode:
         context = self._report.context
         _, step = self._passes(users, max(1, context - 1))
-        pace = self.machine.pace(step, users * self._kept(context), self._stored(step))
+        pace = self.machine.pace(step, users * self._kept(context), self._stored)
         return Decode(users, context, pace, step.flops)
 
     def _passes(self, batch: int, prompt: int) -> tuple[Pass, Pass]:
@@ -167,29 +167,21 @@ class Speed:
         held = keep(served.layers, Keeping(tokens, kv_dtype=job.kv_dtype, tensor=job.tensor), served.dtype)
         return sum(layer.num_bytes for layer in held)
 
-    def _stored(self, work: Pass) -> float:
-        """Bytes that the weights of a pass have as the engine stores them."""
-        whole, table = self._whole
-        shares = [share for share in self._report.launch.shares if share.device != "host"]
-        held = sum(
-            part.num_bytes
-            for share in shares
-            for part in share.parts
-            if part.of == WEIGHTS and not any(word in part.what for word in APART)
-        )
-        apart = 0 if self.program == "llama.cpp" else table  # llama.cpp leaves what is looked up in host memory
-        return work.weights * (held * self._report.job.tensor - apart) / (whole - table)
-
     @cached_property
-    def _whole(self) -> tuple[int, int]:
-        """Bytes of all parameters in the format of the run, and of a table that is only looked up."""
-        sizes = []
-        head = False
-        for parameter in self._report.served.model.parameters():
-            assert isinstance(parameter.tensor.num_bytes, int)
-            sizes.append(parameter.count * parameter.tensor.num_bytes)
-            head = head or "head" in parameter.names[0].split(".")[0]
-        return sum(sizes), sizes[0] if head else 0
+    def _stored(self) -> Weights:
+        """How many times the bytes of the run's format the engine's weights are."""
+        whole, launch, tensor = (
+            weights_of(self._report.served.model.parameters()),
+            self._report.launch,
+            self._report.job.tensor,
+        )
+        parts = [part for share in launch.shares if share.device != "host" for part in share.parts]
+        weights = (part for part in parts if part.of == WEIGHTS and not any(word in part.what for word in APART))
+        held: float = sum(part.num_bytes for part in weights) * tensor
+        if self.program != "llama.cpp":  # which leaves in host memory what is only looked up
+            held -= whole.looked_up
+        routed = launch.routed * tensor
+        return Weights(held - routed, routed).over(whole)
 
     # -- words
     def assumptions(self) -> tuple[Assumption, ...]:
@@ -214,12 +206,14 @@ class Speed:
                 "prompts are read faster or slower in proportion",
             ),
         ]
-        if any(row.active_share < 1 for row in self._report.served.model.parameters()):
+        if self._has_experts:
+            low, high = self._ends(1)
             said.append(
                 Assumption(
                     "every expert equally likely for every token",
                     "how a router spreads tokens depends on the text",
-                    "fewer experts are read for a batch where it does not spread them: steps are faster",
+                    "fewer are read where it does not spread them; routing itself takes time that is not counted: "
+                    f"published measurements of such models are {low:.2f} to {high:.2f} of what it predicts",
                 )
             )
         return tuple(said)
@@ -233,14 +227,14 @@ class Speed:
             "basis": MODELLED,
             "program": self.measured.program,
             "prefill": [
-                {"prompt": p.prompt, **self._times(p.pace.seconds), "waits_for": p.pace.waits_for}
+                {"prompt": p.prompt, **self._times(p.pace.seconds, 1), "waits_for": p.pace.waits_for}
                 for p in self.prefills
             ],
             "decode": [
                 {
                     "users": d.users,
                     "context": d.context,
-                    **self._times(d.pace.seconds),
+                    **self._times(d.pace.seconds, d.users),
                     "tokens_per_second": {"each": d.each, "together": d.together},
                     "waits_for": d.pace.waits_for,
                     "flops": d.flops,
@@ -249,9 +243,20 @@ class Speed:
             ],
         }
 
-    def _times(self, seconds: float) -> dict[str, float]:
-        reached = self.machine.reached
-        return {"seconds": seconds, "least_seconds": seconds / reached.high, "most_seconds": seconds / reached.low}
+    def _ends(self, users: int) -> tuple[float, float]:
+        """Measured speed over predicted, at the slow end and at the fast one."""
+        kind = EXPERTS if self._has_experts else USERS
+        if (users > 1 or self._has_experts) and kind in self.measured.ranges:
+            return self.measured.ranges[kind]
+        return self.machine.reached.low, self.machine.reached.high
+
+    @cached_property
+    def _has_experts(self) -> bool:
+        return any(row.active_share < 1 for row in self._report.served.model.parameters())
+
+    def _times(self, seconds: float, users: int) -> dict[str, float]:
+        low, high = self._ends(users)
+        return {"seconds": seconds, "least_seconds": seconds / high, "most_seconds": seconds / low}
 
     def lines(self, style: Style) -> list[str]:
         """For a terminal."""
@@ -259,16 +264,17 @@ class Speed:
             return []
         if self.unsaid is not None:
             return [*wrap(f"How fast is not said: {self.unsaid}", style.width, "  "), ""]
-        reached = self.machine.reached
+        low, high = self._ends(1)
         rows = [("first token", "", "", "", "waits for")]
         for p in self.prefills:
-            least, most = p.pace.seconds / reached.high, p.pace.seconds / reached.low
+            least, most = p.pace.seconds / high, p.pace.seconds / low
             took = f"{format_seconds(p.pace.seconds)}"
             between = f"{format_seconds(least)} to {format_seconds(most)}"
             rows.append((f"  after {p.prompt:,} tokens", took, between, "", p.pace.waits_for))
         rows.append(("tokens/s", "each", "", "in all", ""))
         for d in self.decodes:
-            between = f"{_few(d.each * reached.low)} to {_few(d.each * reached.high)}"
+            low, high = self._ends(d.users)
+            between = f"{_few(d.each * low)} to {_few(d.each * high)}"
             users = "1 user" if d.users == 1 else f"{d.users:,} users"
             rows.append((f"  {users}, {d.context:,} tokens", _few(d.each), between, _few(d.together), d.pace.waits_for))
         per = " (each of the replicas)" if self._report.job.data > 1 else ""

@@ -225,6 +225,8 @@ class Launch:
     """What the weights are stored in, where that is not the model's dtype: "Q4_K_M"."""
     most_sequences: int | None = None
     """Requests at once beyond which others wait (`--max-num-seqs`, `--parallel`)."""
+    routed: int = 0
+    """Bytes of the shares' weights that are of experts, of which a token goes through some."""
 
     def fits(self, context: int, concurrency: int) -> bool | None:
         """Whether there is room for so many requests of so many tokens; None where no device is named."""

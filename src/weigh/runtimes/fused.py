@@ -79,6 +79,8 @@ class Held(NamedTuple):
     """Temporaries that were made for it, and are gone when it is."""
     beside: int = 0
     """One that goes when it is there."""
+    routed: bool = False
+    """Of experts, of which a token goes through some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,11 @@ def held(
         UsageError: they cannot share it.
     """
     yield from _loading(served, rank, wanted, capability, is_pooling).tensors()
+
+
+def routed(tensors: Iterable[Held]) -> int:
+    """Bytes of experts' matrices, of which a token goes through some."""
+    return sum(one.num_bytes for one in tensors if one.routed)
 
 
 def allocated(tensors: Iterable[Held]) -> int:
@@ -258,7 +265,8 @@ class _Loading:
         elif self.form is not None and self._is_quantized(one, weight, self.form):
             yield from self._quantized(weight, self.form)
         else:
-            yield Held(weight.name, self.dtype.num_bytes(weight.elements * weight.experts), "weights")
+            size = self.dtype.num_bytes(weight.elements * weight.experts)
+            yield Held(weight.name, size, "weights", routed=weight.kind == EXPERTS)
 
     def _is_quantized(self, one: _Parameter, weight: Weight, form: Format) -> bool:
         """Checkpoints of methods that are only named leave what sees and hears as it is."""
@@ -272,7 +280,7 @@ class _Loading:
             size = stored.num_bytes
             if form.method == "compressed-tensors" and stored.name.endswith("weight_scale") and self._is_float(form):
                 size = FLOAT32.num_bytes(stored.elements)  # `ChannelQuantScaleParameter` and its like
-            yield Held(stored.name, size * experts, "weights")
+            yield Held(stored.name, size * experts, "weights", routed=weight.kind == EXPERTS)
 
     @staticmethod
     def _is_float(form: Format) -> bool:

@@ -167,6 +167,7 @@ class _Start:
             printed={"weights": weights} | ({} if tokens is None else {"kv_cache_tokens": tokens}),
             assumptions=tuple(self.taken),
             most_sequences=self.options.max_running_requests,
+            routed=fused.routed(held),
         )
 
     def _draft(self) -> int:

@@ -114,6 +114,7 @@ class TensorrtLlm(Engine):
             block_size=size,
             assumptions=tuple(self.unread(version)),
             most_sequences=options.max_batch_size,
+            routed=fused.routed(held),
         )
 
 

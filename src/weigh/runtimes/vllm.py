@@ -123,6 +123,7 @@ class _Start:
                 f"is {self.utilization}", where="gpu_memory_utilization", hint="It must be above 0 and at most 1."
             )
         self.step_tokens, self.requests = self._step()
+        self.routed = 0
 
     def launch(self) -> Launch:
         stages = [self._stage(stage) for stage in range(self.job.pipeline)]
@@ -149,6 +150,7 @@ class _Start:
             printed=self._printed(stages[tightest], budgets[tightest], held, blocks),
             assumptions=tuple(self.taken),
             most_sequences=self.requests * self.job.data,
+            routed=self.routed,
         )
 
     # -- what is taken before the cache
@@ -157,6 +159,7 @@ class _Start:
         rank = fused.rank_of(self.job, stage)
         held = list(self._held(rank))
         total = fused.allocated(held)
+        self.routed += fused.routed(held)
         loaded = sum(one.num_bytes for one in held if one.of == "weights")
         buffers = sum(one.num_bytes for one in held) - loaded
         offloaded = min(loaded, int(self.options.cpu_offload_gb * 2**30))

@@ -14,16 +14,17 @@ import statistics
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from weigh import dtypes, models
+from weigh.formats import gguf
 from weigh.ghost.state import recording
 from weigh.hardware import get_device
-from weigh.hardware.efficiency import Measured
+from weigh.hardware.efficiency import EXPERTS, USERS, Measured
 from weigh.hardware.roofline import PEAK, Efficiency
 from weigh.recipes.keeping import Keeping, keep
 from weigh.recipes.pace import Machine
-from weigh.recipes.work import Pass, passes
+from weigh.recipes.work import AS_RUN, Pass, Weights, passes, weights_of
 from weigh.sources.catalogue import find
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from weigh.dtypes import DType
     from weigh.hardware import Device
 
-DECODE, PREFILL, BATCH = "decode", "prefill", "batch"
+DECODE, PREFILL, BATCH, STEP = "decode", "prefill", "batch", "step"
 
 LONG = 512
 """Tokens of a prompt from which on reading it waits for arithmetic: the share of that is fitted to such prompts."""
@@ -41,9 +42,15 @@ LONG = 512
 FEW = 8
 """Cases of a generation below which the range is that of all of the program's."""
 
+FEWEST = 4
+"""Cases of a program below which the range of a kind that nothing is fitted to is that of all programs."""
+
 BITS = {"F16": 16.0, "Q8_0": 8.5, "Q4_0": 4.5, "Q4_K_M": 4.5}
 """Bits of a number in the embedding of a GGUF file of that type (blocks of ggml: 34, 18 and 144 bytes for 32, 32 and
 256), which a step does not read."""
+
+HALVED = ("fp8", "int8")
+"""Formats of one byte a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +60,8 @@ class Case:
     id: str
     phase: str
     """`DECODE`: tokens a second of one user; `PREFILL`: of reading a prompt, or the time to its first token; `BATCH`:
-    new tokens a second of a batch, its prefill included."""
+    new tokens a second of a batch, its prefill included; `STEP`: of reading one prompt `batch` tokens at a time, with
+    `prompt` others before them in the middle."""
     engine: str
     device: str
     model: str
@@ -75,15 +83,28 @@ class Case:
 
     @property
     def fitted(self) -> bool:
-        """Whether the case is in the half that the efficiencies are fitted to: the parity of its name's SHA-256."""
-        return hashlib.sha256(self.id.encode()).digest()[-1] % 2 == 0
+        """Whether the case is in the half that the efficiencies are fitted to: the parity of its name's SHA-256.
+
+        Nothing is fitted to models of experts, nor to a few tokens at a time: all of those are held out.
+        """
+        return not self.apart and hashlib.sha256(self.id.encode()).digest()[-1] % 2 == 0
+
+    @property
+    def apart(self) -> bool:
+        """Whether nothing of its kind is fitted."""
+        return self.phase == STEP or self.has_experts
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether a token goes through some of the model's weights only."""
+        return _weights(self.model).routed > 0
 
     @property
     def seconds(self) -> float:
         """What was measured, as a time: of a step, of a prefill, of a batch."""
         if self.unit == "ms":
             return self.measured / 1000
-        done = {DECODE: 1, PREFILL: self.batch * self.prompt, BATCH: self.batch * self.new}
+        done = {DECODE: 1, PREFILL: self.batch * self.prompt, BATCH: self.batch * self.new, STEP: self.batch}
         return done[self.phase] / self.measured
 
     @property
@@ -104,16 +125,20 @@ def predict(case: Case, reached: Efficiency = PEAK) -> float:
         NotModelledError: a figure of the device has no source.
     """
     machine = Machine(case.on, arithmetic(case), reached, case.tensor)
+    stored = _stored(case)
     total = 0.0
+    if case.phase == STEP:
+        _, step = _passes(case.model, case.batch, case.prompt)
+        return machine.pace(step, _kept(case, case.prompt) / case.batch, stored).seconds
     if case.phase != DECODE:
         first, _ = _passes(case.model, case.batch, case.prompt)
         kept = _kept(case, case.prompt)
-        total += machine.pace(first, kept, _stored(case, first)).seconds
+        total += machine.pace(first, kept, stored).seconds
     if case.phase != PREFILL:
         context = case.prompt + case.new // 2
         _, step = _passes(case.model, case.batch, max(1, context - 1))
         steps = 1 if case.phase == DECODE else case.new
-        total += steps * machine.pace(step, _kept(case, context), _stored(case, step)).seconds
+        total += steps * machine.pace(step, _kept(case, context), stored).seconds
     return total
 
 
@@ -124,14 +149,17 @@ def arithmetic(case: Case) -> DType:
     return dtypes.get("fp16" if case.engine.startswith("llama.cpp") else "bf16")
 
 
-def _stored(case: Case, work: Pass) -> float:
-    """Bytes of the weights that the pass reads, as they are stored."""
+def _stored(case: Case) -> Weights:
+    """How many times the bytes of 16 bits the weights are, as they are stored."""
+    whole = _weights(case.model)
     if case.read_gb is not None:
-        return case.read_gb * 1e9
+        return replace(AS_RUN, shared=case.read_gb * 1e9 / whole.shared)
     if case.file_gib is not None:
-        table, tied = _embedding(case.model)
-        return case.file_gib * 2**30 - (0 if tied else table * BITS[case.format] / 8)
-    return work.weights / (2 if case.format == "fp8" else 1)
+        table = whole.looked_up / 2 * BITS[case.format] / 8
+        return Weights(case.file_gib * 2**30 - table, 0).over(whole)
+    if case.engine.startswith("llama.cpp"):
+        return _file(case.model, case.format).over(whole)
+    return Weights(0.5, 0.5) if case.format in HALVED else AS_RUN
 
 
 def _kept(case: Case, tokens: int) -> float:
@@ -148,15 +176,27 @@ def _passes(model: str, batch: int, prompt: int) -> tuple[Pass, Pass]:
 
 @cache
 def _layout(model: str) -> tuple[Any, ...]:
-    with recording():
-        return models.build(find(model).config, dtypes.FLOAT16).cache_layout()
+    return cast("tuple[Any, ...]", _built(model).cache_layout())
 
 
 @cache
-def _embedding(model: str) -> tuple[int, bool]:
-    """Numbers of the embedding, and whether the head is tied to it."""
-    config = models.language_config(find(model).config)
-    return config["vocab_size"] * config["hidden_size"], bool(config.get("tie_word_embeddings"))
+def _built(model: str) -> Any:
+    with recording():
+        return models.build(find(model).config, dtypes.FLOAT16)
+
+
+@cache
+def _weights(model: str) -> Weights:
+    return weights_of(_built(model).parameters())
+
+
+@cache
+def _file(model: str, file_type: str) -> Weights:
+    """Of the GGUF file that llama.cpp's quantizer makes."""
+    tensors = gguf.predict(find(model).config, _built(model), file_type).tensors
+    routed = sum(one.num_bytes for name, one in tensors.items() if "_exps." in name)
+    table = tensors["token_embd.weight"].num_bytes if "output.weight" in tensors else 0
+    return Weights(sum(one.num_bytes for one in tensors.values()) - routed - table, routed, table)
 
 
 # -- fitting
@@ -165,11 +205,25 @@ def fit(cases: Iterable[Case]) -> dict[str, Measured]:
     by_engine: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
         by_engine[case.engine].append(case)
-    return {engine: _fit(engine, found) for engine, found in sorted(by_engine.items())}
+    found = {engine: _fit(engine, mine) for engine, mine in sorted(by_engine.items())}
+    ratios: dict[str, dict[str, list[float]]] = {EXPERTS: defaultdict(list), USERS: defaultdict(list)}
+    for engine, mine in by_engine.items():
+        for case in mine:
+            if case.has_experts or case.phase in (BATCH, STEP):
+                ratio = predict(case, found[engine].on(case.on)) / case.seconds
+                ratios[EXPERTS if case.has_experts else USERS][engine].append(ratio)
+    for engine, one in found.items():
+        for kind, programs in ratios.items():
+            own = programs[engine]
+            known = own if len(own) >= FEWEST else [ratio for some in programs.values() for ratio in some]
+            if known:
+                one.ranges[kind] = _ends(known)
+    return found
 
 
 def _fit(engine: str, cases: Sequence[Case]) -> Measured:
-    mine = [case for case in cases if case.fitted]
+    like = [case for case in cases if not case.apart]
+    mine = [case for case in like if case.fitted]
     per_layer, bandwidths = _steps([c for c in mine if c.phase == DECODE and c.tensor == 1])
     usual = statistics.median(bandwidths.values()) if bandwidths else 1.0
     computes = {}
@@ -188,9 +242,9 @@ def _fit(engine: str, cases: Sequence[Case]) -> Measured:
             bandwidth=bandwidths.get(generation, middle.bandwidth),
             compute=computes.get(generation, middle.compute),
         )
-        own = [c for c in cases if c.on.generation == generation]
-        generations[generation] = _with_range(reached, own if len(own) >= FEW else cases)
-    return Measured(engine, generations, _with_range(middle, cases), frozenset(bandwidths), frozenset(computes))
+        own = [c for c in like if c.on.generation == generation]
+        generations[generation] = _with_range(reached, own if len(own) >= FEW else like)
+    return Measured(engine, generations, _with_range(middle, like), frozenset(bandwidths), frozenset(computes), {})
 
 
 def _steps(cases: Sequence[Case]) -> tuple[float, dict[str, float]]:
@@ -241,7 +295,12 @@ def _message(case: Case, reached: Efficiency) -> float:
 
 def _with_range(reached: Efficiency, cases: Sequence[Case]) -> Efficiency:
     """What the slowest and the fastest tenth of the measured cases reached of the prediction."""
-    ratios = sorted(predict(c, reached) / c.seconds for c in cases)
-    tenth = (len(ratios) - 1) / 10
-    low, high = ratios[round(tenth)], ratios[round(9 * tenth)]
-    return replace(reached, low=min(1.0, low), high=max(1.0, high), source=f"{len(ratios)} published measurements")
+    low, high = _ends([predict(c, reached) / c.seconds for c in cases])
+    return replace(reached, low=low, high=high, source=f"{len(cases)} published measurements")
+
+
+def _ends(ratios: Iterable[float]) -> tuple[float, float]:
+    """One case in ten at either end; 1 is between them."""
+    ordered = sorted(ratios)
+    tenth = (len(ordered) - 1) / 10
+    return min(1.0, ordered[round(tenth)]), max(1.0, ordered[round(9 * tenth)])

@@ -131,6 +131,7 @@ class LlamaCpp(Engine):
             tokens=how.n_ctx,
             weights=str(checkpoint.metadata.get("general.file_type", "GGUF")),
             assumptions=(*assumptions, *_taken(how, options, served)),
+            routed=sum(one.num_bytes for name, one in gguf.tensors.items() if "_exps." in name),
         )
 
 
