@@ -339,6 +339,12 @@ def serve(
     if source is None:
         raise UsageError("no model is named", hint="Name one before the options, or in the command.")
     program, version = engine.named(runtime or "vllm")
+    shared: list[Assumption] = []
+    number = _number_of(device)
+    if number > 1 and said is None and program.told_ranks and not {"tensor", "pipeline", "data"} & words.keys():
+        words["tensor"] = number
+        why, else_ = "several devices are named, and no way to share it", "--pipeline or --data share it otherwise"
+        shared.append(Assumption(f"tensor parallelism of {number}", why, else_))
     common = {s.name for s in fields_of(engine.ServeJob)}
     known = (*common, *(s.name for s in fields_of(program.options)))
     for name in words:
@@ -354,7 +360,7 @@ def serve(
         return program.launch(served, job, options, place, version), job, options, place
 
     launch, job, options, place = started({})
-    assumed = (*taken, *(Assumption(*one) for one in launch.assumptions))
+    assumed = (*taken, *shared, *(Assumption(*one) for one in launch.assumptions))
     named = os.fspath(source) if isinstance(source, str | os.PathLike) else served.source.name
     return ServingReport(
         *(served, f"{program.name} {version}", job, options, place, launch, assumed),
@@ -371,6 +377,12 @@ def _served(source: Any, dtype: str, draft: Any) -> tuple[Served, list[Assumptio
     found = model(source)
     own, taken = own_dtype(found) if dtype == "auto" else (_dtype(dtype), [])
     return Served(found, own, None if draft is None else _served(draft, dtype, None)[0]), taken
+
+
+def _number_of(device: str | Device | None) -> int:
+    """How many devices "NAMExN" means."""
+    number = device.rpartition("x")[2] if isinstance(device, str) else ""
+    return int(number) if number.isdecimal() else 1
 
 
 def _place(device: str | Device | None, wanted: int, or_more: bool = False) -> Place:

@@ -217,7 +217,13 @@ class ServingReport:
                 lines.append(f"  {style.bold(one.device)}{has}")
             whole = one.memory_bytes or one.num_bytes
             rows = [
-                (p.what, format_bytes(p.num_bytes), share(p.num_bytes, whole), p.basis, bar(p.num_bytes, whole, 30))
+                (
+                    p.what,
+                    format_bytes(p.num_bytes),
+                    share(p.num_bytes, whole),
+                    p.basis,
+                    bar(min(p.num_bytes, whole), whole, 30),
+                )
                 for p in one.parts
             ]
             if one.free is not None:
@@ -353,3 +359,8 @@ def _share_as_dict(one: Share) -> dict[str, Any]:
             {"what": p.what, "of": p.of, "bytes": p.num_bytes, "basis": p.basis, "source": p.source} for p in one.parts
         ],
     }
+
+
+def _bar(size: int, whole: int) -> str:
+    """A share of the device; full where it is more."""
+    return bar(min(size, whole), whole, 30)

@@ -266,6 +266,8 @@ class Engine(ABC):
     name: ClassVar[str]
     versions: ClassVar[tuple[str, ...]]
     """Releases whose sources were read."""
+    told_ranks: ClassVar[bool] = True
+    """Devices share a model only by ranks that it is told of; else it divides the layers among all that it sees."""
     options: ClassVar[type]
     """Its own settings, a frozen dataclass: fields in the engine's words, as its command line spells them."""
 

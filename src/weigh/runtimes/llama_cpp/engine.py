@@ -106,6 +106,7 @@ class LlamaCpp(Engine):
 
     name = "llama.cpp"
     versions = tuple(".".join(map(str, release)) for release in (OLDEST, OLDER, MIDDLE, NEWER))
+    told_ranks = False
     options: ClassVar[type] = LlamaCppOptions
 
     def launch(self, served: Served, job: ServeJob, options: LlamaCppOptions, place: Place, version: Version) -> Launch:
