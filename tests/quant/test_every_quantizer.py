@@ -134,6 +134,22 @@ def test_ragged_shapes(name):
     assert np.sqrt(np.mean((values - array) ** 2)) < 0.35 * np.sqrt(np.mean(array**2))
 
 
+def test_pruning_keeps_the_largest():
+    array = WEIGHT[:, :64]
+    found = get("sparse_24", dtype="fp32").round_trip(array).reshape(-1, 4)
+    fours = array.reshape(-1, 4)
+    assert ((found != 0).sum(axis=1) == 2).all()
+    assert same(found[found != 0], fours[found != 0])
+    assert (np.sort(np.abs(found), axis=1)[:, 2:] == np.sort(np.abs(fours), axis=1)[:, 2:]).all()
+    quantizer = get("sparse", sparsity=0.75, dtype="fp32")
+    packed = quantizer.quantize(array)
+    kept = np.sort(np.abs(array).ravel())[-array.size // 4 :]
+    assert (np.sort(np.abs(packed.parts["values"])) == kept).all()
+    assert packed.parts["row_offsets"][1, 0] == np.unpackbits(packed.parts["mask"][0]).sum()
+    equal = get("sparse", dtype="fp32").round_trip(np.ones((2, 8), np.float32))
+    assert equal.tolist() == [[1] * 8, [0] * 8]  # of equal ones the earlier
+
+
 def test_bytes_of_the_literature():
     shape = (4096, 4096)
     bits = {name: round(get(name).bits_per_weight(shape), 4) for name in NAMES}

@@ -21,10 +21,11 @@ NAMES = {"Adam8bit": Adam8bit, "AdamW8bit": AdamW8bit, "PagedAdamW8bit": AdamW8b
 
 
 @pytest.mark.parametrize("signed", [True, False])
-def test_codes_are_those_on_arrays(signed):
+@pytest.mark.parametrize("block", [256, 2048])
+def test_codes_are_those_on_arrays(signed, block):
     values = np.random.default_rng(0).standard_normal(5000).astype(np.float32) ** 3
     values = values if signed else np.abs(values)
-    quantizer, table = get("dynamic", signed=signed), Table(signed, 256, torch.device("cpu"))
+    quantizer, table = get("dynamic", signed=signed, block=block), Table(signed, block, torch.device("cpu"))
     packed = quantizer.quantize(values)
     codes, absmax = table.quantize(torch.from_numpy(values))
     assert (codes.numpy() == packed.parts["codes"]).all()
@@ -116,6 +117,29 @@ def test_bytes_are_what_was_predicted(name, kind):
     optimizer.step()
     report = api.train(config, optimizer=name, batch=2, sequence=16, kernels="cpu")  # CUDA rounds up to 512
     assert optimizer.state_bytes() == report.as_dict()["peak"]["by_purpose"]["optimizer state"]
+
+
+def test_training_ends_where_it_does_in_32_bits():
+    text = torch.frombuffer(bytearray(Path(__file__).read_bytes()), dtype=torch.uint8).long()
+
+    def train(make):
+        torch.manual_seed(0)
+        hidden = (torch.nn.Linear(256, 64), torch.nn.GELU(), torch.nn.Linear(64, 256))
+        model = torch.nn.Sequential(torch.nn.Embedding(256, 32), torch.nn.Flatten(), *hidden)
+        optimizer, generator = make(model), torch.Generator().manual_seed(1)
+        for _ in range(120):
+            starts = torch.randint(0, len(text) - 9, (64, 1), generator=generator)
+            tokens = text[starts + torch.arange(9)]
+            loss = torch.nn.functional.cross_entropy(model(tokens[:, :8]), tokens[:, 8])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return loss.item()
+
+    wide = train(lambda model: torch.optim.AdamW(model.parameters(), lr=3e-3))
+    narrow = train(lambda model: AdamW8bit(model.parameters(), lr=3e-3, in_32_bits=embeddings(model)))
+    assert narrow == pytest.approx(wide, rel=0.05)
+    assert narrow < 3.5  # from 5.5
 
 
 def test_embeddings_keep_32_bits():

@@ -13,13 +13,15 @@ Sums are kept, so that tensors add up to layers and models; what people read is 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from math import inf, log10, sqrt
+from dataclasses import dataclass, fields, replace
+from math import inf, log10, prod, sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from weigh.errors import InputError
+from weigh.quant.arrays import pieces
+from weigh.quant.base import matrix
 
 if TYPE_CHECKING:
     from weigh.quant.base import Quantizer
@@ -57,8 +59,8 @@ class Errors:
 
     def __add__(self, other: Errors) -> Errors:
         """Of both together."""
-        mine, theirs = asdict(self), asdict(other)
-        added = {name: mine[name] + theirs[name] for name in mine if name not in ("largest", "histogram")}
+        names = (f.name for f in fields(self) if f.name not in ("largest", "histogram"))
+        added = {name: getattr(self, name) + getattr(other, name) for name in names}
         bins = tuple(a + b for a, b in zip(self.histogram, other.histogram, strict=True))
         return Errors(**added, largest=max(self.largest, other.largest), histogram=bins)
 
@@ -117,27 +119,45 @@ def compare(values: Any, found: Any) -> Errors:
     """
     if values.shape != found.shape:
         raise InputError(f"the arrays are {values.shape} and {found.shape}", hint="Give two of one shape.")
-    return _compare(values.astype(np.float64), found.astype(np.float64))
+    view = values.reshape(_matrix(values.shape))
+    return _added(view, found.reshape(view.shape), _rms(view))
 
 
 def measure(quantizer: Quantizer, values: Any) -> Errors:
-    """What quantizing does to an array.
+    """What quantizing does to an array. Beside it, what comes back is in memory; twice where it has outliers.
 
     Raises:
         InputError: it cannot be quantized.
     """
-    exact, found = values.astype(np.float64), quantizer.round_trip(values).astype(np.float64)
-    plain = _compare(exact, found)
-    rms = sqrt(plain.squares / plain.elements) if plain.elements else 0.0
-    large = np.abs(exact) > OUTLIER * rms
-    columns = int(large.reshape(-1, values.shape[-1]).any(axis=0).sum())
-    if not columns:
-        return _with(plain, 0, 0, plain.squares, plain.squared_error, plain.squared_error)
-    small = ~large
-    beside = float(((found - exact)[small] ** 2).sum())
-    zeroed = np.where(large, 0, values).astype(values.dtype)
-    alone = float(((quantizer.round_trip(zeroed) - exact)[small] ** 2).sum())
-    return _with(plain, int(large.sum()), columns, float((exact[small] ** 2).sum()), beside, alone)
+    view = values.reshape(_matrix(values.shape))
+    rms, found = _rms(view), quantizer.round_trip(values).reshape(view.shape)
+    plain, columns = _added(view, found, rms), np.zeros(view.shape[1], np.bool_)
+    for piece in pieces(*view.shape):
+        columns |= _is_outlier(view[piece], rms).any(axis=0)
+    if not columns.any():
+        error = plain.squared_error
+        return replace(plain, rest_squares=plain.squares, rest_error=error, rest_alone=error)
+    zeroed = view.copy()
+    for piece in pieces(*view.shape):
+        zeroed[piece][_is_outlier(view[piece], rms)] = 0
+    alone = quantizer.round_trip(zeroed.reshape(values.shape)).reshape(view.shape)
+    del zeroed
+    outliers, rest, rest_error, rest_alone = 0, 0.0, 0.0, 0.0
+    for piece in pieces(*view.shape):
+        large = _is_outlier(view[piece], rms)
+        exact = view[piece].astype(np.float64)[~large]
+        outliers += int(large.sum())
+        rest += float((exact**2).sum())
+        rest_error += float(((found[piece][~large] - exact) ** 2).sum())
+        rest_alone += float(((alone[piece][~large] - exact) ** 2).sum())
+    return replace(
+        plain,
+        outliers=outliers,
+        outlier_columns=int(columns.sum()),
+        rest_squares=rest,
+        rest_error=rest_error,
+        rest_alone=rest_alone,
+    )
 
 
 def output(quantizer: Quantizer, weight: Any, inputs: Any) -> Errors:
@@ -149,36 +169,43 @@ def output(quantizer: Quantizer, weight: Any, inputs: Any) -> Errors:
     if weight.ndim != 2 or inputs.shape[-1] != weight.shape[1]:
         raise InputError(f"inputs {inputs.shape} do not fit a weight {weight.shape}")
     rows = inputs.reshape(-1, inputs.shape[-1]).astype(np.float64)
-    return _compare(rows @ weight.astype(np.float64).T, rows @ quantizer.round_trip(weight).astype(np.float64).T)
+    return compare(rows @ weight.astype(np.float64).T, rows @ quantizer.round_trip(weight).astype(np.float64).T)
 
 
-def _compare(values: Any, found: Any) -> Errors:
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    return matrix(shape) if len(shape) > 1 else (prod(shape), 1)
+
+
+def _rms(view: Any) -> float:
+    """In pieces, as all that follows: in fp64 the whole would take twice what it takes."""
+    squares = sum(float((view[piece].astype(np.float64) ** 2).sum()) for piece in pieces(*view.shape))
+    return sqrt(squares / view.size) if view.size else 0.0
+
+
+def _is_outlier(values: Any, rms: float) -> Any:
+    return np.abs(values.astype(np.float32, copy=False)) > OUTLIER * rms
+
+
+def _added(view: Any, found: Any, rms: float) -> Errors:
+    parts = (_errors(view[piece], found[piece], rms) for piece in pieces(*view.shape))
+    return sum(parts, Errors())
+
+
+def _errors(values: Any, found: Any, rms: float) -> Errors:
+    values, found = values.astype(np.float64), found.astype(np.float64)
     error = np.abs(found - values)
-    squares = float((values**2).sum())
-    rms = sqrt(squares / values.size) if values.size else 0.0
     with np.errstate(divide="ignore", invalid="ignore"):
         powers = np.floor(np.log2(error / rms)) if rms else np.full(error.shape, -inf)
     at = np.clip(np.nan_to_num(powers, neginf=LEAST_POWER - 1) - LEAST_POWER + 1, 0, POWERS - 1).astype(np.int64)
     return Errors(
         elements=values.size,
-        squares=squares,
+        squares=float((values**2).sum()),
         squared_error=float((error**2).sum()),
         absolute_error=float(error.sum()),
         largest=float(error.max(initial=0)),
         product=float((values * found).sum()),
         found_squares=float((found**2).sum()),
         histogram=tuple(np.bincount(at.reshape(-1), minlength=POWERS).tolist()),
-    )
-
-
-def _with(plain: Errors, outliers: int, columns: int, squares: float, beside: float, alone: float) -> Errors:
-    return replace(
-        plain,
-        outliers=outliers,
-        outlier_columns=columns,
-        rest_squares=squares,
-        rest_error=beside,
-        rest_alone=alone,
     )
 
 
