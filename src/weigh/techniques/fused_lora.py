@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 from weigh.dims import Size
 from weigh.dtypes import BOOL, FLOAT32
@@ -41,7 +41,7 @@ class FusedLora(Technique):
         """
         found = False
         for module in model.modules():
-            adapted = {name: child for name, child in module.children() if isinstance(child, LoraLinearBnb)}
+            adapted = {name: child for name, child in module.children() if _in_four_bits(child)}
             if adapted.keys() >= set(MLP):
                 raise NotModelledError("fused adapters of MLPs", where="fused_kernels")
             if adapted.keys() >= set(QKV):
@@ -53,6 +53,10 @@ class FusedLora(Technique):
             raise WeighError(
                 "there are no adapters to fuse", hint="It looks for q_proj, k_proj and v_proj, adapted in four bits."
             )
+
+
+def _in_four_bits(module: Module) -> TypeGuard[LoraLinearBnb]:
+    return isinstance(module, LoraLinearBnb) and isinstance(module.base_layer, Linear4bit)
 
 
 def _fuse(projections: list[LoraLinearBnb]) -> None:
