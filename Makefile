@@ -75,6 +75,7 @@ dist/.built: $(SOURCES)
 	$(PYTHON) -m venv .venv-torch
 	.venv-torch/bin/python $(PIP_INSTALL) torch==2.13.0
 	.venv-torch/bin/python $(PIP_INSTALL) transformers==5.23.0 peft==0.21.2 bitsandbytes==0.50.2 compressed-tensors==0.20.0 gguf==0.19.0
+	.venv-torch/bin/python $(PIP_INSTALL) --no-deps --target .venv-torch/torchao torchao==0.18.0
 	touch $@
 
 .venv-torch/.wheel: dist/.built .venv-torch/.torch

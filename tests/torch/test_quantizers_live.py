@@ -1,6 +1,10 @@
 """Quantizers beside the libraries themselves, on every pattern of 16 bits and on values of all sizes."""
 
-import warnings
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import bitsandbytes.functional as bnb
 import ml_dtypes
@@ -9,7 +13,7 @@ import pytest
 import torch
 
 from weigh.dtypes import FLOAT32
-from weigh.quant import get
+from weigh.quant import codebooks, get
 from weigh.quant.base import Packed
 from weigh.quant.bits import unpack_words
 from weigh.quant.four_bit import nest
@@ -160,23 +164,57 @@ def test_compressed_tensors(name, settings, arguments):
     assert (stored.astype(np.float32) == codes.float().numpy()).all()
 
 
-def test_torchao_where_it_is_installed():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pytest.importorskip("torchao")
-        from torchao.prototype.mx_formats.mx_tensor import ScaleCalculationMode, to_mx
-        from torchao.prototype.mx_formats.nvfp4_tensor import nvfp4_quantize, per_tensor_amax_to_scale
+TORCHAO = """
+import sys
+import numpy as np
+import torch
+from torchao.optim.quant_utils import quantize_8bit_with_qmap, scale_tensor
+from torchao.prototype.mx_formats.mx_tensor import ScaleCalculationMode, to_mx
+from torchao.prototype.mx_formats.nvfp4_tensor import nvfp4_quantize, per_tensor_amax_to_scale
+from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine, quantize_affine
 
-        values = mixed(64, 512)
-        tensor = torch.from_numpy(values)
-        for element, kind in (("fp8_e4m3", torch.float8_e4m3fn), ("fp4_e2m1", torch.float4_e2m1fn_x2)):
-            for rule in ("floor", "ceil", "even", "rceil"):
-                scale, codes = to_mx(tensor, kind, 32, ScaleCalculationMode(rule))
-                packed = get("mxfp4", element=element, rule=rule).quantize(values)
-                assert (packed.parts["scale"] == scale.view(torch.uint8).numpy()).all()
-                assert (packed.parts["codes"].view(np.uint8) == codes.view(torch.uint8).numpy()).all()
-        whole = per_tensor_amax_to_scale(tensor.abs().max())
-        scale, codes = nvfp4_quantize(tensor, 16, whole)
-        packed = get("nvfp4", dialect="torchao").quantize(values)
-        assert (packed.parts["scale"].view(np.uint8) == scale.view(torch.uint8).numpy()).all()
-        assert (packed.parts["codes"] == codes.numpy()).all()
+given = np.load(sys.argv[1])
+x, table, found = torch.from_numpy(given["x"]), torch.from_numpy(given["table"]), {}
+for name, kind in (("fp8_e4m3", torch.float8_e4m3fn), ("fp4_e2m1", torch.float4_e2m1fn_x2)):
+    for rule in ("floor", "ceil", "even", "rceil"):
+        scale, codes = to_mx(x, kind, 32, ScaleCalculationMode(rule))
+        found[f"{name} {rule} scale"], found[f"{name} {rule} codes"] = scale.view(torch.uint8), codes.view(torch.uint8)
+found["nvfp4 scale"], found["nvfp4 codes"] = nvfp4_quantize(x, 16, per_tensor_amax_to_scale(x.abs().max()))
+found["nvfp4 scale"] = found["nvfp4 scale"].view(torch.uint8)
+scaled, found["dynamic absmax"] = scale_tensor(x.reshape(-1), 256)
+found["dynamic codes"] = quantize_8bit_with_qmap(scaled, table)
+for mapping in (MappingType.SYMMETRIC, MappingType.ASYMMETRIC):
+    scale, zero = choose_qparams_affine(x, mapping, (1, 64), torch.int8)
+    codes = quantize_affine(x, (1, 64), scale, zero, torch.int8)
+    found[f"{mapping.name} scale"], found[f"{mapping.name} codes"] = scale, codes
+np.savez(sys.argv[2], **{name: array.numpy() for name, array in found.items()})
+"""
+
+
+def test_torchao(tmp_path):
+    """In a process of its own: where it is installed, transformers and peft load it, and say much."""
+    beside = Path(sys.prefix) / "torchao"  # where the Makefile puts it
+    if not beside.exists() and importlib.util.find_spec("torchao") is None:
+        pytest.skip("torchao is not installed")
+    values = mixed(64, 512)
+    np.savez(tmp_path / "x.npz", x=values, table=codebooks.dynamic_map())
+    command = [sys.executable, "-W", "ignore", "-c", TORCHAO, tmp_path / "x.npz", tmp_path / "found.npz"]
+    path = os.pathsep.join([str(beside), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=True, capture_output=True)
+    theirs = np.load(tmp_path / "found.npz")
+    for element in ("fp8_e4m3", "fp4_e2m1"):
+        for rule in ("floor", "ceil", "even", "rceil"):
+            parts = get("mxfp4", element=element, rule=rule).quantize(values).parts
+            for part in ("scale", "codes"):
+                assert (parts[part].view(np.uint8) == theirs[f"{element} {rule} {part}"]).all()
+    parts = get("nvfp4", dialect="torchao").quantize(values).parts
+    assert (parts["scale"].view(np.uint8) == theirs["nvfp4 scale"]).all()
+    assert (parts["codes"] == theirs["nvfp4 codes"]).all()
+    parts = get("dynamic", ties_up=True).quantize(values).parts
+    assert (parts["absmax"] == theirs["dynamic absmax"]).all()
+    assert (parts["codes"].reshape(-1) == theirs["dynamic codes"]).all()
+    for mapping in ("SYMMETRIC", "ASYMMETRIC"):
+        settings = {"bits": 8, "group": 64, "symmetric": mapping == "SYMMETRIC", "by_reciprocal": True}
+        parts = get("int4", **settings).quantize(values).parts
+        assert (parts["scale"] == theirs[f"{mapping} scale"]).all()
+        assert (parts["codes"] == theirs[f"{mapping} codes"]).all()
