@@ -20,15 +20,17 @@ from weigh.ghost.state import inside_unit, state
 from weigh.ghost.tensor import Tensor, empty
 from weigh.trace.events import BUFFER, WEIGHT
 
-EMBEDDING, ATTENTION, MLP, NORM, HEAD, ROTARY, BLOCK = (
+EMBEDDING, ATTENTION, MIXER, MLP, NORM, HEAD, ROTARY, BLOCK = (
     "embedding",
     "attention",
+    "mixer",
     "mlp",
     "norm",
     "head",
     "rotary",
     "block",
 )
+"""A mixer lets tokens see earlier ones without attention: by a recurrence or a convolution."""
 VISION, AUDIO, PROJECTOR = TOWERS = ("vision", "audio", "projector")
 """Roles of the parts that see or hear: whole towers, which no technique looks into."""
 
@@ -246,6 +248,12 @@ class Linear(Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         return ops.linear(x, self.weight, self.bias)
+
+
+class MlpLinear(Linear):
+    """One of an MLP whose layers stand in the block itself."""
+
+    role = MLP
 
 
 class Head(Linear):

@@ -68,7 +68,7 @@ class BailingHybridForgetGate(nn.Module):
 
 
 class BailingHybridDeltaAttention(nn.Module):
-    role = nn.ATTENTION
+    role = nn.MIXER
 
     def __init__(self, config: Any, dtype: DType) -> None:
         super().__init__()

@@ -154,8 +154,8 @@ class BartLayer(nn.Module):
 
     def add_mlp(self, config: BartConfig, inner: int, dtype: DType) -> None:
         """The MLP and the last norm."""
-        self.fc1 = nn.Linear(config.d_model, inner, dtype, bias=True)
-        self.fc2 = nn.Linear(inner, config.d_model, dtype, bias=True)
+        self.fc1 = nn.MlpLinear(config.d_model, inner, dtype, bias=True)
+        self.fc2 = nn.MlpLinear(inner, config.d_model, dtype, bias=True)
         self.final_layer_norm = nn.LayerNorm(config.d_model, dtype)
         self.activation_fn = nn.Activation(config.activation_function)
         self.dropout = nn.Dropout(config.dropout)

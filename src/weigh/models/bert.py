@@ -153,6 +153,8 @@ class BertSelfAttention(nn.Module):
 
 
 class BertSelfOutput(nn.Module):
+    role = nn.ATTENTION
+
     def __init__(self, config: BertConfig, width_in: int, dtype: DType) -> None:
         super().__init__()
         self.dense = nn.Linear(width_in, config.hidden_size, dtype, bias=True)

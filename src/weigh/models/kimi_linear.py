@@ -161,7 +161,7 @@ class KimiLinearForgetGate(nn.Module):
 
 
 class KimiLinearDeltaAttention(nn.Module):
-    role = nn.ATTENTION
+    role = nn.MIXER
 
     def __init__(self, config: Any, dtype: DType) -> None:
         super().__init__()

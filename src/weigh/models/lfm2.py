@@ -140,7 +140,7 @@ class Lfm2Attention(nn.Module):
 
 
 class Lfm2ShortConv(nn.Module):
-    role = nn.ATTENTION
+    role = nn.MIXER
 
     def __init__(self, config: Any, dtype: DType) -> None:
         super().__init__()

@@ -158,7 +158,7 @@ def token_count(length: Size) -> int:
 
 
 class MambaMixer(nn.Module):
-    role = nn.ATTENTION
+    role = nn.MIXER
     tries_inner: ClassVar[bool] = True
     """In training, upstream calls `mamba_inner_fn`, which does nothing here but cost its arguments."""
 

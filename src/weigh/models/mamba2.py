@@ -271,7 +271,7 @@ def mamba2_chunk_scan(
 
 
 class Mamba2Mixer(nn.Module):
-    role = nn.ATTENTION
+    role = nn.MIXER
     gates_state_update = False
     """The gate is applied with the last token's update, and not after it."""
 

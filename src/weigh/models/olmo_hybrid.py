@@ -58,7 +58,7 @@ class OlmoHybridConfig(DeltaNetConfig):
 
 
 class OlmoHybridGatedDeltaNet(nn.Module):
-    role = nn.ATTENTION
+    role = nn.MIXER
 
     def __init__(self, config: OlmoHybridConfig, dtype: DType) -> None:
         super().__init__()

@@ -134,8 +134,8 @@ class OPTDecoderLayer(nn.Module):
         self.dropout = config.dropout
         self.activation_fn = nn.Activation(config.activation_function)
         self.self_attn_layer_norm = nn.LayerNorm(width, dtype, elementwise_affine=affine)
-        self.fc1 = nn.Linear(width, config.ffn_dim, dtype, config.enable_bias)
-        self.fc2 = nn.Linear(config.ffn_dim, width, dtype, config.enable_bias)
+        self.fc1 = nn.MlpLinear(width, config.ffn_dim, dtype, config.enable_bias)
+        self.fc2 = nn.MlpLinear(config.ffn_dim, width, dtype, config.enable_bias)
         self.final_layer_norm = nn.LayerNorm(width, dtype, elementwise_affine=affine)
 
     def forward(self, hidden_states: Tensor, mask: Tensor | None, cache: Cache | None, positions: Tensor) -> Tensor:

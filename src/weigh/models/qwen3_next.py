@@ -135,7 +135,7 @@ until the convolution is done, and to the end."""
 
 
 class Qwen3NextGatedDeltaNet(nn.Module):
-    role = nn.ATTENTION
+    role = nn.MIXER
 
     def __init__(self, config: Any, dtype: DType) -> None:
         super().__init__()

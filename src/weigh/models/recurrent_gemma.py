@@ -165,7 +165,7 @@ def _rnn_scan(
 
 
 class RecurrentGemmaRecurrentBlock(nn.Module):
-    role = nn.ATTENTION
+    role = nn.MIXER
 
     def __init__(self, config: RecurrentGemmaConfig, dtype: DType) -> None:
         super().__init__()

@@ -38,7 +38,7 @@ class RwkvConfig:
 
 
 class RwkvSelfAttention(nn.Module):
-    role = nn.ATTENTION
+    role = nn.MIXER
 
     def __init__(self, config: RwkvConfig, dtype: DType) -> None:
         super().__init__()

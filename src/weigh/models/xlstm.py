@@ -86,7 +86,7 @@ class XLSTMRMSNorm(nn.Module):
 
 
 class XLSTMLayer(nn.Module):
-    role = nn.ATTENTION
+    role = nn.MIXER
 
     def __init__(self, config: XLSTMConfig, dtype: DType) -> None:
         super().__init__()

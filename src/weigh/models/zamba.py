@@ -86,7 +86,7 @@ class ZambaAttention(nn.Module):
 
 
 class ZambaMambaMixer(nn.Module):
-    role = nn.ATTENTION
+    role = nn.MIXER
 
     def __init__(self, config: ZambaConfig, dtype: DType) -> None:
         super().__init__()

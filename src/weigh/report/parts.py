@@ -19,6 +19,7 @@ RESIDUAL, LOSS, OPTIMIZER, SAMPLING, INPUTS, OTHER = "residual", "loss", "optimi
 COMPONENTS = (
     nn.EMBEDDING,
     nn.ATTENTION,
+    nn.MIXER,
     nn.MLP,
     nn.NORM,
     nn.ROTARY,

@@ -183,7 +183,8 @@ PARTS = (
     (nn.EMBEDDING, ("embed", "wte", "wpe", "token_embd", "position_embd")),
     (nn.HEAD, ("lm_head", "output.", "score.", "classifier")),
     (nn.NORM, ("norm", "ln_")),
-    (nn.ATTENTION, ("attn", "attention", "mixer", "ssm")),
+    (nn.ATTENTION, ("attn", "attention")),
+    (nn.MIXER, ("mixer", "ssm", "mamba", "short_conv", "shortconv")),
     (nn.MLP, ("mlp", "ffn", "feed_forward", "expert", "moe", "fc1", "fc2")),
 )
 """Components, and what the names of their tensors have in them, where nothing else says; the first that fits."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from weigh.rules.job import Job
 
 _ARTICLES = "articles on the memory of training a GPT"
-_LAYERS = (nn.EMBEDDING, nn.ATTENTION, nn.MLP, nn.NORM, nn.ROTARY, RESIDUAL)
+_LAYERS = (nn.EMBEDDING, nn.ATTENTION, nn.MIXER, nn.MLP, nn.NORM, nn.ROTARY, RESIDUAL)
 _LOGITS = (nn.HEAD, LOSS)
 _FORMER = "no dropout, GELU or gated layers and fused attention change what is kept"
 _BLIND = ("autocast", "fused", "gated", "experts", "no dropout", "precision", "grouped", "latent")
