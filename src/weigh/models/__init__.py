@@ -50,7 +50,7 @@ FAMILIES = {
     "data2vec-text": "weigh.models.roberta",
     "dbrx": "weigh.models.dbrx",
     "deberta": "weigh.models.deberta",
-    "deberta-v2": "weigh.models.deberta",
+    "deberta-v2": "weigh.models.deberta_v2",
     "deepseek_v2": "weigh.models.deepseek_v2",
     "deepseek_v3": "weigh.models.deepseek_v3",
     "deepseek_v32": "weigh.models.deepseek_v32",
