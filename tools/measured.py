@@ -53,7 +53,8 @@ How the figures come about: `weights` are the tensors of a rank, fused, cut and 
 PyTorch's caching allocator one by one: a request that leaves less than 1 MiB of a large block keeps it whole, and
 vLLM prints what the allocator counts. `activation_peak` and `torch_peak` are the profiling run's highest moment: the
 feed-forward of the largest step (vl-001, compiled; vl-072, eager) or the sampler's sort of all logits (vl-074, vl-075).
-SGLang's `weights` are a drop of free memory, in which other things than weights take part.
+SGLang's `weights` are a drop of free memory, in which other things than weights take part; its `kv_cache` is predicted from
+the free memory that it printed before and after loading.
 
 """
 INTRODUCTION = {"training": TRAINING, "serving": SERVING}
@@ -74,8 +75,10 @@ def predicted(chosen: Iterable[dict[str, Any]]) -> list[Line]:
         return list(validate(file.name).lines)
 
 
-def metric_of(line: Line) -> str:
-    """The metric without its rank."""
+def metric_of(line: Line, found: dict[str, dict[str, Any]]) -> str:
+    """The metric without its rank; SGLang's weights are something else than vLLM's."""
+    if found[line.id]["runtime"] == "sglang" and line.metric == "weights":
+        return "weights (SGLang)"
     return line.metric.partition("_rank")[0].partition("_device")[0]
 
 
@@ -97,9 +100,9 @@ def summary(lines: list[Line], found: dict[str, dict[str, Any]]) -> list[str]:
     """By trust and metric: how many, how many predicted, median, 90th percentile, worst, and the publishers' median."""
     heads = ["trust", "metric", "figures", "predicted", "median", "90 %", "worst", "median of publishers' medians"]
     out = [f"| {' | '.join(heads)} |", f"| --- | --- |{' ---: |' * (len(heads) - 2)}"]
-    present = {(found[x.id]["trust"], metric_of(x)) for x in lines}
+    present = {(found[x.id]["trust"], metric_of(x, found)) for x in lines}
     for trust, metric in sorted(present, key=lambda key: (TRUSTS.index(key[0]), key[1])):
-        mine = [x for x in lines if found[x.id]["trust"] == trust and metric_of(x) == metric]
+        mine = [x for x in lines if found[x.id]["trust"] == trust and metric_of(x, found) == metric]
         errors = sorted(abs(x.relative_error) for x in mine if x.relative_error is not None)
         figures = [f"{trust}", metric, str(len(mine)), str(len(errors))]
         if errors:

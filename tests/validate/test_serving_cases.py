@@ -101,13 +101,18 @@ def test_peaks_of_the_profiling_run() -> None:
 
 
 def test_what_is_left_for_the_cache() -> None:
-    errors = []
+    """In vLLM of a device whose size was printed, in SGLang of the memory that was printed as free."""
+    errors = {"vllm": [], "sglang": []}  # type: dict[str, list[float]]
     for name, row in CASES.items():
-        if row["runtime"] == "vllm" and row.get("device") and row["device"]["memory_bytes"]:
-            errors.append(abs(prediction(name)["kv_cache"] / row["measured"]["kv_cache"] - 1))
-    assert len(errors) == 3
-    assert median(errors) < 0.02
-    assert max(errors) < 0.022
+        known = row["runtime"] == "sglang" or (row.get("device") or {}).get("memory_bytes")
+        if known and row["runtime"] in errors and name not in CACHES and "kv_cache" in row["measured"]:
+            predicted = prediction(name).get("kv_cache")
+            if predicted is not None:
+                errors[row["runtime"]].append(abs(predicted / row["measured"]["kv_cache"] - 1))
+    assert (len(errors["vllm"]), len(errors["sglang"])) == (3, 15)
+    for found in errors.values():
+        assert median(found) < 0.02
+        assert max(found) < 0.03
 
 
 def test_states_of_running_requests() -> None:

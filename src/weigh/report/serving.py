@@ -233,7 +233,7 @@ class ServingReport:
 
     def _room(self, style: Style) -> list[str]:
         launch = self.launch
-        if launch.supply is None:
+        if launch.supply is None or not launch.demand(self.context, 1):
             return []
         lines = []
         if launch.tokens is not None:

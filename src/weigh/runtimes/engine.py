@@ -14,8 +14,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from weigh import models
-from weigh.errors import UnknownNameError, UsageError
+from weigh.errors import NotModelledError, UnknownNameError, UsageError
 from weigh.ghost.state import recording
+from weigh.models.layout import CROSS
 
 if TYPE_CHECKING:
     from weigh.dtypes import DType
@@ -140,6 +141,25 @@ def check_limits(served: Served, context: int | None, ranks: int) -> None:
         raise UsageError(what, where="tensor", hint="Take a divisor of the heads.")
 
 
+def check_cache(served: Served, kv_dtype: str, engine: str) -> None:
+    """What engines of PyTorch refuse or are not described to keep.
+
+    Raises:
+        NotModelledError: layers attend to an encoder, or none attends to anything.
+        UsageError: a format that they do not keep keys and values in.
+    """
+    if any(layer.kind == CROSS for layer in served.layers):
+        raise NotModelledError(f"the cache of cross attention in {engine}", where=served.source.name)
+    for one in kv_dtypes(kv_dtype, served):
+        if one.name not in KV_FORMATS:
+            hint = f"It keeps them in {', '.join(KV_FORMATS)}."
+            raise UsageError(f"{engine} has no cache in {one.name}", where="kv_dtype", hint=hint)
+
+
+KV_FORMATS = ("bf16", "fp16", "fp32", "fp8_e4m3", "fp8_e5m2")
+"""What vLLM, SGLang and TensorRT-LLM keep keys and values in."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """What the engine runs on."""
@@ -233,7 +253,9 @@ class Launch:
         return None if self.supply is None else self.demand(context, concurrency) <= self.supply
 
     def most_users(self, context: int) -> int | None:
-        """Requests of so many tokens that there is room for; None where no device is named."""
+        """Requests of so many tokens that there is room for; None where no device is named, or nothing is kept."""
+        if not self.demand(context, 1):
+            return None
         return None if self.supply is None else _last(lambda n: self.demand(context, n) <= self.supply)  # type: ignore[operator]
 
     def longest_context(self, concurrency: int) -> int | None:
@@ -312,6 +334,9 @@ def named(text: str) -> tuple[Engine, Version]:
         UsageError: the release is no version.
     """
     name, _, release = text.partition("@")
+    if name == "transformers":
+        hint = "`weigh generate` weighs its `generate`, batch by batch."
+        raise UsageError("transformers has no server that is described", where="runtime", hint=hint)
     if name not in ENGINES:
         raise UnknownNameError("runtime", name, ENGINES)
     engine: Engine = import_module(ENGINES[name]).ENGINE

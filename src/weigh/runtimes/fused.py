@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from weigh import formats
 from weigh.dims import product
@@ -37,17 +37,17 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"),
 COLUMN = frozenset(
     """q_proj k_proj v_proj qkv_proj query_key_value c_attn Wqkv W_pack qkv gate_proj up_proj gate_up_proj w1 w3 wi
     c_fc fc1 fc_in dense_h_to_4h up_gate q_b_proj kv_b_proj in_proj in_proj_qkvz in_proj_ba in_proj_qkv in_proj_z
-    in_proj_b in_proj_a linear_1 linear_fc1 ffn_up""".split()
+    in_proj_b in_proj_a linear_1 linear_fc1 ffn_up query key value q_lin k_lin v_lin lin1 q k v dt_proj""".split()
 )
 """Matrices whose outputs are divided."""
 ROW = frozenset(
     """o_proj out_proj down_proj dense c_proj dense_4h_to_h fc2 fc_out w2 wo linear_2 linear_fc2 ffn_down
-    proj""".split()
+    proj out_lin lin2 o x_proj""".split()
 )
 """Matrices whose inputs are divided."""
 WHOLE = frozenset(
     """gate router q_a_proj kv_a_proj_with_mqa shared_expert_gate patch_embedding position_embedding embed_positions
-    wpe merger wk weights_proj wq_b""".split()
+    wpe merger wk weights_proj wq_b project_in project_out vocab_transform""".split()
 )
 """Matrices that every rank has."""
 PER_HEAD = frozenset("sinks A_log D dt_bias conv1d".split())
@@ -337,9 +337,10 @@ class _Loading:
         """Outputs and inputs of a matrix on this rank."""
         if self.rank.tensor == 1 or one.leaf in WHOLE:
             return out, into
-        if one.leaf in ROW:
+        is_first = one.module.endswith("intermediate.dense")  # BERT's name for it
+        if one.leaf in ROW and not is_first:
             return out, self._divide(into, one)
-        if one.leaf in COLUMN:
+        if one.leaf in COLUMN or is_first:
             return self._rows(one, out), into
         raise NotModelledError(f"how ranks share {one.module}", where="tensor", hint="Serve it on one device.")
 
@@ -436,6 +437,10 @@ def stage_layers(layers: int, stages: int) -> list[range]:
     return [range(start, start + count) for start, count in zip(starts, counts, strict=True)]
 
 
+def _length(tensor: Any) -> int:
+    return int(tensor.shape[0])
+
+
 def _seen_layers(served: Served) -> int:
     """Blocks of a vision tower that are made: those up to the one whose output is taken (`llava.py`)."""
     count = (served.config.get("vision_config") or {}).get("num_hidden_layers")
@@ -448,8 +453,13 @@ def _seen_layers(served: Served) -> int:
 def _rotary(served: Served) -> Iterator[Held]:
     """Cosines and sines of every position (`cos_sin_cache`); layers that rotate alike share a table."""
     config = served.text_config
-    rotary = (module for module in served.model.modules() if module.role == nn.ROTARY)
-    widths = {2 * int(module.inv_freq.shape[0]) for module in rotary if hasattr(module, "inv_freq")}
+    rotary = (m for m in served.model.modules() if m.role == nn.ROTARY and not any(part in m.path for part in TOWERS))
+    found = {
+        (name, 2 * _length(tensor))  # one for windows and one for full attention, where they rotate differently
+        for module in rotary
+        for name, tensor in module.own_tensors()
+        if name.endswith("inv_freq") and "original" not in name
+    }
     positions = served.longest or 0
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
@@ -462,7 +472,7 @@ def _rotary(served: Served) -> Iterator[Held]:
     elif kind == "mrope" or "mrope_section" in scaling:
         positions *= 4
     dtype = FLOAT32 if config.get("model_type") == "gpt_oss" else served.dtype
-    for width in sorted(widths):
+    for _, width in sorted(found):
         half = 4 * positions * width // 2  # `_compute_cos_sin_cache`: times, angles, cosines, sines, all in fp32
         table = dtype.num_bytes(positions * width)
         yield Held("rotary_emb.cos_sin_cache", table, "rotary tables", (4 * positions, half, half, half), 2 * half)

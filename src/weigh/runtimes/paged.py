@@ -14,8 +14,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from weigh.errors import NotModelledError, UsageError
-from weigh.models.layout import CHUNKED, CROSS, LATENT, NOTHING, SLIDING, LayerCache
+from weigh.errors import NotModelledError
+from weigh.models.layout import CHUNKED, LATENT, NOTHING, SLIDING, LayerCache
 from weigh.recipes.keeping import heads_of_rank, key_value_dtypes
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def pool(layers: Sequence[LayerCache], keeps: Keeps) -> Pool:
     """The pool of a model's layers, on one rank.
 
     Raises:
-        NotModelledError: a layer attends to an encoder, or ranks cannot share a state.
+        NotModelledError: ranks cannot share a state.
         UsageError: there is no such format, or ranks cannot share the heads.
     """
     kinds = Counter(kind for layer in layers for kind in _kinds(layer, keeps))
@@ -171,8 +171,6 @@ def _kinds(layer: LayerCache, keeps: Keeps) -> list[Kind]:
     found = []
     if layer.states:
         found.append(Kind(0, state_bytes=_state_bytes(layer, keeps)))
-    if layer.kind == CROSS:
-        raise NotModelledError("the cache of cross attention in vLLM")
     if layer.kind != NOTHING and (layer.heads or layer.latent_width):
         windowed = layer.kind in (SLIDING, CHUNKED) and keeps.hybrid and keeps.version >= HYBRID
         found.append(Kind(_token_bytes(layer, keeps), layer.window if windowed else None))
@@ -181,9 +179,6 @@ def _kinds(layer: LayerCache, keeps: Keeps) -> list[Kind]:
 
 def _token_bytes(layer: LayerCache, keeps: Keeps) -> int:
     key, value = key_value_dtypes(keeps.kv_dtype, keeps.dtype)
-    if key.name.startswith("q") or value.name.startswith("q"):
-        hint = "vLLM keeps them as the model has them, or in fp8."
-        raise UsageError(f"vLLM has no cache in {keeps.kv_dtype}", where="kv_dtype", hint=hint)
     index = layer.index_width + 4 * -(-layer.index_width // INDEX_SCALE)
     if layer.kind == LATENT and layer.latent_width:
         return key.num_bytes(layer.latent_width) + index

@@ -36,6 +36,7 @@ from weigh.runtimes.engine import (
     ServeJob,
     Share,
     Version,
+    check_cache,
     check_limits,
 )
 
@@ -116,6 +117,7 @@ class _Start:
             raise UsageError(f"{job.data} replicas cannot share {job.tensor} ranks", where="data", hint=hint)
         self.ranks = attention_ranks(job.tensor, job.data, options.enable_dp_attention)
         check_limits(served, job.context, self.ranks)
+        check_cache(served, job.kv_dtype, "SGLang")
         capability = None if place.device is None else place.device.compute_capability
         self.capability = capability
         chunk, graph = self._defaults()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from weigh.errors import NotModelledError
 from weigh.kernels.workspaces import workspace_bytes
 from weigh.recipes.keeping import Keeping, keep
 from weigh.runtimes import fused, profiling
@@ -30,6 +31,7 @@ from weigh.runtimes.engine import (
     ServeJob,
     Share,
     Version,
+    check_cache,
     check_limits,
 )
 
@@ -65,6 +67,9 @@ class TensorrtLlm(Engine):
     ) -> Launch:
         """Weights, a step, and blocks in a fraction of the rest."""
         check_limits(served, job.context, job.tensor)
+        check_cache(served, job.kv_dtype, "TensorRT-LLM")
+        if not any(layer.heads or layer.latent_width for layer in served.layers):
+            raise NotModelledError("a model that keeps no keys and values, in TensorRT-LLM,", where=served.source.name)
         capability = None if place.device is None else place.device.compute_capability
         rank = fused.rank_of(job)
         held = list(fused.held(served, rank, job.quantization, capability))

@@ -33,6 +33,7 @@ from weigh.runtimes.engine import (
     Share,
     Text,
     Version,
+    check_cache,
     check_limits,
 )
 
@@ -117,6 +118,7 @@ class _Start:
         self.taken: list[tuple[str, str, str]] = list(Vllm.unread(version))
         self.longest = job.context or served.longest
         check_limits(served, job.context, job.tensor)
+        check_cache(served, job.kv_dtype, "vLLM")
         self.utilization = options.gpu_memory_utilization or (0.92 if version.numbers >= LATER_SHARE else 0.9)
         if not 0 < self.utilization <= 1:
             raise UsageError(

@@ -5,6 +5,8 @@ Where the size of a GPU is not printed, the budget of its cache is an input.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ from weigh.errors import NotModelledError, WeighError
 from weigh.ghost.state import recording
 from weigh.models.layout import FULL, SLIDING, LayerCache
 from weigh.recipes.keeping import Keeping, keep
-from weigh.runtimes import engine, sglang, tensorrt_llm, vllm
+from weigh.runtimes import engine, fused, sglang, tensorrt_llm, vllm
 from weigh.runtimes.engine import Place, Served, ServeJob
 from weigh.sources.source import Source
 from weigh.validate.llama_cpp import llama_cpp_case
@@ -28,12 +30,17 @@ def serving_case(row: Mapping[str, Any], where: str) -> dict[str, int]:
     Raises:
         WeighError: its runtime is not described, or the case does not say enough.
     """
-    runtime, serving = str(row.get("runtime")), row.get("serving") or {}
+    runtime = str(row.get("runtime"))
     if runtime in ("llama.cpp", "ik_llama.cpp"):
         return llama_cpp_case(row)
     if runtime == "vllm":
         return _vllm(row, where)
-    layers = _layers(row, where)
+    return _weights_of_sglang(row, where) | _cache(row, where, runtime)
+
+
+def _cache(row: Mapping[str, Any], where: str, runtime: str) -> dict[str, int]:
+    """Tokens that there is room for in the budget that was printed."""
+    serving, layers = row.get("serving") or {}, _layers(row, where)
     if runtime == "sglang" and any(layer.kind == SLIDING for layer in layers):
         return _pools(row, layers)
     budget = row["measured"].get("kv_cache")
@@ -44,12 +51,25 @@ def serving_case(row: Mapping[str, Any], where: str) -> dict[str, int]:
     if runtime == "sglang":
         page, requests = serving.get("page_size") or 1, serving.get("max_running_requests")
         found = {"kv_cache_tokens": (budget // per_token - page) // page * page}
+        found |= _pool_of_sglang(row, per_token, page)
         if requests and any(layer.states for layer in layers):
             found |= sglang.state_bytes(layers, requests, dtypes.BFLOAT16, tensor)
         return found
     if runtime == "tensorrt-llm":
         return {"kv_cache_tokens": tensorrt_llm.tokens(budget, per_token)}
     raise NotModelledError(f"the cache of {runtime}")
+
+
+def _pool_of_sglang(row: Mapping[str, Any], per_token: int, page: int) -> dict[str, int]:
+    """Bytes of the pool, from the free memory that was printed before and after loading (`profile_max_num_token`)."""
+    free = (row.get("extra") or {}).get("free_device_memory_bytes") or {}
+    fraction = (row.get("serving") or {}).get("mem_fraction_static")
+    before, after = free.get("avail_mem_before_load"), free.get("avail_mem_after_load")
+    if not before or not after or fraction is None:
+        return {}
+    rest = int(after[0] - before[0] * (1 - fraction))
+    num_bytes = (rest // per_token // page * page + page) * per_token
+    return {"kv_cache": num_bytes, "kv_cache_k": num_bytes // 2, "kv_cache_v": num_bytes // 2}
 
 
 def _layers(row: Mapping[str, Any], where: str) -> tuple[LayerCache, ...]:
@@ -73,6 +93,19 @@ def _ranks(row: Mapping[str, Any]) -> int:
 def _per_token(layers: tuple[LayerCache, ...], dtype: DType, tensor: int, kv_dtype: str = "auto") -> int:
     kept = keep(layers, Keeping(1, kv_dtype=kv_dtype, tensor=tensor), dtype)
     return sum(layer.bytes_per_token for layer in kept)
+
+
+def _weights_of_sglang(row: Mapping[str, Any], where: str) -> dict[str, int]:
+    """What loading takes off the device's free memory: whole segments of the allocator."""
+    config, parallel, serving = row["model"].get("config"), row.get("parallel") or {}, row.get("serving") or {}
+    method = ((row.get("weights") or {}).get("quantization") or {}).get("method")
+    if row.get("runtime") != "sglang" or not isinstance(config, dict) or method not in (None, "int8"):
+        return {}
+    served = Served(Source(where, config, where, where), dtypes.BFLOAT16)
+    tensor, data = parallel.get("tensor") or 1, parallel.get("data") or 1
+    attention = sglang.attention_ranks(tensor, data, bool(serving.get("enable_dp_attention")))
+    rank = fused.Rank(attention, tensor, (parallel.get("expert") or 1) > 1)
+    return {"weights": fused.reserved(fused.held(served, rank, method and METHODS[method]))}
 
 
 METHODS = {"awq": "awq_marlin", "fp8": "compressed-tensors-fp8", "int8": "w8a8", "int4": "w4a16"} | {
@@ -107,6 +140,8 @@ def _vllm(row: Mapping[str, Any], where: str) -> dict[str, int]:
         quantization=_method(row),
         tensor=parallel.get("tensor") or 1,
         pipeline=parallel.get("pipeline") or 1,
+        data=parallel.get("data") or 1,
+        expert=(parallel.get("expert") or 1) > 1,
     )
     given = {name: serving[name] for name in OPTIONS if serving.get(name) is not None}
     captured = serving.get("cudagraph_capture_sizes_max")
@@ -118,6 +153,7 @@ def _vllm(row: Mapping[str, Any], where: str) -> dict[str, int]:
         num_speculative_tokens=int("".join(filter(str.isdecimal, draft.partition("num_speculative_tokens")[2])) or 0),
         speculative_method="mtp" if "mtp" in draft else None,
         max_cudagraph_capture_size=captured or None,
+        language_model_only=_is_blind(serving.get("limit_mm_per_prompt")),
         runner="pooling" if "without an output layer" in str(_extra(row).get("config_parameters_note")) else "auto",
     )
     release = engine.version(vllm.ENGINE, str(row.get("runtime_version") or ""))
@@ -126,6 +162,12 @@ def _vllm(row: Mapping[str, Any], where: str) -> dict[str, int]:
     if budget is not None or memory:
         wanted |= {"kv_cache_tokens", "kv_blocks"} | ({"kv_cache"} if memory else set())
     return {name: value for name, value in printed.items() if name in wanted}
+
+
+def _is_blind(limits: Any) -> bool:
+    """Whether no picture and no sound may come in."""
+    numbers = re.findall(r"\d+", json.dumps(limits)) if limits else []
+    return bool(numbers) and not any(map(int, numbers))
 
 
 def _extra(row: Mapping[str, Any]) -> Mapping[str, Any]:
