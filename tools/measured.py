@@ -53,8 +53,8 @@ How the figures come about: `weights` are the tensors of a rank, fused, cut and 
 PyTorch's caching allocator one by one: a request that leaves less than 1 MiB of a large block keeps it whole, and
 vLLM prints what the allocator counts. `activation_peak` and `torch_peak` are the profiling run's highest moment: the
 feed-forward of the largest step (vl-001, compiled; vl-072, eager) or the sampler's sort of all logits (vl-074, vl-075).
-SGLang's `weights` are a drop of free memory, in which other things than weights take part; its `kv_cache` is predicted from
-the free memory that it printed before and after loading.
+SGLang's `weights` are a drop of free memory, in which other things than weights take part; its `kv_cache` is predicted
+from the free memory that it printed before and after loading.
 
 """
 INTRODUCTION = {"training": TRAINING, "serving": SERVING}
