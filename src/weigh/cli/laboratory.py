@@ -60,6 +60,7 @@ def _train(words: Sequence[str]) -> tuple[str, int]:
     add("--text", metavar="FILE", help="what is trained on, byte by byte; default: the standard library's sources")
     add("--out", metavar="DIR", default=FOLDER, help=f"where results and weights are kept (default: {FOLDER})")
     add("--resume", action="store_true", help="go on with the run that is kept there")
+    add("--explain", action="store_true", help="what the peaks are made of, and what each technique does")
     add("--html", metavar="FILE", help="write the report as a page with pictures")
     add("--memory-svg", metavar="FILE", help="draw the peaks, predicted above measured, into a file")
     add("--losses-svg", metavar="FILE", help="draw the losses into a file")
@@ -73,7 +74,7 @@ def _train(words: Sequence[str]) -> tuple[str, int]:
     _draw(found, report)
     if found.json:
         return json.dumps(report.as_dict(), indent=2, ensure_ascii=False), 0
-    return report.text(style()), 0
+    return report.text(style(), found.explain), 0
 
 
 def _draw(found: Any, report: LabReport) -> None:
@@ -124,10 +125,12 @@ class Bars:
 
     def ends(self, technique: Technique, line: Line, kept: bool) -> None:
         """It is done."""
+        from weigh.lab.words import percent
+
         if line.refused is not None:
             said = f"not run: {line.refused}"
         else:
-            said = f"loss {line.before:.3f} -> {line.loss:.3f}, peak off by {100 * line.error:+.2f} %"
+            said = f"loss {line.before:.3f} -> {line.loss:.3f}, peak off by {percent(line.error)}"
         self._over(f"{said}{' (kept)' if kept else ''}")
         self.out.write("\n")
         self.out.flush()

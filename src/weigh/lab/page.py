@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from weigh.lab import picture
 from weigh.lab.report import NOTE, cells, perplexity
+from weigh.lab.words import percent
 
 if TYPE_CHECKING:
     from weigh.lab.report import LabReport, Line
@@ -27,7 +28,7 @@ th:first-child, td:first-child, td.says { text-align: left; }
 td.says { white-space: normal; color: var(--quiet); min-width: 16rem; }
 svg { max-width: 100%; height: auto; }
 """
-_HEAD = ("technique", "held-out loss", "perplexity", "against", "peak", "predicted", "off by", "weights", "a step")
+_HEAD = ("technique", "held-out loss", "perplexity", "against", "peak", "predicted", "off by", "weights", "CPU a step")
 
 
 def page(report: LabReport) -> str:
@@ -70,7 +71,7 @@ def _table(report: LabReport, group: str, members: list[Line]) -> str:
 
 def _row(report: LabReport, line: Line) -> str:
     loss, against, peak, predicted, weights, step = cells(report, line)
-    off = f"{100 * line.error:+.2f} %"
+    off = percent(line.error)
     figures = (line.name, loss, f"{perplexity(line.loss):.2f}", against, peak, predicted, off, weights, step)
     cells_ = "".join(f"<td>{escape(figure)}</td>" for figure in figures)
     return f'<tr>{cells_}<td class="says">{escape(line.technique.says)}</td></tr>'

@@ -8,6 +8,7 @@ from math import ceil, floor
 from typing import TYPE_CHECKING
 
 from weigh.lab.techniques import SCRATCH, SPREAD, STARTED
+from weigh.lab.words import percent
 from weigh.report.svg import COLOURS, style_sheet
 from weigh.report.text import PLURAL
 from weigh.trace.events import UNATTRIBUTED
@@ -72,24 +73,18 @@ def _memory(report: LabReport, title: str, height: int) -> Iterator[str]:
     y = float(_TOP)
     for group, members in report.groups().items():
         y += _HEAD
-        yield _text(24, y - 8, group, "quiet")
+        yield _text(_LEFT + 6, y - 8, group, "quiet")
         for line in members:
             yield _text(_LEFT - 10, y + _BAR + 4, line.name, "end strong")
             yield from _bar(line.predicted, y, scale, f"{line.name}, predicted")
-            yield from _bar(measured(line), y + _BAR + 2, scale, f"{line.name}, measured")
+            yield from _bar(line.by_purpose(), y + _BAR + 2, scale, f"{line.name}, measured")
             x = _LEFT + line.measured_peak / MIB * scale
             yield _line("axis", x, y + _BAR, x, y + 2 * _BAR + 4)
             longer = max(line.predicted_peak, line.measured_peak) / MIB * scale
-            said = f"{line.measured_peak / MIB:.2f} MiB, {100 * line.error:+.2f} %"
+            said = f"{line.measured_peak / MIB:.2f} MiB, {percent(line.error)}"
             yield _text(_LEFT + longer + 8, y + _BAR + 4, said, "quiet")
             y += _ROW
     yield _line("axis", _LEFT, _TOP, _LEFT, base)
-
-
-def measured(line: Line) -> Mapping[str, int]:
-    """What the recorder saw, by purpose, and what the profiler counted beyond that: inside of kernels."""
-    inside = line.measured_peak - line.recorded_peak
-    return {**line.recorded, **({UNATTRIBUTED: inside} if inside > 0 else {})}
 
 
 def _bar(purposes: Mapping[str, int], y: float, scale: float, label: str) -> Iterator[str]:
@@ -111,7 +106,7 @@ def _legend(report: LabReport) -> Iterator[str]:
     shown = [
         p
         for p in PLURAL
-        if any(max(line.predicted.get(p, 0), measured(line).get(p, 0)) > least for line in report.done())
+        if any(max(line.predicted.get(p, 0), line.by_purpose().get(p, 0)) > least for line in report.done())
     ]
     x = 24.0
     for purpose in shown:
@@ -134,32 +129,32 @@ def losses(report: LabReport) -> str:
     """The loss on held-out text as training goes on: from nothing, and on from what fp32 ended with."""
     title = "Loss on text that no training saw"
     panels = [
-        ("trained from nothing", [x for x in report.done() if x.technique.group in (SCRATCH, SPREAD)]),
-        (STARTED, [x for x in report.done() if x.technique.group == STARTED]),
+        (SCRATCH, 1, [x for x in report.done() if x.technique.group in (SCRATCH, SPREAD)]),
+        (STARTED, 0, [x for x in report.done() if x.technique.group == STARTED]),
     ]
-    shown = [(name, lines) for name, lines in panels if lines]
+    shown = [_Panel(*panel, report.bench.steps) for panel in panels if panel[-1]]
     height = _FIRST + len(shown) * (_PANEL + _GAP) + 10
     return _svg(title, height, _losses(report, title, shown))
 
 
-def _losses(report: LabReport, title: str, panels: list[tuple[str, list[Line]]]) -> Iterator[str]:
+def _losses(report: LabReport, title: str, panels: list[_Panel]) -> Iterator[str]:
     yield _text(24, 30, title, "title")
     yield _text(24, 49, f"{report.title()}; curves that lie on each other are drawn as one", "quiet")
-    for number, (name, lines) in enumerate(panels):
-        yield from _Panel(name, lines, report.bench.steps, _FIRST + number * (_PANEL + _GAP)).draw()
+    for number, panel in enumerate(panels):
+        yield from panel.draw(_FIRST + number * (_PANEL + _GAP))
 
 
 class _Panel:
-    """Axes, and a curve for every bundle of lines."""
+    """Axes, and a curve for every bundle of lines, from its `begin`th point on."""
 
-    def __init__(self, name: str, lines: list[Line], steps: int, top: float) -> None:
-        self.name, self.steps, self.top = name, steps, top + 22
-        self.base = top + _PANEL
+    def __init__(self, name: str, begin: int, lines: list[Line], steps: int) -> None:
+        self.name, self.begin, self.steps = name, begin, steps
+        self.top, self.base = 0.0, 0.0
         self.left, self.right = 64, 560
         self.bundles = bundles(lines)
-        highest = max(loss for line in lines for _, loss in line.held_out)
-        lowest = min(loss for line in lines for _, loss in line.held_out)
-        self.step = _step(highest - lowest, 8)
+        shown = [loss for line in lines for _, loss in line.held_out[begin:]]
+        highest, lowest = max(shown), min(shown)
+        self.step = _step(max(highest - lowest, 0.01), 8)
         self.low, self.high = self.step * floor(lowest / self.step), self.step * ceil(highest / self.step)
 
     def x(self, step: float) -> float:
@@ -168,8 +163,10 @@ class _Panel:
     def y(self, loss: float) -> float:
         return self.base - (self.base - self.top) * (loss - self.low) / (self.high - self.low)
 
-    def draw(self) -> Iterator[str]:
-        yield _text(24, self.top - 12, f"{self.name}: nats a byte", "strong")
+    def draw(self, top: float) -> Iterator[str]:
+        self.top, self.base = top + 22, top + _PANEL
+        before = "" if not self.begin else f" (before the first step it was {self.bundles[0][0].before:.2f})"
+        yield _text(24, self.top - 12, f"{self.name}: nats a byte{before}", "strong")
         for tick in range(round((self.high - self.low) / self.step) + 1):
             loss = self.low + tick * self.step
             yield _line("grid", self.left, self.y(loss), self.right, self.y(loss))
@@ -186,7 +183,7 @@ class _Panel:
         for number, bundle in enumerate(sorted(self.bundles, key=lambda b: -b[0].loss)):
             colour = _LINES[number % len(_LINES)]
             dashes = ' stroke-dasharray="6 4"' if number >= len(_LINES) else ""
-            points = [(self.x(step), self.y(loss)) for step, loss in bundle[0].held_out]
+            points = [(self.x(step), self.y(loss)) for step, loss in bundle[0].held_out[self.begin :]]
             path = "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points)
             names = ", ".join(line.name for line in bundle)
             yield (

@@ -10,9 +10,21 @@ from typing import TYPE_CHECKING, Any
 from weigh.lab.bench import Bench
 from weigh.lab.loops import peak
 from weigh.lab.techniques import TECHNIQUES, Technique
+from weigh.lab.words import milliseconds, percent
 from weigh.report.header import header
 from weigh.report.text import PLAIN, Style, table, wrap
-from weigh.trace.events import ACTIVATION, LOAD, TEMPORARY
+from weigh.trace.events import (
+    ACTIVATION,
+    BUFFER,
+    COMMUNICATION,
+    GRADIENT,
+    LOAD,
+    OPTIMIZER_STATE,
+    TEMPORARY,
+    UNATTRIBUTED,
+    UNSHARDED,
+    WEIGHT,
+)
 from weigh.units import format_bytes
 
 if TYPE_CHECKING:
@@ -48,6 +60,9 @@ class Line:
     held_out: tuple[tuple[int, float], ...] = ()
     """Steps taken, and nats a byte on held-out text."""
     seconds_per_step: float | None = None
+    """By the clock, the median."""
+    cpu_seconds_per_step: float | None = None
+    """Of one process, all its threads together, the median: what other programs on the machine do not change."""
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -61,7 +76,15 @@ class Line:
         highest = max((p for p in answer["peaks"] if p["phase"] != LOAD), key=lambda p: p["peak"])
         expected, _, by_purpose = peak(prediction)
         seen, _, seen_by_purpose = peak(recorded)
-        same = ("opaque", "seconds_per_step", "weight_bytes", "parameters", "trained_parameters", "versions")
+        same = (
+            "opaque",
+            "seconds_per_step",
+            "cpu_seconds_per_step",
+            "weight_bytes",
+            "parameters",
+            "trained_parameters",
+            "versions",
+        )
         return cls(
             technique.name,
             predicted_peak=expected,
@@ -83,7 +106,12 @@ class Line:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
+        return {**asdict(self), "losses": list(self.losses), "held_out": [list(look) for look in self.held_out]}
+
+    def by_purpose(self) -> dict[str, int]:
+        """Measured: what the recorder saw, by purpose, and what the profiler counted beyond that, inside of kernels."""
+        inside = self.measured_peak - self.recorded_peak
+        return {**self.recorded, **({UNATTRIBUTED: inside} if inside > 0 else {})}
 
     @property
     def technique(self) -> Technique:
@@ -194,10 +222,10 @@ class LabReport:
             ],
         }
 
-    def text(self, style: Style = PLAIN) -> str:
-        """For a terminal."""
+    def text(self, style: Style = PLAIN, explain: bool = False) -> str:
+        """For a terminal; `explain` adds what the peaks are made of, and what each technique does."""
         lines = [style.bold(self.title()), *wrap(self.subtitle(), style.width)]
-        rows: list[tuple[str, ...]] = [("", "loss", "against", "peak", "predicted", "off by", "weights", "a step")]
+        rows: list[tuple[str, ...]] = [("", "loss", "against", "peak", "predicted", "off by", "weights", "CPU a step")]
         for members in self.groups().values():
             rows += [self._row(line, style) for line in members]
         head, *cells = table(rows, "<>>>>>>>", indent=0)
@@ -207,9 +235,28 @@ class LabReport:
         for line in self.lines:
             if line.refused is not None:
                 lines += ["", *wrap(f"{line.name} was not run: {line.refused}", style.width)]
+        if explain:
+            lines += ["", *self._kinds(style)]
+            for line in self.done():
+                lines += ["", *wrap(f"{line.name}: {line.technique.says}.", style.width)]
         for said in (*self.conclusion(), NOTE):
             lines += ["", *wrap(said, style.width)]
         return "\n".join(lines)
+
+    def _kinds(self, style: Style) -> list[str]:
+        """Predicted and measured bytes at the peaks, by purpose."""
+        least = MIB / 200
+        done = self.done()
+        kinds = [k for k in SHORT if any(max(x.predicted.get(k, 0), x.by_purpose().get(k, 0)) > least for x in done)]
+        rows: list[tuple[str, ...]] = [("MiB", "", *(SHORT[k] for k in kinds))]
+        for line in done:
+            for name, how, found in (
+                (line.name, "predicted", line.predicted),
+                ("", "measured", line.by_purpose()),
+            ):
+                rows.append((name, how, *(f"{found[k] / MIB:.2f}" if found.get(k) else "-" for k in kinds)))
+        head, *cells = table(rows, "<<" + ">" * len(kinds), indent=0)
+        return [style.bold("What the peaks are made of"), style.dim(head), *cells]
 
     def __str__(self) -> str:
         return self.text()
@@ -219,11 +266,24 @@ class LabReport:
         return (
             line.name,
             *cells(self, line)[:4],
-            style.good(f"{100 * line.error:+.2f} %", good),
+            style.good(percent(line.error), good),
             *cells(self, line)[4:],
         )
 
 
+MIB = 1 << 20
+SHORT = {
+    WEIGHT: "weights",
+    BUFFER: "buffers",
+    OPTIMIZER_STATE: "states",
+    GRADIENT: "gradients",
+    ACTIVATION: "activations",
+    UNSHARDED: "unsharded",
+    COMMUNICATION: "buckets",
+    TEMPORARY: "temporary",
+    UNATTRIBUTED: "kernels",
+}
+"""Purposes, as narrow columns call them; inputs are a few bytes."""
 GOOD, CLOSE = 0.005, 0.02
 NOTE = (
     "Losses are nats a byte on text that no training saw; their exponential is the perplexity of a byte. A peak is the "
@@ -232,17 +292,16 @@ NOTE = (
 
 
 def cells(report: LabReport, line: Line) -> tuple[str, ...]:
-    """A technique's figures for people: loss, against what, peak, predicted, weights, time."""
+    """A technique's figures for people: loss, against what, peak, predicted, weights, processor time of a step."""
     base = report.base(line)
     against = "" if base is line else f"{line.loss - base.loss:+.3f}"
-    step = "" if line.seconds_per_step is None else f"{1000 * line.seconds_per_step:.0f} ms"
     return (
         f"{line.loss:.3f}",
         against,
         format_bytes(line.measured_peak),
         format_bytes(line.predicted_peak),
         format_bytes(line.weight_bytes),
-        step,
+        milliseconds(line.cpu_seconds_per_step),
     )
 
 

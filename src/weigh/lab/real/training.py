@@ -18,11 +18,12 @@ from weigh.lab.loops import TEMPERATURE
 from weigh.lab.real import surgery
 from weigh.lab.task import Task
 from weigh.measure import training
+from weigh.measure.recorder import Recorder
 from weigh.measure.watcher import Watcher, local_tensors
 from weigh.measure.workload import build, torch_dtype
 from weigh.recipes.settings import make
 from weigh.recipes.training import Training
-from weigh.trace.events import BACKWARD, FORWARD, STEP
+from weigh.trace.events import BACKWARD, FORWARD, GRADIENT, STEP
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -108,6 +109,9 @@ class Run:
             loss.backward()
             del loss
         if self.optimizer is not None:
+            if isinstance(watcher, Recorder):  # FSDP2 sets its shards of the gradients itself
+                for parameter in self.model.parameters():
+                    watcher.label(parameter.grad, GRADIENT)
             watcher.mark(STEP, number)
             self.optimizer.step()
             watcher.stepped(self.model, self.optimizer)

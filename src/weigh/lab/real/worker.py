@@ -13,6 +13,9 @@ import time
 from statistics import median
 from typing import Any
 
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
 from weigh.lab.real.training import Run
 from weigh.lab.task import LOOKS, PROGRESS, Task
 from weigh.measure import faithful
@@ -22,7 +25,7 @@ from weigh.measure.watcher import Watcher
 from weigh.measure.worker import serve
 from weigh.recipes.settings import make
 from weigh.recipes.training import Training
-from weigh.trace.events import LOAD, WEIGHT
+from weigh.trace.events import BUFFER, COMMUNICATION, LOAD, WEIGHT
 from weigh.trace.file import save
 
 WATCHED = 2
@@ -62,6 +65,10 @@ def _record(task: Task, mesh: Any, rank: int) -> Recorder:
         if run.teacher is not None:
             for name, parameter in run.teacher.named_parameters():
                 recorder.label(parameter, WEIGHT, f"teacher.{name}")
+        for _, mask in run.masks:
+            recorder.label(mask, BUFFER)
+        if isinstance(run.model, DistributedDataParallel):
+            run.model.register_comm_hook(recorder, _labelled)
         for number in range(WATCHED):
             run.step(number, recorder)
         recorder.end()
@@ -70,21 +77,30 @@ def _record(task: Task, mesh: Any, rank: int) -> Recorder:
     return recorder
 
 
+def _labelled(recorder: Recorder, bucket: Any) -> Any:
+    """What the reducer does without a hook, and the bucket named."""
+    recorder.label(bucket.buffer(), COMMUNICATION)
+    return allreduce_hook(None, bucket)
+
+
 def _train(task: Task, mesh: Any, rank: int) -> dict[str, Any]:
     with Profiled() as counted:
         run = Run(task, mesh, rank)
         before = run.evaluate()
         losses = [run.step(number, counted) for number in range(WATCHED)]
         counted.end()
-    quiet, seconds = Watcher(), []
+    quiet = Watcher()
+    seconds: list[float] = []
+    cpu_seconds: list[float] = []
     looks = {round(task.steps * look / LOOKS) for look in range(1, LOOKS + 1)}
     held_out = [(0, before)]
     for number in range(WATCHED, task.steps):
         if number in looks:
             held_out.append((number, run.evaluate()))
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         losses.append(run.step(number, quiet))
         seconds.append(time.perf_counter() - started)
+        cpu_seconds.append(time.process_time() - cpu_started)
         if rank == 0:
             print(PROGRESS + json.dumps([number + 1, losses[-1]]), flush=True)
     if task.steps:
@@ -96,6 +112,7 @@ def _train(task: Task, mesh: Any, rank: int) -> dict[str, Any]:
         "losses": losses[: task.steps],
         "held_out": held_out,
         "seconds_per_step": median(seconds) if seconds else None,
+        "cpu_seconds_per_step": median(cpu_seconds) if cpu_seconds else None,
         "weight_bytes": run.weight_bytes(),
         "parameters": sum(p.numel() for p in run.model.parameters()),
         "trained_parameters": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
