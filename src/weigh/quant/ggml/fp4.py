@@ -28,7 +28,9 @@ def _codes(values: Any, scale: Any) -> Any:
 
 def _encode_mxfp4(values: Any) -> Any:
     absmax = largest(values)
-    exponent = np.where(absmax > 0, np.floor(np.log2(absmax)) + 125, 0).astype(np.uint8)[:, None]
+    # As C's log2f, which rounds to the whole number above for the last numbers below a power of two.
+    power = np.floor(np.log2(absmax.astype(np.float64)).astype(np.float32))
+    exponent = np.where(absmax > 0, np.maximum(power + np.float32(125), 0), 0).astype(np.uint8)[:, None]
     return np.concatenate([exponent, halves_in_nibbles(_codes(values, _power(exponent)))], axis=1)
 
 
