@@ -4,7 +4,7 @@
     python tools/update_readme.py --check    exit 1 if that would change anything
 
 A command is a line `$ weigh ...` in a console block; what stands below it, up to the next command, is its output. A
-picture is drawn by the command in the comment above it: `<!-- weigh ... --svg NAME.svg -->` draws
+picture is drawn by the command in the comment above it: `<!-- weigh ... --svg NAME.svg -->`, or `--picture`, draws
 `docs/pictures/NAME.svg`.
 """
 
@@ -43,7 +43,7 @@ def with_outputs(text: str, folder: str) -> str:
 def pictures(text: str, folder: str) -> dict[Path, str]:
     """Every picture of the page, drawn anew."""
     drawn = {}
-    for command, name in re.findall(r"<!-- (weigh .*--svg (\S+\.svg)) -->", text):
+    for command, name in re.findall(r"<!-- (weigh .*--(?:svg|picture) (\S+\.svg)) -->", text):
         run(command, folder)
         drawn[ROOT / "docs" / "pictures" / name] = (Path(folder) / name).read_text(encoding="utf-8")
     return drawn

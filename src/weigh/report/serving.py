@@ -238,7 +238,8 @@ class ServingReport:
         lines = []
         if launch.tokens is not None:
             blocks = "" if launch.blocks is None else f" ({launch.blocks:,} blocks of {launch.block_size})"
-            lines += [f"  the cache has room for {launch.tokens:,} tokens{blocks}"]
+            whose = "each replica's cache" if self.job.data > 1 else "the cache"
+            lines += [f"  {whose} has room for {launch.tokens:,} tokens{blocks}"]
         context, users = launch.longest_context(self.job.concurrency), launch.most_users(self.context)
         lines += [f"  longest context for {self.job.concurrency} at once   {context:,} tokens"]
         lines += [f"  most at once of {self.context:,} tokens   {users:,}", ""]
