@@ -65,7 +65,7 @@ def both(package: ModuleType, spec: str, array: Any) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("spec", SPECS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     size=st.integers(0, 700),

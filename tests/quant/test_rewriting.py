@@ -133,7 +133,7 @@ def stopping(at: int) -> Callable[[int, int], None]:
     return progress
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(moments=st.lists(st.integers(0, 420_000), max_size=5), torn=st.booleans())
 def test_whatever_stops_it_the_result_is_the_same(tmp_path_factory: Any, moments: list[int], torn: bool) -> None:
     folder = tmp_path_factory.mktemp("stopped")
@@ -410,3 +410,28 @@ def test_planning_and_inspecting_need_no_numpy(source: Path, tmp_path: Path) -> 
         assert done.returncode == 0, done.stderr
     refused = without("quantize", str(source), "--to", "nf4", "--out", str(tmp_path / "no"))
     assert (refused.returncode, "weigh[lab]" in refused.stderr) == (3, True)
+
+
+@pytest.mark.parametrize("name", ["nf4", "int8", "w4a16", "nvfp4", "fp8-block"])
+@pytest.mark.parametrize("rows", [-1, 1])
+def test_parts_that_do_not_fit(source: Path, tmp_path: Path, name: str, rows: int, capsys: Any) -> None:
+    """Scales, or codes, of another size than the matrix has: an error, and no neighbour's bytes for values."""
+    carry_out(make_plan(str(source), find(name)), tmp_path / "out")
+    path = tmp_path / "out/model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
+    ends = ("weight_scale", "weight_scale_inv", "SCB", "absmax")
+    part = next(n for n in header if n.endswith(ends) and "0.mixer" in n)
+    first, last = header[part]["data_offsets"]
+    width = (last - first) // header[part]["shape"][0] * rows
+    header[part]["shape"][0] += rows
+    for other, entry in header.items():
+        if other != "__metadata__":
+            start, end = entry["data_offsets"]
+            entry["data_offsets"] = [start + width * (start >= last), end + width * (end >= last)]
+    raw = json.dumps(header).encode()
+    body = body[:last] + bytes(width) + body[last:] if rows > 0 else body[: last + width] + body[last:]
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + body)
+    assert main(["dequantize", str(tmp_path / "out"), "--out", str(tmp_path / "plain"), "--workers", "1"]) == 3
+    assert "damaged" in capsys.readouterr().err

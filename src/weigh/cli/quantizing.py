@@ -133,7 +133,7 @@ def _carry_out(found: Any, plan: Plan) -> tuple[str, int]:
     except KeyboardInterrupt:
         progress.end()
         print("weigh: stopped. The same command goes on where it was.", file=sys.stderr)
-        return "", 130
+        raise
     finally:
         progress.end()
     took = monotonic() - started
@@ -173,9 +173,9 @@ class Progress:
         self.next = now + 0.1
         full = self.WIDTH * handled // max(total, 1)
         rate = (handled - self.first) / max(now - self.started, 1e-9)
-        left = report.duration((total - handled) / rate) if rate else "..."
+        left = f"{report.duration((total - handled) / rate)} left" if rate and handled < total else ""
         bar = "█" * full + "░" * (self.WIDTH - full)
-        line = f"{bar} {format_bytes(handled)} of {format_bytes(total)}, {rate / 1e9:.2f} GB/s, {left} left"
+        line = f"{bar} {format_bytes(handled)} of {format_bytes(total)}, {rate / 1e9:.2f} GB/s  {left}"
         print(f"\r{line:<88}", end="", file=sys.stderr, flush=True)
 
     def end(self) -> None:

@@ -12,7 +12,7 @@ from weigh.errors import InputError, UsageError
 from weigh.sources.checkpoint import SUFFIXES
 from weigh.sources.folders import INDEX, checkpoint_file, find_weights
 from weigh.sources.locate import BUCKETS
-from weigh.sources.opened import LocalFolder
+from weigh.sources.opened import LocalFolder, damaged
 
 if TYPE_CHECKING:
     from weigh.sources.checkpoint import Checkpoint, StoredTensor
@@ -36,6 +36,8 @@ class Weights(NamedTuple):
         if tensor.start is None:
             hint = "Save it as safetensors first."
             raise InputError("is an archive, whose values weigh does not read", where=tensor.file, hint=hint)
+        if offset + length > tensor.num_bytes:
+            raise damaged(tensor.name, f"has {tensor.num_bytes:,} bytes, and {offset + length:,} are needed")
         return self.folder.open(tensor.file).read(tensor.start + offset, length)
 
 

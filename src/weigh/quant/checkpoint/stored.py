@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from weigh import dtypes, formats
 from weigh.errors import InputError, NotModelledError
+from weigh.formats.bitsandbytes import NESTED_BLOCK
 from weigh.formats.compressed_tensors import CompressedTensors
 from weigh.quant.checkpoint.layout import SPELLED
 from weigh.quant.checkpoint.targets.bitsandbytes import check_state
 from weigh.sources.checkpoint import StoredTensor
+from weigh.sources.opened import damaged
 
 if TYPE_CHECKING:
     from weigh.sources.weights import Weights
@@ -102,6 +104,10 @@ class Matrix:
                 parts[name] = found.reshape(part.shape)
             self._rebias(parts)
             yield quantizer.dequantize(Packed(parts, shape, dtype)).reshape(-1).astype(kind, copy=False)
+        for name, end in at.items():
+            if name not in whole and name != "nested" and end != self.parts[name].num_bytes:
+                said = f"has {self.parts[name].num_bytes:,} bytes, and {end:,} belong to {list(self.tensor.shape)}"
+                raise damaged(self.parts[name].name, said)
 
     def _rebias(self, parts: dict[str, Any]) -> None:
         """Words of 8-bit codes are biased by 128, int8 is not."""
@@ -233,6 +239,8 @@ def _four_bit(weights: Weights, stored: Mapping[str, StoredTensor], module: str,
     parts = {"codes": "weight", "absmax": "weight.absmax"}
     if "nested_offset" in said:
         parts["nested"] = "weight.nested_absmax"
+        if said.get("nested_blocksize") != NESTED_BLOCK:
+            raise NotModelledError(f"scales in blocks of {said.get('nested_blocksize')!r}", where=name)
     spelled = dtype or _TORCH.get(str(said.get("dtype")), "BF16")
     offset = said.get("nested_offset")
     kind = name.rpartition("__")[2]
