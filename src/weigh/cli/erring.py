@@ -67,7 +67,9 @@ def _errors(found: Any) -> tuple[str, int]:
     if found.csv is not None:
         save(found.csv, report.csv())
     if found.html is not None:
-        save(found.html, report.html())
+        from weigh.quant.survey_page import page
+
+        save(found.html, page(report))
     if found.json:
         return json.dumps(report.as_dict(), indent=2, ensure_ascii=False), 0
     return report.text(style(), found.by), 0

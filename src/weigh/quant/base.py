@@ -53,11 +53,8 @@ class Quantizer(ABC):
     """A method with its settings.
 
     Values that are not finite are refused by every method that has scales, because one of them would spoil its block
-    silently; the casts carry them as their number format does. Zeros come back as zeros, whatever the block.
+    silently; the casts carry them as their number format does. Where a format has a zero, zeros come back as zeros.
     """
-
-    finite: bool = True
-    """Whether NaN and infinity are refused."""
 
     @abstractmethod
     def layout(self, shape: tuple[int, ...]) -> dict[str, Part]:

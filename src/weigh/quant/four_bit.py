@@ -12,7 +12,7 @@ cases; the mean is exact and rounded once, where the reference's depends on the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -91,10 +91,6 @@ class FourBit(Quantizer):
 
     def _book(self) -> codebooks.Codebook:
         return codebooks.nf4() if self.code == "nf4" else codebooks.fp4()
-
-    def without_double_quantization(self) -> FourBit:
-        """The same, with scales in fp32."""
-        return replace(self, double_quantization=False)
 
 
 def nest(absmax: Any, offset: Any = None) -> dict[str, Any]:

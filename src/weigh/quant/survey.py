@@ -1,4 +1,4 @@
-"""What formats do to the matrices of a checkpoint: tensor by tensor, layer by layer, as text, JSON, CSV and HTML.
+"""What formats do to the matrices of a checkpoint: tensor by tensor, layer by layer, as text, JSON and CSV.
 
 One tensor is in memory at a time. A matrix that a format cannot store (its rows are no whole blocks) is left out of
 the format's figures and counted.
@@ -11,7 +11,6 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -121,7 +120,7 @@ class Survey:
         """For people: a line for each format, and the worst tensors; or one for each "layer" or "tensor"."""
         lines = [style.bold(f"Errors of {self.source}"), ""]
         lines += self._summary() if by == "format" else self._detailed(by)
-        lines += ["", *(style.dim(f"  {line}") for line in _LEGEND)]
+        lines += ["", *(style.dim(f"  {line}") for line in LEGEND)]
         return "\n".join(lines)
 
     def _summary(self) -> list[str]:
@@ -134,15 +133,15 @@ class Survey:
                 if worst is None or worst.errors is None
                 else f"{worst.tensor} {_percent(worst.errors.relative_rmse)}"
             )
-            cells = _cells(self.total(name)) if kept else ("-",) * 6
-            rows.append((name, f"{self.bits(name):.3f}", *cells, f"{len(kept)}/{len(found)}", said))
+            figures = cells(self.total(name)) if kept else ("-",) * 6
+            rows.append((name, f"{self.bits(name):.3f}", *figures, f"{len(kept)}/{len(found)}", said))
         return [*table(rows, "<>>>>>>>><"), *self._outputs(), *self._refusals()]
 
     def _detailed(self, by: str) -> list[str]:
         rows: list[tuple[str, ...]] = [("format", by, *_COLUMNS, "outliers")]
         for name in self.rows:
-            named = self.layers(name).items() if by == "layer" else _named(self.rows[name])
-            rows += [(name, what, *_cells(errors), f"{errors.outliers:,}") for what, errors in named]
+            parts = self.layers(name).items() if by == "layer" else named(self.rows[name])
+            rows += [(name, what, *cells(errors), f"{errors.outliers:,}") for what, errors in parts]
         return [*table(rows, "<<>>>>>>>"), *self._outputs(), *self._refusals()]
 
     def _outputs(self) -> list[str]:
@@ -164,39 +163,12 @@ class Survey:
             lines += [f"  {name} cannot store {count} of {len(rows)}: {why}" for why, count in reasons.items()]
         return ["", *lines] if lines else []
 
-    def html(self) -> str:
-        """A page by itself."""
-        parts = []
-        for name in self.rows:
-            layers = "".join(_html_row(layer, errors) for layer, errors in self.layers(name).items())
-            tensors = "".join(_html_row(tensor, errors) for tensor, errors in _named(self.rows[name]))
-            parts.append(
-                f"<h2>{escape(name)}: {self.bits(name):.3f} bits a weight</h2>{_histogram(self.total(name))}"
-                f"<table>{_HEAD}{_html_row('all', self.total(name))}{layers}</table>"
-                f"<details><summary>tensor by tensor</summary><table>{_HEAD}{tensors}</table></details>"
-            )
-        legend = "".join(f"<p>{escape(line)}</p>" for line in _LEGEND)
-        title = escape(f"Errors of {self.source}")
-        return (
-            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_CSS}</style>'
-            f"<h1>{title}</h1>{legend}{''.join(parts)}</html>\n"
-        )
-
 
 _COLUMNS = ("rel. RMSE", "SQNR", "cosine", "largest", "rest", "alone")
-_LEGEND = (
+LEGEND = (
     "rel. RMSE: root of the squared errors over the squared weights. SQNR: the same in dB (6 dB a bit).",
     "largest: the largest error, in the weights' own unit. cosine: between the weights and what comes back.",
     "rest: rel. RMSE of what is no outlier (of over 6 root mean squares); alone: the same without outliers beside it.",
-)
-_CSS = (
-    "body{font:14px system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
-    "td,th{padding:2px 10px;text-align:right;border-bottom:1px solid #d7dbe0}td:first-child,th:first-child"
-    "{text-align:left}p{color:#57606a;margin:2px 0}"
-)
-_HEAD = (
-    "<tr><th></th><th>rel. RMSE</th><th>SQNR</th><th>cosine</th><th>largest</th><th>rest</th><th>alone</th>"
-    "<th>outliers</th></tr>"
 )
 
 
@@ -278,11 +250,13 @@ def _row(row: Row) -> dict[str, Any]:
     }
 
 
-def _named(rows: Sequence[Row]) -> list[tuple[str, Errors]]:
+def named(rows: Sequence[Row]) -> list[tuple[str, Errors]]:
+    """The errors of the tensors that a format can store, by name."""
     return [(row.tensor, row.errors) for row in rows if row.errors is not None]
 
 
-def _cells(errors: Errors) -> tuple[str, ...]:
+def cells(errors: Errors) -> tuple[str, ...]:
+    """What a table shows of errors."""
     decibels = f"{errors.sqnr:.2f} dB"
     parts = (errors.rest, errors.rest_without_outliers)
     return (
@@ -296,27 +270,3 @@ def _cells(errors: Errors) -> tuple[str, ...]:
 
 def _percent(ratio: float) -> str:
     return f"{100 * ratio:.3f} %"
-
-
-def _html_row(name: str, errors: Errors) -> str:
-    cells = (name, *_cells(errors), f"{errors.outliers:,}")
-    return "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
-
-
-def _histogram(errors: Errors) -> str:
-    """Bars of how many errors are of which size, in root mean squares."""
-    highest, wide, high = max(errors.histogram) or 1, 22, 90
-    bars = []
-    for i, count in enumerate(errors.histogram):
-        height = high * count / highest
-        power = LEAST_POWER + i - 1
-        said = f"{'below' if i == 0 else 'from'} 2^{max(power, LEAST_POWER)}: {count:,}"
-        bars.append(
-            f'<rect x="{i * wide}" y="{high - height:.1f}" width="{wide - 2}" height="{height:.1f}" fill="#0072b2">'
-            f"<title>{said} errors</title></rect>"
-        )
-        if i % 4 == 1:
-            bars.append(f'<text x="{i * wide}" y="{high + 14}" font-size="10" fill="#57606a">2^{power}</text>')
-    size = f'viewBox="0 0 {wide * len(errors.histogram)} {high + 20}" width="{wide * len(errors.histogram)}"'
-    said = "error magnitudes in root mean squares of their tensor, and how many there are"
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{said}">{"".join(bars)}</svg>'
