@@ -1,6 +1,7 @@
 """Engines: laws that hold for every job, and what they refuse."""
 
 import json
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -99,6 +100,36 @@ def test_what_is_wrong_is_said(words: dict[str, object], said: str) -> None:
         weigh.serve("llama-3-8b", **words)  # type: ignore[arg-type]
     assert said in str(caught.value)
     assert caught.value.exit_code in (2, 3)
+
+
+def test_a_calibrated_checkpoint_keeps_eight_bits() -> None:
+    plain = {**catalogue.find("llama-3-8b").config}
+    scheme = {"num_bits": 8, "type": "float", "strategy": "channel"}
+    compressed = {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": scheme}},
+        "kv_cache_scheme": {"num_bits": 8, "type": "float", "dynamic": False},
+    }
+    needs = [
+        weigh.serve(config, runtime=runtime).launch.demand(1024, 1)
+        for config in (plain, {**plain, "quantization_config": compressed})
+        for runtime in ("vllm@0.12", "vllm@0.25")
+    ]
+    assert needs[0] == needs[1] == needs[2] == 2 * needs[3]
+
+
+def test_files_that_hold_something_else_are_said(tmp_path: Path) -> None:
+    import struct
+
+    config = {**catalogue.find("gpt2").config}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    header = json.dumps({"wte.weight": {"dtype": "F32", "shape": [50257, 768], "data_offsets": [0, 50257 * 768 * 4]}})
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header.encode())
+        file.truncate(8 + len(header) + 50257 * 768 * 4)
+    said = [a.what for a in weigh.serve(tmp_path).assumptions]
+    assert any("where the files hold 154,389,504" in what for what in said)
 
 
 def test_no_model_is_named() -> None:

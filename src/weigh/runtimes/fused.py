@@ -15,11 +15,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from weigh import formats
+from weigh import dtypes, formats
 from weigh.dims import product
 from weigh.dtypes import FLOAT32
 from weigh.errors import NotModelledError, UsageError
 from weigh.formats.base import EMBEDDING, EXPERTS, HEAD, LINEAR, Format, Weight
+from weigh.formats.prediction import predict
 from weigh.ghost import nn
 from weigh.recipes.keeping import heads_of_rank
 from weigh.trace.allocator import CachingAllocator
@@ -564,6 +565,29 @@ def matrices(served: Served, rank: Rank) -> Iterator[Matrix]:
     """The matrices of a rank, fused and cut, the embedding left out."""
     yield from _loading(served, rank, None, None, is_pooling=False).matrices()
 
+
+def stored_otherwise(served: Served, engine: str) -> Iterator[tuple[str, str, str]]:
+    """That a checkpoint holds other tensors than its config makes: the config's are weighed, and the difference said.
+
+    Raises:
+        NotModelledError: it is a GGUF file.
+    """
+    checkpoint = served.source.checkpoint
+    if checkpoint is None:
+        return
+    if checkpoint.format == "gguf":
+        hint = "--runtime llama.cpp, or name the model whose weights it has."
+        raise NotModelledError(f"a GGUF file in {engine}", where=served.source.where, hint=hint)
+    dtype = dtypes.get(checkpoint.float_dtype) if checkpoint.float_dtype else served.dtype
+    stored = predict(served.model, form_of(served, None), dtype)
+    expected = sum(one.num_bytes * one.count for one in stored)
+    if abs(checkpoint.num_bytes - expected) > expected // OTHERWISE:
+        what = f"weights as the config says, {expected:,} bytes, where the files hold {checkpoint.num_bytes:,}"
+        yield what, "files may hold layers that are not loaded, or leave some unquantized", "by that difference"
+
+
+OTHERWISE = 100
+"""A difference of more than one part in so many is said."""
 
 METHODS: dict[str, dict[str, object]] = {
     "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True},

@@ -111,7 +111,7 @@ class Sglang(Engine):
 class _Start:
     def __init__(self, served: Served, job: ServeJob, options: SglangOptions, place: Place, version: Version) -> None:
         self.served, self.job, self.options, self.place = served, job, options, place
-        self.taken = list(Sglang.unread(version))
+        self.taken = [*Sglang.unread(version), *fused.stored_otherwise(served, "SGLang")]
         if options.enable_dp_attention and job.tensor % job.data:
             hint = "Data-parallel attention divides the ranks of --tensor."
             raise UsageError(f"{job.data} replicas cannot share {job.tensor} ranks", where="data", hint=hint)

@@ -117,7 +117,7 @@ class TensorrtLlm(Engine):
             tokens=None if blocks is None else blocks * size,
             blocks=blocks,
             block_size=size,
-            assumptions=tuple(self.unread(version)),
+            assumptions=(*self.unread(version), *fused.stored_otherwise(served, "TensorRT-LLM")),
             most_sequences=options.max_batch_size,
             routed=fused.routed(held),
         )

@@ -10,10 +10,12 @@ Read: 0.6.4, 0.8.5, 0.9.2, 0.12, 0.17, 0.21, 0.22, 0.25 (`v1/worker/gpu_worker.p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from weigh.errors import UsageError
+from weigh import formats
+from weigh.errors import NotModelledError, UsageError
 from weigh.kernels.workspaces import workspace_bytes
 from weigh.runtimes import fused, paged, profiling
 from weigh.runtimes.engine import (
@@ -46,6 +48,10 @@ LATER_SHARE = (0, 21)
 """From here on it takes 0.92 of a device where nobody says, 0.9 before; and graphs come off the cache."""
 FILTERS_IN_PLACE = (0, 17)
 """From here on the sampler filters with a kernel of its own, and sorts no more."""
+CALIBRATED = (0, 17)
+"""From here on a checkpoint's own scheme of keys and values is followed."""
+CALIBRATION = ("kv_cache_scheme", "kv_cache_quant_algo")
+"""Where compressed-tensors and ModelOpt say it (`utils/torch_utils.py: get_kv_cache_quant_algo_string`)."""
 LARGE_DEVICE = 70 * 2**30
 """Devices with more, A100 apart, take larger steps."""
 NON_TORCH, NON_TORCH_RANKS = 60 * 2**20, 200 * 2**20
@@ -116,8 +122,9 @@ class _Start:
         self.served, self.job, self.options, self.place, self.version = served, job, options, place, version
         self.device = place.device
         self.capability = None if place.device is None else place.device.compute_capability
-        self.taken: list[tuple[str, str, str]] = list(Vllm.unread(version))
+        self.taken: list[tuple[str, str, str]] = [*Vllm.unread(version), *fused.stored_otherwise(served, "vLLM")]
         self.longest = job.context or served.longest
+        self.kv_dtype = job.kv_dtype if job.kv_dtype != "auto" else _calibrated(served, version)
         check_limits(served, job.context, job.tensor)
         check_cache(served, job.kv_dtype, "vLLM")
         self.utilization = options.gpu_memory_utilization or (0.92 if version.numbers >= LATER_SHARE else 0.9)
@@ -241,7 +248,7 @@ class _Start:
         mtp = 1 if options.speculative_method == "mtp" else 0
         keeps = paged.Keeps(
             self.served.dtype,
-            self.job.kv_dtype,
+            self.kv_dtype,
             self.job.tensor,
             options.block_size or paged.BLOCK,
             self.version.numbers,
@@ -340,6 +347,26 @@ def capture_sizes(largest: int) -> list[int]:
     """
     sizes = [*SIZES, *range(8, 256, 8), *range(256, largest + 1, 16)]
     return [size for size in sizes if size <= largest]
+
+
+def _calibrated(served: Served, version: Version) -> str:
+    """What keys and values are kept in where nobody says: as a checkpoint that was calibrated for it asks.
+
+    Raises:
+        NotModelledError: it asks for four bits.
+    """
+    found = formats.settings(served.config, served.source.where) or {}
+    if version.numbers < CALIBRATED:
+        return "auto"
+    nested = found.get("quantization")
+    holders = (nested if isinstance(nested, Mapping) else {}, found)
+    asked = next((one[key] for one in holders for key in CALIBRATION if one.get(key)), None)
+    if isinstance(asked, Mapping):
+        bits = int(asked.get("num_bits") or 0) if asked.get("type") == "float" else 0
+        asked = {8: "fp8", 4: "nvfp4"}.get(bits)
+    if str(asked).lower() == "nvfp4":
+        raise NotModelledError("a cache in four-bit floats", where=served.source.where)
+    return "fp8" if str(asked).lower() == "fp8" else "auto"
 
 
 def _state_dtype(config: Any) -> DType | None:
