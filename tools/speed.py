@@ -43,7 +43,8 @@ A name says only what was measured, so that no case can be moved where it suits.
 measured speed over the predicted one, less 1.
 
 - of each program and generation of devices: the share of the peak bandwidth, from single users' decoding (least squares
-  of relative errors), and the share of the peak arithmetic, from prompts of 512 tokens and more (the middle case);
+  of relative errors), and the share of the peak arithmetic, from prompts of 512 tokens and more, alone or with at most
+  a fifteenth as many new tokens (the middle case);
 - of each program: the time a layer, and the time that ranks take to begin a sum (the middle case);
 - nothing of a model, a device or a number format; nothing of models of experts, and nothing of steps of a few tokens
   (a prompt that is read 2 to 64 at a time, as so many users' next tokens are): all of those are held out.
@@ -62,7 +63,11 @@ kernels that are not timed. gpt-oss-20b's single users are within 5 % on three o
 37 % slower, Mixtral's with 16 bits 15 to 25 % and with 8 bits about 40 %, DeepSeek-V2-Lite's 47 %. With 16 tokens and
 more at a time, where nearly all experts are read, Qwen3-30B-A3B is within 8 %. **Steps of 4 and 8 tokens** with weights
 in Q4_K are 25 to 46 % slower than predicted: they wait for neither bytes nor the peak. Reports on models of experts,
-and on several users, give the range of these cases."""
+and on several users, give the range of these cases.
+
+**vLLM** was fitted on A100s alone, mostly as it was in 2024 (0.6), with 0.5 to 72 billion parameters in four formats
+and up to 129,024 tokens of context. Later versions on other devices are faster for few users (two H100 by 11 %, eight
+MI300X with 1 to 16 users by 1 to 50 %) and slower for 64 and 128 (by 5 to 39 %)."""
 
 
 def percent(value: float, sign: str = "+") -> str:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from weigh.dtypes import DType
     from weigh.report.serving import ServingReport
 
-COMPILED = "compiled"
-"""Measured of TensorRT-LLM and of PyTorch with CUDA graphs; taken for engines that fuse and replay graphs alike."""
+ENGINES = {"vllm": "vLLM", "sglang": "vLLM", "tensorrt-llm": "compiled"}
+"""What was measured of each engine, or of one like it: "compiled" is TensorRT-LLM, and PyTorch with CUDA graphs."""
 LLAMA_CPP = {"NVIDIA": "llama.cpp CUDA, 2025", "Apple": "llama.cpp Metal"}
 """By the device's maker; of the others it was measured with Vulkan."""
 APART = ("draft", "LoRA", "drafting")
@@ -91,6 +91,8 @@ class Speed:
         at_host = ("cpu_moe", "n_cpu_moe", "override_tensor", "no_kv_offload", "cpu_offload_gb")
         if getattr(options, "gpu_layers", "all") != "all" or any(getattr(options, name, None) for name in at_host):
             raise NotModelledError("the speed of layers in host memory", hint="The host's bandwidth is not known.")
+        if getattr(options, "enforce_eager", False) or getattr(options, "disable_cuda_graph", False):
+            raise NotModelledError("the speed without CUDA graphs", hint="It depends on the host's processor.")
         if job.pipeline > 1:
             raise NotModelledError("the speed of pipeline stages", hint="It depends on how requests overlap.")
 
@@ -101,7 +103,7 @@ class Speed:
         assert device is not None
         if self.program == "llama.cpp":
             return measured()[LLAMA_CPP.get(device.maker, "llama.cpp Vulkan")]
-        return measured()[COMPILED]
+        return measured()[ENGINES.get(self.program, "compiled")]
 
     @cached_property
     def machine(self) -> Machine:

@@ -39,6 +39,9 @@ DECODE, PREFILL, BATCH, STEP = "decode", "prefill", "batch", "step"
 LONG = 512
 """Tokens of a prompt from which on reading it waits for arithmetic: the share of that is fitted to such prompts."""
 
+MOSTLY = 15
+"""Tokens of a prompt for each new one from which on a single user's time is mostly the prompt's."""
+
 FEW = 8
 """Cases of a generation below which the range is that of all of the program's."""
 
@@ -48,6 +51,9 @@ FEWEST = 4
 BITS = {"F16": 16.0, "Q8_0": 8.5, "Q4_0": 4.5, "Q4_K_M": 4.5}
 """Bits of a number in the embedding of a GGUF file of that type (blocks of ggml: 34, 18 and 144 bytes for 32, 32 and
 256), which a step does not read."""
+
+GROUPED = {"GPTQ-Int8": 8 + (16 + 8) / 128, "GPTQ-Int4": 4 + (16 + 4) / 128, "AWQ": 4 + (16 + 4) / 128}
+"""Bits of a number in linear layers but the head: a scale in fp16 and a zero point for each 128."""
 
 HALVED = ("fp8", "int8")
 """Formats of one byte a number."""
@@ -80,6 +86,8 @@ class Case:
     """Size of the file of weights, as the program prints it."""
     read_gb: float | None = None
     """Bytes of weights that a step reads, as the program prints them."""
+    kv: str | None = None
+    """Format of keys and values, where that is not the weights' (fp8) or 16 bits."""
 
     @property
     def fitted(self) -> bool:
@@ -145,7 +153,7 @@ def predict(case: Case, reached: Efficiency = PEAK) -> float:
 def arithmetic(case: Case) -> DType:
     """The format of a case's products: llama.cpp sums in fp16, which GeForce cards do twice as fast as in fp32."""
     if case.format == "fp8":
-        return dtypes.get("fp8_e4m3")
+        return dtypes.get(next(name for name in ("fp8_e4m3", "fp8_e4m3fnuz") if name in case.on.flops))
     return dtypes.get("fp16" if case.engine.startswith("llama.cpp") else "bf16")
 
 
@@ -159,12 +167,15 @@ def _stored(case: Case) -> Weights:
         return Weights(case.file_gib * 2**30 - table, 0).over(whole)
     if case.engine.startswith("llama.cpp"):
         return _file(case.model, case.format).over(whole)
+    if case.format in GROUPED:
+        packed = _linear(case.model)
+        return replace(AS_RUN, shared=1 - packed / whole.shared * (1 - GROUPED[case.format] / 16))
     return Weights(0.5, 0.5) if case.format in HALVED else AS_RUN
 
 
 def _kept(case: Case, tokens: int) -> float:
     """Bytes of keys and values of the batch on one rank."""
-    kv = "fp8" if case.format == "fp8" else "fp16"
+    kv = case.kv or ("fp8" if case.format == "fp8" else "fp16")
     held = keep(_layout(case.model), Keeping(tokens, kv_dtype=kv, tensor=case.tensor), dtypes.FLOAT16)
     return case.batch * sum(layer.num_bytes for layer in held)
 
@@ -191,6 +202,13 @@ def _weights(model: str) -> Weights:
 
 
 @cache
+def _linear(model: str) -> int:
+    """Bytes of the linear layers but the head, at 16 bits."""
+    rows = [(p.names[0], p.count * p.tensor.num_bytes, len(p.tensor.shape)) for p in _built(model).parameters()]
+    return sum(size for name, size, axes in rows if axes == 2 and "embed" not in name and "head" not in name)
+
+
+@cache
 def _file(model: str, file_type: str) -> Weights:
     """Of the GGUF file that llama.cpp's quantizer makes."""
     tensors = gguf.predict(find(model).config, _built(model), file_type).tensors
@@ -209,7 +227,7 @@ def fit(cases: Iterable[Case]) -> dict[str, Measured]:
     ratios: dict[str, dict[str, list[float]]] = {EXPERTS: defaultdict(list), USERS: defaultdict(list)}
     for engine, mine in by_engine.items():
         for case in mine:
-            if case.has_experts or case.phase in (BATCH, STEP):
+            if case.has_experts or case.batch > 1:
                 ratio = predict(case, found[engine].on(case.on)) / case.seconds
                 ratios[EXPERTS if case.has_experts else USERS][engine].append(ratio)
     for engine, one in found.items():
@@ -227,7 +245,7 @@ def _fit(engine: str, cases: Sequence[Case]) -> Measured:
     per_layer, bandwidths = _steps([c for c in mine if c.phase == DECODE and c.tensor == 1])
     usual = statistics.median(bandwidths.values()) if bandwidths else 1.0
     computes = {}
-    long = (c for c in mine if c.phase == PREFILL and c.tensor == 1 and c.prompt >= LONG)
+    long = (c for c in mine if c.tensor == 1 and c.prompt >= LONG and _is_prompt(c))
     for generation, found in _by_generation(long).items():
         reached = Efficiency(bandwidths.get(generation, usual), 1.0, per_layer)
         computes[generation] = _bisect(found, reached)
@@ -245,6 +263,10 @@ def _fit(engine: str, cases: Sequence[Case]) -> Measured:
         own = [c for c in like if c.on.generation == generation]
         generations[generation] = _with_range(reached, own if len(own) >= FEW else like)
     return Measured(engine, generations, _with_range(middle, like), frozenset(bandwidths), frozenset(computes), {})
+
+
+def _is_prompt(case: Case) -> bool:
+    return case.phase == PREFILL or (case.phase == BATCH and case.batch == 1 and case.prompt >= MOSTLY * case.new)
 
 
 def _steps(cases: Sequence[Case]) -> tuple[float, dict[str, float]]:
