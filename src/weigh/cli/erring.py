@@ -63,7 +63,10 @@ def _errors(found: Any) -> tuple[str, int]:
     from weigh.quant.survey import survey
 
     inputs = load(found.inputs) if found.inputs else None
-    report = survey(found.source, _words(found.to), found.tensors, inputs=inputs, progress=_progress())
+    progress = _progress()
+    report = survey(found.source, _words(found.to), found.tensors, inputs=inputs, progress=progress)
+    if progress is not None:
+        progress("")
     if found.csv is not None:
         save(found.csv, report.csv())
     if found.html is not None:
@@ -135,6 +138,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def _progress() -> Any:
+    """Names the tensor that is being measured, where somebody watches; an empty name clears the line."""
     if not sys.stderr.isatty():
         return None
 
