@@ -15,7 +15,7 @@ HARMLESS = """
     training.seed training.deterministic training.global_batch_size training.debug_moe* float8.filter_fqns
     quantize.* float8.enable_fsdp_float8_all_gather float8.precompute_float8_dynamic_scale_for_fsdp
     float8.recipe_name parallelism.enable_async_tensor_parallel parallelism.context_parallel_rotate_method
-    compile.components compile.backend activation_checkpoint.selective_ac_option
+    compile.components compile.backend
     activation_checkpoint.per_op_sac_force_recompute_mm_shapes_by_fqns activation_checkpoint.early_stop
     memory_estimation.* mx.* model.norm_type parallelism.pipeline_parallel_schedule
     parallelism.disable_loss_parallel
@@ -66,6 +66,10 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
     _optimizer(book)
     key, mode = book.found("activation_checkpoint.mode")
     book.say("checkpointing", mode, key) if mode is not None else book.default("checkpointing", "selective")
+    key, option = book.found("activation_checkpoint.selective_ac_option")
+    if str(option).isdecimal() and book.words["checkpointing"] == "selective":
+        book.say("checkpointing", "full", key)
+        book.say("checkpoint_every", int(option), key)
     _mesh(book)
     book.refuse("training.compile", "compile.enable", "training.enable_cpu_offload", "optimizer.early_step_in_backward")
     book.refuse(

@@ -65,6 +65,9 @@ def apply_techniques(model: Any, recipe: Training) -> Any:
             raise UsageError("the model is none of transformers'", where="checkpointing", hint=hint)
         reentrant = recipe.checkpointing == "reentrant"
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+        if recipe.checkpoint_every > 1:
+            for number, block in enumerate(blocks(model), 1):
+                block.gradient_checkpointing = number % recipe.checkpoint_every == 0
         if hasattr(model.config, "use_cache"):
             model.config.use_cache = False
     return model if recipe.lora is None else adapt(model, recipe.lora)

@@ -82,6 +82,8 @@ class Training:
     checkpointing: str | None = None
     """None, "full" (every block, non-reentrant), "reentrant", or "selective" (torchtitan's choice of ops whose outputs
     are kept; under Megatron-LM the core of attention is run again)."""
+    checkpoint_every: int = 1
+    """Only each so manieth block is checkpointed."""
     compile: bool = False
     """torchtune and torchtitan: layers are compiled, and the chunked loss; only under checkpoints."""
     offload_activations: bool = False
@@ -327,7 +329,9 @@ class Loop:
         if recipe.checkpointing is not None:
             from weigh.techniques.checkpointing import Checkpointing
 
-            yield Checkpointing(recipe.checkpointing)
+            yield Checkpointing(recipe.checkpointing, every=recipe.checkpoint_every)
+        elif recipe.checkpoint_every > 1:
+            raise UsageError("nothing is checkpointed", where="checkpoint_every", hint="Give checkpointing too.")
 
     def optimizer(self, recipe: Training) -> Optimizer:
         """The optimizer, before it owns parameters."""

@@ -120,7 +120,8 @@ class TrainingReport(RunReport):
             f"{self.run.attention} attention",
         ]
         if r.checkpointing:
-            said.append("checkpointing" if r.checkpointing == "full" else f"{r.checkpointing} checkpointing")
+            form = "checkpointing" if r.checkpointing == "full" else f"{r.checkpointing} checkpointing"
+            said.append(form if r.checkpoint_every == 1 else f"{form} of 1 in {r.checkpoint_every} blocks")
         if r.quantization:
             said.append(f"{r.quantization} weights")
         if r.freeze:

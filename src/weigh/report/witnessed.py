@@ -44,6 +44,7 @@ WITNESSES: dict[str, dict[str, str | None]] = {
     "context": {_ANY: _MEASURED},
     "expert": {_ANY: _MEASURED},
     "checkpointing": {"full": _ROWS, "reentrant": _ROWS, "selective": _CASES},
+    "checkpoint_every": {_ANY: _THREE},
     "autocast": {_ANY: _ROWS},
     "accumulation": {_ANY: _THREE},
     "freeze": {_ANY: _ROWS},

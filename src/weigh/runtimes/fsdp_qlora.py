@@ -69,7 +69,7 @@ class Train(Loop):
         if recipe.lora is not None:
             yield recipe.lora
         if recipe.checkpointing is not None:
-            yield Checkpointing(recipe.checkpointing)
+            yield Checkpointing(recipe.checkpointing, every=recipe.checkpoint_every)
         yield from parallel(recipe)
 
     def loss(self, model: CausalModel, recipe: Training, input_ids: Tensor, labels: Tensor) -> Tensor:

@@ -500,7 +500,7 @@ class Finetune(Loop):
         if recipe.quantization is not None:
             yield Quantization(recipe.quantization, recipe.double_quantization, early=True)
         if recipe.checkpointing is not None:
-            yield Checkpointing(recipe.checkpointing)
+            yield Checkpointing(recipe.checkpointing, every=recipe.checkpoint_every)
         yield from parallel(replace(recipe, lora=None))
 
 

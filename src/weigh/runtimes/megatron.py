@@ -98,6 +98,8 @@ class Megatron(Loop):
                 raise NotModelledError(f"{name} in Megatron-LM", where=name)
         if recipe.shard not in (None, *SHARDS):
             raise NotModelledError(f"{recipe.shard} in Megatron-LM", where="shard")
+        if recipe.checkpoint_every > 1:
+            raise NotModelledError("Megatron-LM's groups of recomputed layers", where="checkpoint_every")
         if recipe.checkpointing in ("full", "reentrant"):
             yield Checkpointing("reentrant")
 

@@ -172,7 +172,7 @@ class Trainer(Loop):
         """
         if recipe.tensor > 1:
             raise NotModelledError("tensor parallelism as torchtitan does it", where="tensor")
-        if recipe.compile and recipe.checkpointing is None:
+        if recipe.compile and (recipe.checkpointing is None or recipe.checkpoint_every > 1):
             raise NotModelledError("compiled layers without checkpoints", where="compile")
         compiled, recipe = recipe.compile, replace(recipe, compile=False)
         found = list(super().techniques(replace(recipe, checkpointing=None)))

@@ -304,7 +304,7 @@ class Recipe(Loop):
     def techniques(self, recipe: Training) -> Iterator[Technique]:
         """Checkpoints around the layers, then FSDP2 around both."""
         if recipe.checkpointing is not None:
-            yield Checkpointing(recipe.checkpointing)
+            yield Checkpointing(recipe.checkpointing, every=recipe.checkpoint_every)
         yield from parallel(replace(recipe, compile=False, offload_activations=False))
 
     def kernels(self, recipe: Training, family: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 from weakref import ref
 
-from weigh.errors import NotModelledError, UnknownNameError, WeighError
+from weigh.errors import NotModelledError, UnknownNameError, UsageError, WeighError
 from weigh.ghost import nn
 from weigh.ghost.autocast import autocast
 from weigh.ghost.autograd import backward
@@ -36,6 +36,13 @@ class Checkpointing(Technique):
     "selective": as "full", but what attention and every other matrix product return is kept (torchtitan)."""
     compiled: bool = False
     """The blocks are compiled: what a block's last product returns, which nothing that goes back reads, is not kept."""
+    every: int = 1
+    """Only each so manieth block is checkpointed: the second, the fourth, ... for 2."""
+
+    @property
+    def uneven(self) -> bool:
+        """Some blocks are checkpointed and others not."""
+        return self.every > 1
 
     def apply(self, model: Module) -> None:
         """Wrap every block.
@@ -54,7 +61,10 @@ class Checkpointing(Technique):
         for module in model.modules():
             if hasattr(module, "gradient_checkpointing"):  # as `gradient_checkpointing_enable` tells the parts that ask
                 module.gradient_checkpointing = True
-        for block in blocks:
+        if not 1 <= self.every <= len(blocks):
+            what = f"there are {len(blocks)} blocks, and no {self.every}th"
+            raise UsageError(what, where="checkpoint_every", hint="Take a number of blocks.")
+        for block in blocks[self.every - 1 :: self.every]:
             forms: dict[str, Callable[..., Any]] = {
                 "full": checkpoint,
                 "reentrant": reentrant_checkpoint,
