@@ -57,6 +57,7 @@ def test_models_that_draft() -> None:
         ("vllm serve m 'unclosed", "does not parse"),
         ("python -m sglang.launch_server --model-path m --tp-sise 2", "--tp-size"),
         ("text-generation-launcher --model-id m", "starts no program"),
+        ("llama-server -m m.gguf --gpu-layer 40 --n-gpu-layrs 40", "--n-gpu-layers"),
         ("python -m sglang.launch_server m", "does not know what 'm' is for"),
     ],
 )
@@ -71,9 +72,12 @@ def test_what_matters_and_is_not_modelled_is_refused() -> None:
         commands.read(["vllm serve m --decode-context-parallel-size 2"])
 
 
+LLAMA_WORDS = {"ctx_size": 8192, "concurrency": 4, "gpu_layers": "40", "cache_type_k": "q8_0", "no_mmap": True}
+
+
 @pytest.mark.parametrize("engine", commands.PROGRAMS)
 def test_what_is_written_is_read_back(engine: str) -> None:
-    words = {"tensor": 4, "context": 8192, "kv_dtype": "auto"}
+    words = {"tensor": 4, "context": 8192, "kv_dtype": "auto"} if engine != "llama.cpp" else LLAMA_WORDS
     line, left = commands.write(engine, "m", words, engine)
     assert not left
     found = commands.read([line])
@@ -96,3 +100,19 @@ def test_the_door() -> None:
     assert run.returncode == 0, run.stderr
     assert "Flags that do not matter to memory: --port." in run.stdout
     assert "python -m sglang.launch_server --model-path llama-3-8b" in run.stdout
+
+
+def test_llama_cpp_is_read_as_its_own_parser_reads_it() -> None:
+    line = "LLAMA_ARG_CTX_SIZE=4096 LLAMA_ARG_N_PARALLEL=2 CUDA_VISIBLE_DEVICES=0 ./llama-server -m m.gguf -ngl 40"
+    found = commands.read([f"{line} -c 16384 -fa -ctk q8_0 -ot exps=CPU --no-mmap --port 80 --jinja -t 8"])
+    assert (found.engine, found.model) == ("llama.cpp", "m.gguf")
+    assert found.words == {
+        "ctx_size": 16384,
+        "concurrency": 2,
+        "gpu_layers": "40",
+        "flash_attn": "on",
+        "cache_type_k": "q8_0",
+        "override_tensor": "exps=CPU",
+        "no_mmap": True,
+    }
+    assert found.harmless == ("--port", "--jinja", "-t")

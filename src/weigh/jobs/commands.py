@@ -53,6 +53,8 @@ class Command:
     """Those of them that take no value."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Flags that matter and are not modelled, and what they ask for."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that stand for flags: what their names begin with, or are, and what takes that place."""
     positional_model: bool = False
     """The first word that is no option is the model."""
 
@@ -93,17 +95,34 @@ def read(words: Sequence[str]) -> ServeCommand:
             words = shlex.split(words[0].replace("\\\n", " "))
         except ValueError as error:
             raise UsageError(f"does not parse: {error}", where="the command", hint="Close the quotes.") from None
-    words = _without_assignments(words)
+    assigned, words = _assignments(words)
     program, rest = _program(words)
-    return _Reading(program).read(rest)
+    return _Reading(program).read([*_from_environment(program, assigned), *rest])
 
 
-def _without_assignments(words: Sequence[str]) -> list[str]:
-    """The words from the program on: `NAME=value` before it sets the environment."""
-    found = list(words)
+def _assignments(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """`NAME=value` before the program sets the environment; and the words from the program on."""
+    found, assigned = list(words), {}
     while found and "=" in found[0] and not found[0].startswith("-") and found[0].partition("=")[0].isidentifier():
-        del found[0]
-    return found
+        name, _, value = found.pop(0).partition("=")
+        assigned[name] = value
+    return assigned, found
+
+
+def _from_environment(one: Command, assigned: Mapping[str, str]) -> list[str]:
+    """Variables as the flags that they stand for; flags behind them count more."""
+    words = []
+    for name, value in assigned.items():
+        start = next((start for start in one.environment if name.startswith(start)), None)
+        if start is None:
+            continue
+        flag = one.environment.get(name) or one.environment[start] + name.removeprefix(start).lower().replace("_", "-")
+        known = one.flags.get(flag)
+        if known is not None and known.kind in (TRUE, FALSE) and value.lower() in ("0", "off", "false", "disabled"):
+            continue
+        alone = flag in one.alone or (known is not None and known.kind in (TRUE, FALSE))
+        words += [flag] if alone else [flag, value]
+    return words
 
 
 def program(engine: str) -> Command:

@@ -92,6 +92,16 @@ COMMAND = Command(
     },
     harmless=frozenset((*HARMLESS, *ALONE)),
     alone=frozenset(ALONE),
+    environment={
+        "LLAMA_ARG_N_PARALLEL": "--parallel",
+        "LLAMA_ARG_BATCH": "--batch-size",
+        "LLAMA_ARG_UBATCH": "--ubatch-size",
+        "LLAMA_ARG_ENDPOINT_METRICS": "--metrics",
+        "LLAMA_ARG_ENDPOINT_PROPS": "--props",
+        "LLAMA_ARG_ENDPOINT_SLOTS": "--slots",
+        "LLAMA_ARG_CONT_BATCHING": "--cont-batching",
+        "LLAMA_ARG_": "--",
+    },
     refused={
         "--model-draft": "a draft model",
         "-md": "a draft model",

@@ -45,6 +45,8 @@ REPACKED = {
     "arm": frozenset(("q4_0", "q4_k", "q5_k", "q6_k", "iq4_nl", "mxfp4", "q8_0")),
 }
 """By the processor: formats that are stored once more in its own order, where no device's host memory comes first."""
+MOST_SEQUENCES, MOST_BEFORE = 256, 64
+"""Sequences at once (`LLAMA_MAX_SEQ`), and until August 2025."""
 KNOTS = (2**9, 2**13, 2**17, 2**21)
 """Cells of the cache for which compute buffers are worked out, beside the job's own."""
 MAKERS = {"nvidia": "cuda", "amd": "rocm", "apple": "metal", "intel": "sycl"}
@@ -120,7 +122,11 @@ class LlamaCpp(Engine):
         how = replace(settings(served, job, options, place), release=version.numbers)
         placed = Placement(gguf, how)
         shares = _shares(placed, place, compute_buffers(placed))
-        demand = _demand(placed)
+        demand = _demand(placed, options.kv_unified)
+        most = MOST_SEQUENCES if version.numbers > OLDER else MOST_BEFORE
+        if job.concurrency > most:
+            what = f"llama.cpp has at most {most} sequences"
+            raise UsageError(what, where="concurrency", hint="Start several servers.")
         longest = None if options.ctx_size is None else how.context_of_each
         model = max((size for name, size in placed.sizes().items() if name in placed.names), default=0)
         supply = None if not placed.count or place.memory_bytes is None else place.memory_bytes - model
@@ -131,6 +137,7 @@ class LlamaCpp(Engine):
             longest or served.longest,
             tokens=how.n_ctx,
             weights=str(checkpoint.metadata.get("general.file_type", "GGUF")),
+            most_sequences=most,
             assumptions=(*assumptions, *_taken(how, options, served)),
             routed=sum(one.num_bytes for name, one in gguf.tensors.items() if "_exps." in name),
         )
@@ -309,7 +316,7 @@ def _sum(sizes: Mapping[str, int], name: str) -> int:
     return sizes.get(name, 0) + sizes.get(f"{name}_Mapped", 0)
 
 
-def _demand(placed: Placement) -> Callable[[int, int], int]:
+def _demand(placed: Placement, unified: bool) -> Callable[[int, int], int]:
     """Bytes of the fullest device for other contexts and users.
 
     Compute buffers are worked out for a few sizes of the cache. They are the largest of several affine functions of it,
@@ -332,7 +339,7 @@ def _demand(placed: Placement) -> Callable[[int, int], int]:
 
     def demand(context: int, users: int) -> int:
         cells = -(-max(1, context) // 256) * 256 * max(1, users)
-        how = replace(base, n_ctx=cells, n_seq_max=max(1, users), kv_unified=base.kv_unified and users == 1)
+        how = replace(base, n_ctx=cells, n_seq_max=max(1, users), kv_unified=unified or users <= 1)
         other = Placement(placed.gguf, how)
         caches, states = other.cache_sizes(), other.state_sizes()
         return max(

@@ -125,6 +125,7 @@ class Builder:
         self._leaves: dict[str, Tensor] = {}
         self._masks: dict[bool, tuple[Tensor, Tensor]] = {}
         self._numbers: dict[tuple[bool, str], Tensor] = {}
+        self._rotations: dict[tuple[bool, str], Tensor | None] = {}
         self._state_numbers: tuple[Tensor, Tensor] | None = None
 
     # -- leaves ----------------------------------------------------------------------------------
@@ -244,6 +245,8 @@ class Builder:
         """`build_attn`: into the cache, attention, and the matrix after it, if one is named."""
         kept, graph = self.gguf.layers[layer], self.graph
         windows = any(one.kind == SLIDING for one in self.gguf.layers)
+        rotate_keys, rotate_values = self._rotation(kept, "k"), self._rotation(kept, "v")
+        q, k, v = _rotated(q, rotate_keys), k and _rotated(k, rotate_keys), v and _rotated(v, rotate_values)
         order = (q, v, k) if self.release > OLDER and not windows else (q, k, v)
         for tensor in order:
             if tensor is not None:
@@ -253,7 +256,22 @@ class Builder:
         if v is not None:
             graph.expand(self._write(v, "v", layer))
         x = self._attention(q, layer, self.weight(f"blk.{layer}.attn_sinks.weight"), kept)
+        x = _rotated(x, rotate_values)
         return x if stem is None else self.linear(x, stem)
+
+    def _rotation(self, kept: LayerCache, which: str) -> Tensor | None:
+        """The Hadamard matrix that a quantized cache's vectors are turned by, since 2026 (`build_input_k_rot`)."""
+        key = kept.kind == SLIDING and self.release >= NEWER, which
+        if key not in self._rotations:
+            alike = [one for one in self.gguf.layers if one.heads]
+            if self.release >= NEWER:
+                alike = [one for one in alike if one.kind == kept.kind]
+            widths = {one.key_width if which == "k" else one.value_width for one in alike}
+            dtype, width = dtypes.get(self.how.type_k if which == "k" else self.how.type_v), min(widths)
+            turns = self.release > OLDER and dtype.elements_per_block > 1 and len(widths) == 1 and not width % 64
+            size = width & -width if which == "k" else 64
+            self._rotations[key] = ggml.given((size, size)) if turns else None
+        return self._rotations[key]
 
     def _copy(self, x: Tensor, which: str, layer: int) -> Tensor:
         """As the cache was written before there were indices: a copy into a part of it."""
@@ -607,6 +625,15 @@ class Builder:
         terms = {"attention": cur, "mlp": self.feed_forward(read, layer), "input": x}
         one, two, three = (terms[name] for name in self.style.parallel.split())
         return ggml.like("ADD", ggml.like("ADD", one, two), three)
+
+
+def _rotated(x: Tensor, by: Tensor | None) -> Tensor:
+    """`ggml_mul_mat_aux`."""
+    if by is None:
+        return x
+    size = by.ne[0], x.elements // by.ne[0]
+    flat = ggml.reshape(x, *size) if x.is_contiguous else ggml.cont(x, size)
+    return ggml.reshape(ggml.mul_mat(by, flat), *x.ne)
 
 
 def _flat(x: Tensor) -> Tensor:
