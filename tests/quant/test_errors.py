@@ -156,7 +156,7 @@ def test_list_and_bad_input(checkpoint, capsys, tmp_path):
     assert "no .npz file" in run(capsys, "errors", checkpoint, "--to", "nf4", "--inputs", tmp_path / "bad.npz")[2]
     np.savez(tmp_path / "in.npz", nowhere=np.ones((1, 512), np.float32))
     assert (
-        "no matrix belongs to nowhere"
+        "the checkpoint has no nowhere.weight"
         in run(capsys, "errors", checkpoint, "--to", "nf4", "--inputs", tmp_path / "in.npz")[2]
     )
 
@@ -212,3 +212,7 @@ def test_outlier_features_of_inputs(capsys, tmp_path):
     answer = json.loads(run(capsys, "outliers", "--inputs", tmp_path / "in.npz", "--json")[1])
     jsonschema.validate(answer, json.loads((SCHEMAS / "outliers.json").read_text()))
     assert answer["systematic"] == [5]
+    np.savez(tmp_path / "two.npz", wide=np.ones((2, 64), np.float32), **inputs)
+    assert "have 32, 64 features" in run(capsys, "outliers", "--inputs", tmp_path / "two.npz")[2]
+    assert run(capsys, "outliers", "--inputs", tmp_path / "two.npz", "--width", 32)[0] == 0
+    assert run(capsys, "outliers", "--inputs", tmp_path / "two.npz", "--width", 33)[0] == 2

@@ -47,6 +47,7 @@ def _outliers_options(parser: Parser) -> None:
     add("--block", metavar="N", type=int, default=64, help="values of a block of the long one (default 64)")
     add("--svg", metavar="FILE", help="draw the errors into a file")
     add("--inputs", metavar="FILE.npz", help="instead: the outlier features of layers' inputs")
+    add("--width", metavar="N", type=int, help="only inputs of so many features, the hidden states'")
     add("--threshold", metavar="X", type=float, default=6.0, help="of outlier features (default 6.0)")
 
 
@@ -99,7 +100,12 @@ def _features(found: Any) -> tuple[str, int]:
     from weigh.quant.llm_int8 import outliers
     from weigh.quant.outlier_report import as_dict, text
 
-    report = outliers(load(found.inputs), found.threshold)
+    inputs = load(found.inputs)
+    if found.width is not None:
+        inputs = {name: array for name, array in inputs.items() if array.shape[-1:] == (found.width,)}
+        if not inputs:
+            raise UsageError(f"no input has {found.width} features", where="--width", hint="Leave it out to see which.")
+    report = outliers(inputs, found.threshold)
     if found.json:
         return json.dumps(as_dict(report), indent=2, ensure_ascii=False), 0
     return text(report, style()), 0

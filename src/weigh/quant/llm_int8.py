@@ -184,9 +184,12 @@ def outliers(
     Raises:
         InputError: there are no inputs, or they have different features.
     """
-    widths = {x.shape[-1] for x in inputs.values()}
+    widths = {x.shape[-1] for x in inputs.values() if x.ndim}
     if len(widths) != 1:
-        raise InputError(f"the inputs have {sorted(widths)} features", hint="Give inputs of one width.")
+        said = ", ".join(map(str, sorted(widths))) or "no"
+        raise InputError(
+            f"the inputs have {said} features", hint="Features are compared across layers: give one width."
+        )
     width = widths.pop()
     largest, in_layers, at, positions = np.zeros(width), np.zeros(width), np.zeros(width), 0
     by_layer = {}

@@ -195,17 +195,18 @@ def survey(
     chosen = [t for t in tensors if _is_chosen(t, patterns, rules or Rules())]
     if not chosen:
         raise InputError("has no such matrix", where=source, hint="Name tensors with --tensors PATTERN.")
-    given = dict(inputs or {})
+    given = inputs or {}
+    unknown = sorted(set(given) - {tensor.name.removesuffix(".weight") for tensor in tensors})
+    if unknown:
+        raise UsageError(f"the checkpoint has no {unknown[0]}.weight", where="--inputs", hint="Give modules' names.")
     rows: dict[str, list[Row]] = {name: [] for name in formats}
     for tensor in chosen:
         if progress is not None:
             progress(tensor.name)
         values = _values(weights, tensor, matrices.get(tensor.name))
-        into = given.pop(tensor.name.removesuffix(".weight"), None)
+        into = given.get(tensor.name.removesuffix(".weight"))
         for name, quantizer in quantizers.items():
             rows[name].append(_measured(quantizer, tensor, values, into))
-    if given:
-        raise UsageError(f"no matrix belongs to {', '.join(given)}", where="--inputs", hint="Give modules' names.")
     return Survey(source, {name: tuple(found) for name, found in rows.items()})
 
 
