@@ -314,8 +314,8 @@ def serve(
 
     >>> serve("llama-3-8b", "h100", context="8k", concurrency=8).verdict
     'yes'
-    >>> serve(device="rtx-4090", command="vllm serve llama-3-8b --max-model-len 8192").launch.tokens
-    25008
+    >>> serve(device="rtx-4090", command="vllm serve llama-3-8b --max-model-len 8192").job.context
+    8192
 
     Raises:
         InputError: a model cannot be read.
