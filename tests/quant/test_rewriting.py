@@ -303,6 +303,18 @@ def test_two_at_work_on_one_folder(source: Path, tmp_path: Path) -> None:
         running.quantize(plan, tmp_path / "out", Here(), quiet)
 
 
+def test_types_are_mixed(source: Path, tmp_path: Path, capsys: Any) -> None:
+    words = "--to q4_0 --also lm_head --mix *.1.*=q8_0 --mix lm_head=q6_k".split()
+    command = ["quantize", str(source), *words, "--out", str(tmp_path / "out"), "--workers", "1"]
+    assert main(command) == 0
+    assert main(["inspect", str(tmp_path / "out"), "--json"]) == 0
+    kinds = {t["name"]: t["stored"] for t in json.loads(capsys.readouterr().out.partition("\n")[2])["tensors"]}
+    proj = "model.layers.{}.mixer.weird_proj.weight"
+    assert [kinds[n] for n in ("lm_head.weight", proj.format(0), proj.format(1))] == ["Q6_K", "Q4_0", "Q8_0"]
+    for wrong in ("lm_head", "nothing=q8_0", "lm_head=q9"):
+        assert main([*command, "--mix", wrong]) == 2
+
+
 def test_rules_say_why() -> None:
     from weigh.sources.checkpoint import StoredTensor
 

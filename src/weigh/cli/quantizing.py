@@ -15,7 +15,7 @@ from weigh.errors import UsageError
 from weigh.quant.checkpoint import report
 from weigh.quant.checkpoint.plan import SHARD, make_plan
 from weigh.quant.checkpoint.rules import Rules
-from weigh.quant.checkpoint.targets import find, words
+from weigh.quant.checkpoint.targets import GGUF, find, words
 from weigh.quant.checkpoint.targets.plain import Plain
 from weigh.units import format_bytes, parse_bytes
 
@@ -53,7 +53,8 @@ def answer(command: str, given: Sequence[str]) -> tuple[str, int]:
         return _answer(found, _planned(found, Plain(), Rules(), found.dtype))
     if found.to is None:
         raise UsageError("is missing", where="--to", hint=f"One of: {', '.join(words())}.")
-    target = find(found.to, double_quantization=found.double_quantization, group=found.group)
+    mix = None if found.mix is None else tuple(found.mix)
+    target = find(found.to, double_quantization=found.double_quantization, group=found.group, mix=mix)
     return _answer(found, _planned(found, target, Rules(tuple(found.keep), tuple(found.also))))
 
 
@@ -84,7 +85,16 @@ def _add_rules(parser: Parser) -> None:
     group.add_argument("--also", metavar="PATTERN", action="append", default=[], help=also)
     double = "quantize the scales too (nf4, fp4)"
     group.add_argument("--double-quantization", action="store_const", const=True, help=double)
+    mix = "another type for modules of this name or pattern (GGUF: '*.down_proj=q6_k'); may be given again"
+    group.add_argument("--mix", metavar="PATTERN=TYPE", action="append", type=_mixed, help=mix)
     group.add_argument("--group", metavar="N", type=int, help="weights that share a scale (w4a16, w8a16)")
+
+
+def _mixed(text: str) -> tuple[str, str]:
+    pattern, _, kind = text.rpartition("=")
+    if not pattern or kind.lower() not in GGUF:
+        raise UsageError(f"{text!r} is no pattern and type", where="--mix", hint=f"Types: {', '.join(GGUF)}.")
+    return pattern, kind.lower()
 
 
 def _add_running(parser: Parser) -> None:

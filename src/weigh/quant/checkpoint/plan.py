@@ -167,7 +167,7 @@ def make_plan(
     _check_source(weights)
     target = target.of(weights, config)
     tensors, matrices = read_stored(weights, config, dtype)
-    rules.check(tensors)
+    rules.check(tensors, tuple(pattern for pattern, _ in getattr(target, "mix", ())))
     decisions = tuple(_decide(t, matrices.get(t.name), target, rules) for t in tensors)
     _check_decisions(decisions, target, config)
     workers, slab = _fit(decisions, memory, workers)
@@ -225,7 +225,7 @@ def _check_decisions(decisions: Sequence[Decision], target: Target, config: dict
     wrong = []
     for d in decisions:
         if d.kept is None:
-            why = target.refuses(d.tensor.shape) if d.tensor.dtype in FLOATS else f"is stored in {d.tensor.dtype}"
+            why = target.refuses(d.tensor) if d.tensor.dtype in FLOATS else f"is stored in {d.tensor.dtype}"
             if why:
                 wrong.append((d.tensor, why))
     if wrong:

@@ -63,14 +63,14 @@ class Rules:
             return "output layer"
         return next((kind for kind, pattern in _COMPILED.items() if pattern.fullmatch(last)), None)
 
-    def check(self, tensors: Iterable[StoredTensor]) -> None:
-        """Raises for a pattern that no module has.
+    def check(self, tensors: Iterable[StoredTensor], mixed: tuple[str, ...] = ()) -> None:
+        """Raises for a pattern, of these rules or of `mixed` types, that no module has.
 
         Raises:
             UsageError: it has not.
         """
         modules = [module_of(t.name) for t in tensors]
-        for option, patterns in (("--keep", self.keep), ("--also", self.also)):
+        for option, patterns in (("--keep", self.keep), ("--also", self.also), ("--mix", mixed)):
             for pattern in patterns:
                 if not any(fnmatchcase(module, pattern) for module in modules):
                     hint = f"Give a module's name or a pattern with *, as in {modules[0]!r}." if modules else None

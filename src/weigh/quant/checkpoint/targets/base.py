@@ -60,7 +60,7 @@ class Target(ABC):
         """What it is for this source, where that matters."""
         return self
 
-    def refuses(self, shape: tuple[int, ...]) -> str | None:
+    def refuses(self, tensor: StoredTensor) -> str | None:
         """Why a matrix cannot be stored so; None where it can."""
         return None
 

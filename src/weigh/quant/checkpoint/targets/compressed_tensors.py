@@ -77,9 +77,9 @@ class PackedInt(CompressedTensors):
         strategy = "channel" if self.group is None else "group"
         return {"num_bits": self.bits, "type": "int", "strategy": strategy, "group_size": self.group}
 
-    def refuses(self, shape: tuple[int, ...]) -> str | None:
-        if self.group is not None and shape[-1] % self.group:
-            return f"has rows of {shape[-1]:,}, no whole groups of {self.group}"
+    def refuses(self, tensor: StoredTensor) -> str | None:
+        if self.group is not None and tensor.shape[-1] % self.group:
+            return f"has rows of {tensor.shape[-1]:,}, no whole groups of {self.group}"
         return None
 
     def encoder(self, tensor: StoredTensor) -> Encoder:
@@ -149,9 +149,9 @@ class Blocks(CompressedTensors):
 
     block: ClassVar[int]
 
-    def refuses(self, shape: tuple[int, ...]) -> str | None:
-        if shape[-1] % self.block:
-            return f"has rows of {shape[-1]:,}, no whole blocks of {self.block}"
+    def refuses(self, tensor: StoredTensor) -> str | None:
+        if tensor.shape[-1] % self.block:
+            return f"has rows of {tensor.shape[-1]:,}, no whole blocks of {self.block}"
         return None
 
 

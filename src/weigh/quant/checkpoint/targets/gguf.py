@@ -8,6 +8,7 @@ its names and key-value pairs.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from weigh import dtypes
@@ -16,6 +17,7 @@ from weigh.errors import InputError
 from weigh.quant.checkpoint.gguf_file import gguf_file, value
 from weigh.quant.checkpoint.layout import Output
 from weigh.quant.checkpoint.llama_cpp import Model, model_of, pairs_of
+from weigh.quant.checkpoint.rules import module_of
 from weigh.quant.checkpoint.targets.base import Cast, Encoder, Rows, Target
 from weigh.sources.gguf import read_pairs
 
@@ -31,7 +33,7 @@ FILE_TYPES = {
     "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k": 11, "q4_k": 14, "q5_k": 16,
     "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30, "bf16": 32, "tq1_0": 36, "tq2_0": 37,
 }  # fmt: skip
-"""`enum llama_ftype` (llama.h), the S variants: every matrix in the same type."""
+"""`enum llama_ftype` (llama.h), the S variants; what most matrices are."""
 _DTYPES = {"f16": "fp16"}
 
 
@@ -41,7 +43,9 @@ class Gguf(Target):
 
     name: ClassVar[str] = "gguf"
     type: str = "q8_0"
-    """The type of every matrix that is quantized."""
+    """The type of matrices that are quantized."""
+    mix: tuple[tuple[str, str], ...] = ()
+    """Types of modules by patterns of their names; the last that fits counts."""
     model: Model = field(default_factory=lambda: Model(None, "unknown"))
     """Whose names are given."""
 
@@ -60,19 +64,24 @@ class Gguf(Target):
         heads = self.model.turned(tensor.name)
         return (heads, tensor.shape[0] // heads) if heads else (0, 1)
 
-    def refuses(self, shape: tuple[int, ...]) -> str | None:
-        block = dtypes.get(self.dtype).elements_per_block
-        return f"has rows of {shape[-1]:,}, no whole blocks of {block}" if shape[-1] % block else None
+    def refuses(self, tensor: StoredTensor) -> str | None:
+        block, columns = dtypes.get(self.dtype(tensor)).elements_per_block, tensor.shape[-1]
+        return f"has rows of {columns:,}, no whole blocks of {block}" if columns % block else None
 
-    @property
-    def dtype(self) -> str:
-        """Our name of the type."""
-        return _DTYPES.get(self.type, self.type)
+    def type_of(self, tensor: StoredTensor) -> str:
+        """The type that a matrix gets."""
+        module = module_of(tensor.name)
+        return next((kind for pattern, kind in reversed(self.mix) if fnmatchcase(module, pattern)), self.type)
+
+    def dtype(self, tensor: StoredTensor) -> str:
+        """Our name of it."""
+        kind = self.type_of(tensor)
+        return _DTYPES.get(kind, kind)
 
     def outputs(self, tensor: StoredTensor) -> tuple[Output, ...]:
         name = self.model.name(tensor.name)
         assert name is not None
-        return (Output(name, tensor.shape, dtypes.get(self.dtype), self.type.upper()),)
+        return (Output(name, tensor.shape, dtypes.get(self.dtype(tensor)), self.type_of(tensor).upper()),)
 
     def keep(self, tensor: StoredTensor) -> tuple[Output, ...]:
         name = self.model.name(tensor.name)
@@ -99,7 +108,8 @@ class Gguf(Target):
 
     def encoder(self, tensor: StoredTensor) -> Encoder:
         casts = {"f16": "cast_fp16", "bf16": "cast_bf16"}
-        name, part = casts.get(self.type, self.type), "values" if self.type in casts else "blocks"
+        kind = self.type_of(tensor)
+        name, part = casts.get(kind, kind), "values" if kind in casts else "blocks"
         return Turned(Rows(name, tensor, {part: ""}), tensor, self._turned(tensor)[1])
 
     def caster(self, tensor: StoredTensor, output: Output) -> Encoder:
