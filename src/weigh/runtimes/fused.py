@@ -507,11 +507,22 @@ class LoraSlots:
     """At most (`--max-lora-rank`)."""
 
 
-def lora_slots(served: Served, rank: Rank, slots: LoraSlots) -> int:
-    """Bytes of the empty adapters beside every linear layer and the head (`lora/layers`): A of each fused part, B."""
-    elements = sum(one.parts * one.columns + one.rows for one in matrices(served, rank) if not one.experts)
-    head = int(served.text_config.get("vocab_size") or 0) if served.text_config.get("tie_word_embeddings") else 0
-    return served.dtype.num_bytes(slots.adapters * slots.rank * (elements + head))
+def lora_slots(served: Served, rank: Rank, slots: LoraSlots, tokens: int) -> int:
+    """Bytes of the empty adapters (`lora/layers`): A and B beside every linear layer, the embedding and the head.
+
+    Ranks share B of what they share, but every one has the whole vocabulary's, and where they are several, where each
+    of its entries lies. Steps of so many `tokens` note for each of them which adapter it wants (`punica_base.py`).
+    """
+    linear = (one for one in matrices(served, rank) if not one.experts and one.block is not None)
+    elements = sum(one.parts * one.columns + one.rows for one in linear)
+    vocabulary = int(served.text_config.get("vocab_size") or 0)
+    elements += 2 * (vocabulary + served.hidden)
+    noted = NOTES * tokens + (8 * vocabulary if rank.tensor > 1 else 0)
+    return served.dtype.num_bytes(slots.adapters * slots.rank * elements) + noted
+
+
+NOTES = 5 * 8 + 2 * 2 * 4
+"""Bytes of indices for each token of a step: five of eight bytes, and two pairs of four."""
 
 
 def mtp_layers(served: Served, rank: Rank, wanted: str | None) -> int:

@@ -197,7 +197,7 @@ class _Start:
         if not self.options.enable_lora:
             return []
         slots = fused.LoraSlots(self.options.max_loras, self.options.max_lora_rank)
-        size = fused.lora_slots(self.served, rank, slots)
+        size = fused.lora_slots(self.served, rank, slots, self.step_tokens)
         return [Part("LoRA slots", WEIGHTS, size, MODELLED, "empty adapters beside every linear layer and the head")]
 
     def _drafts(self, rank: fused.Rank) -> list[Part]:
