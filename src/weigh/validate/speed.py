@@ -254,13 +254,15 @@ def _fit(engine: str, cases: Sequence[Case]) -> Measured:
     waits = [_message(c, replace(middle, bandwidth=bandwidths.get(c.on.generation, usual))) for c in shared]
     middle = replace(middle, per_message=max(0.0, statistics.median(waits)) if waits else 0.0)
     generations = {}
-    for generation in sorted({*bandwidths, *computes}):
+    by_generation = _by_generation(like)
+    many = {generation for generation, own in by_generation.items() if len(own) >= FEW}
+    for generation in sorted({*bandwidths, *computes, *many}):
         reached = replace(
             middle,
             bandwidth=bandwidths.get(generation, middle.bandwidth),
             compute=computes.get(generation, middle.compute),
         )
-        own = [c for c in like if c.on.generation == generation]
+        own = by_generation[generation]
         generations[generation] = _with_range(reached, own if len(own) >= FEW else like)
     return Measured(engine, generations, _with_range(middle, like), frozenset(bandwidths), frozenset(computes), {})
 
