@@ -11,8 +11,9 @@ import statistics
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from weigh import api
 from weigh.hardware.efficiency import Measured
 from weigh.validate.speed import BATCH, DECODE, PREFILL, STEP, Case, fit, predict, read
 
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 CASES = ROOT / "tests/data/speed/cases.jsonl"
 SOURCES = ROOT / "tests/data/speed/sources.json"
 TABLE = ROOT / "src/weigh/hardware/efficiencies.json"
+EAGER = ROOT / "tests/data/speed/eager.jsonl"
 PAGE = ROOT / "docs/speed.md"
 BAR = 0.15
 """The error that single users' decoding of dense models is to stay within."""
@@ -167,6 +169,40 @@ def listed(cases: Sequence[Case], found: dict[str, Measured]) -> list[str]:
     return lines
 
 
+def between(row: dict[str, Any]) -> tuple[float, float]:
+    """Tokens a second, at the slow end and at the fast one, of a request to transformers: its prompt and new tokens."""
+    model, prompt, new = row["model"], row["prompt"], row["new"]
+    first, step = (
+        api.generate(model, row["device"], prompt=n, new_tokens=2).pace for n in (prompt, prompt + new // 2 - 1)
+    )
+    assert first is not None
+    assert step is not None
+    slow, fast = (
+        new / (getattr(first.prefill, end) + (new - 1) * getattr(step.step, end)) for end in ("most", "least")
+    )
+    return slow, fast
+
+
+def eager() -> list[str]:
+    """Generation with transformers, op by op, beside the range that `weigh generate` gives."""
+    rows = [json.loads(line) for line in EAGER.read_text().splitlines()]
+    found = [(one, *between(one)) for one in rows]
+    inside = sum(slow <= one["measured"] <= fast for one, slow, fast in found)
+    short = [(one, slow, fast) for one, slow, fast in found if one["prompt"] == 1]
+    good = sum(slow <= one["measured"] <= fast for one, slow, fast in short)
+    lines = [
+        f"One request at a time to transformers 4.46 on an A100, bf16 (`{rows[0]['source']}`), beside the range that",
+        f"`weigh generate --device` gives: after one token of prompt {good} of {len(short)} are in it, of all {len(rows)}",
+        f"{inside}. After long prompts transformers of that time was slower than its operations' bytes.",
+        "",
+        row(("model", "prompt", "measured tokens/s", "range")),
+        row(("---", *("---:",) * 3)),
+    ]
+    for one, slow, fast in found:
+        lines.append(row((one["model"], f"{one['prompt']:,}", f"{one['measured']:g}", f"{slow:.1f} to {fast:.1f}")))
+    return lines
+
+
 def page(cases: Sequence[Case], found: dict[str, Measured]) -> str:
     """The whole page."""
     sources = json.loads(SOURCES.read_text())
@@ -186,6 +222,8 @@ def page(cases: Sequence[Case], found: dict[str, Measured]) -> str:
         "\n## What programs reach\n",
         "A share in brackets is the program's usual one, because nothing of that generation was in the fitted half.\n",
         *reached(found),
+        "\n## Operation by operation\n",
+        *eager(),
         "\n## Sources\n",
         *(f"- `{name}`: {s['what']}; {s['url']}, {s['date']}" for name, s in sources.items()),
         "\n## Cases\n",

@@ -93,3 +93,13 @@ def test_experts_and_the_rest_are_stored_in_formats_of_their_own() -> None:
     """gpt-oss-20b has its experts alone in 4.25 bits: the file has 11.27 GiB, of which a token reads 2.5 GB."""
     cases = [c for c in CASES if c.model == "gpt-oss-20b" and c.phase == DECODE]
     assert sorted(round(_off(c), 2) for c in cases)[:4] == pytest.approx([0.0, 0.04, 0.05, 0.05], abs=0.011)
+
+
+def test_generation_op_by_op_is_in_the_range_after_short_prompts(tool: ModuleType) -> None:
+    rows = [json.loads(line) for line in (ROOT / "tests/data/speed/eager.jsonl").read_text().splitlines()]
+    assert len(rows) == 24
+    for row in rows:
+        assert row["source"] in SOURCES
+        if row["prompt"] == 1:
+            slow, fast = tool.between(row)
+            assert slow <= row["measured"] <= fast
