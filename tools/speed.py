@@ -192,8 +192,8 @@ def eager() -> list[str]:
     good = sum(slow <= one["measured"] <= fast for one, slow, fast in short)
     lines = [
         f"One request at a time to transformers 4.46 on an A100, bf16 (`{rows[0]['source']}`), beside the range that",
-        f"`weigh generate --device` gives: after one token of prompt {good} of {len(short)} are in it, of all {len(rows)}",
-        f"{inside}. After long prompts transformers of that time was slower than its operations' bytes.",
+        f"`weigh generate --device` gives: after one token of prompt {good} of {len(short)} are in it,",
+        f"of all {len(rows)} {inside}. After long prompts transformers of that time was slower than its operations' bytes.",
         "",
         row(("model", "prompt", "measured tokens/s", "range")),
         row(("---", *("---:",) * 3)),
