@@ -193,7 +193,7 @@ def eager() -> list[str]:
     lines = [
         f"One request at a time to transformers 4.46 on an A100, bf16 (`{rows[0]['source']}`), beside the range that",
         f"`weigh generate --device` gives: after one token of prompt {good} of {len(short)} are in it,",
-        f"of all {len(rows)} {inside}. After long prompts transformers of that time was slower than its operations' bytes.",
+        f"of all {len(rows)} {inside}. After long prompts transformers was slower than its operations' bytes.",
         "",
         row(("model", "prompt", "measured tokens/s", "range")),
         row(("---", *("---:",) * 3)),
