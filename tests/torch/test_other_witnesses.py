@@ -111,6 +111,8 @@ def test_two_real_processes(shard: str | None) -> None:
     if shard is None:
         assert weights == [whole, whole]
         assert found.answers[0].parameters == found.answers[1].parameters
+        for row in found.phases():
+            assert row["measured_bytes"] == pytest.approx(row["predicted_bytes"], rel=1e-3), row
         return
     assert weights[0] >= weights[1]
     assert sum(weights) >= whole

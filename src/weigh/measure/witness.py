@@ -309,7 +309,8 @@ def _has_gpu() -> bool:
 
 
 def _also(recipe: Any) -> tuple[str, ...]:
-    return ("peft",) if getattr(recipe, "lora", None) is not None else ()
+    adapters = ("peft",) if getattr(recipe, "lora", None) is not None else ()
+    return (*adapters, "bitsandbytes") if getattr(recipe, "optimizer", None) == "adamw_8bit" else adapters
 
 
 def _job(source: Any, task: str, settings: Mapping[str, Any]) -> tuple[Job, Source, Recipe]:
