@@ -64,9 +64,11 @@ def answer(command: str, words: Sequence[str]) -> tuple[str, int]:
 
 def _runtime_of(line: Sequence[str]) -> str | None:
     """The program that a command line starts."""
+    if not line:
+        return None
     from weigh.jobs import commands
 
-    return commands.read(line).engine if line else None
+    return commands.read(line).engine
 
 
 def _runtime(words: Sequence[str]) -> str | None:

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from weigh.formats.prediction import predict
-from weigh.plan.serving import advised, choices, remedies
 from weigh.report.explain import explain_assumptions
 from weigh.report.header import header
 from weigh.report.text import PLAIN, Style, bar, exactly, share, table, wrap
@@ -94,6 +93,8 @@ class ServingReport:
         """What single changes save, where it does not fit."""
         if self.verdict != "no" or self.again is None:
             return []
+        from weigh.plan.serving import remedies
+
         return remedies(self.job, self.engine, self.launch, self.context, self.again)
 
     @cached_property
@@ -101,6 +102,8 @@ class ServingReport:
         """The model stored in each way that the engine reads."""
         if self.verdict is None or self.again is None:
             return []
+        from weigh.plan.serving import choices
+
         stored = predict(self.served.model, None, self.served.dtype)
         parameters = sum(one.parameters * one.count for one in stored)
         return choices(self.job, self.engine, self.context, parameters, self.again)
@@ -272,6 +275,8 @@ class ServingReport:
 
     def advice(self, style: Style = PLAIN) -> str:
         """Which quantization to choose: the most bits that fit."""
+        from weigh.plan.serving import advised
+
         best = advised(self.choices)
         users = "a request" if self.job.concurrency == 1 else f"{self.job.concurrency} requests"
         head = f"No way to store {self.served.source.name} fits {users} of {self.context:,} tokens"
