@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 HEAVY = ("ml_dtypes", "numpy", "peft", "rich", "torch", "transformers", "yaml")
-BESIDE = ("weigh.hooks", "weigh.measure", "weigh.quant")  # imported inside commands only; they may need torch or numpy
+BESIDE = ("weigh.hooks", "weigh.lab.real", "weigh.measure", "weigh.quant")
+"""Imported inside commands only: they may need torch or numpy."""
 
 LOADED = """
 import json, sys
@@ -14,9 +15,15 @@ print(json.dumps([name for name in {heavy!r} if name in sys.modules]))
 """
 IMPORT_EVERYTHING = f"""
 import importlib, pkgutil, weigh
-for module in pkgutil.walk_packages(weigh.__path__, "weigh.", onerror=lambda name: None):
-    if not module.name.startswith({BESIDE!r}) and not module.name.endswith("__main__"):
-        importlib.import_module(module.name)
+
+def walk(package):
+    for found in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        if found.name not in {BESIDE!r} and not found.name.endswith("__main__"):
+            module = importlib.import_module(found.name)
+            if found.ispkg:
+                walk(module)
+
+walk(weigh)
 """
 
 
@@ -38,6 +45,7 @@ def test_importing_every_floor_loads_nothing_heavy() -> None:
 
 def test_the_core_of_the_command_line_loads_nothing_heavy() -> None:
     assert heavy_modules_after("from weigh.cli import main; main(['params', 'gpt2'])") == []
+    assert heavy_modules_after("import weigh.quant; from weigh.cli import main; main(['errors', '--help'])") == []
 
 
 def test_the_check_can_fail(tmp_path: Path) -> None:
