@@ -11,7 +11,7 @@ from weigh import dtypes
 from weigh.errors import UsageError, WeighError
 from weigh.hardware import get_device
 from weigh.report.serving import ServingReport
-from weigh.runtimes import fused
+from weigh.runtimes import fused, sharding
 from weigh.runtimes.engine import Served
 from weigh.sources import catalogue
 
@@ -27,12 +27,12 @@ def served(name: str) -> Served:
 def test_ranks_share_all_weights(name: str) -> None:
     """What every rank has is its share, or all of it: together no less than the model and no more than that on each."""
     one = served(name)
-    whole = sum(held.num_bytes for held in fused.held(one, fused.Rank()) if held.of == "weights")
+    whole = sum(held.num_bytes for held in fused.held(one, sharding.Rank()) if held.of == "weights")
     heads = one.text_config.get("num_attention_heads")
     ranks = 4 if heads and heads % 4 == 0 else 1
-    shared = sum(held.num_bytes for held in fused.held(one, fused.Rank(ranks, ranks)) if held.of == "weights")
+    shared = sum(held.num_bytes for held in fused.held(one, sharding.Rank(ranks, ranks)) if held.of == "weights")
     assert whole <= ranks * shared < ranks * whole or ranks == 1
-    stages = [fused.held(one, fused.Rank(stage=stage, stages=3)) for stage in range(3)]
+    stages = [fused.held(one, sharding.Rank(stage=stage, stages=3)) for stage in range(3)]
     together = sum(held.num_bytes for stage in stages for held in stage if held.of == "weights")
     tied = one.text_config.get("tie_word_embeddings") is True
     assert together == whole or tied

@@ -12,50 +12,37 @@ Read: vLLM 0.6.4 to 0.25 (`model_executor/layers/linear.py`, `vocab_parallel_emb
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from weigh import dtypes, formats
+from weigh import formats
 from weigh.dims import product
 from weigh.dtypes import FLOAT32
 from weigh.errors import NotModelledError, UsageError
 from weigh.formats.base import EMBEDDING, EXPERTS, HEAD, LINEAR, Format, Weight
-from weigh.formats.prediction import predict
 from weigh.ghost import nn
 from weigh.recipes.keeping import heads_of_rank
+from weigh.runtimes.methods import form_of
+from weigh.runtimes.sharding import (
+    COLUMN,
+    FUSED,
+    KEYS_VALUES,
+    PACKED,
+    PER_HEAD,
+    ROW,
+    WHOLE,
+    Rank,
+    stage_layers,
+)
 from weigh.trace.allocator import CachingAllocator
 
 if TYPE_CHECKING:
     from weigh.dtypes import DType
     from weigh.ghost.nn import Module
-    from weigh.runtimes.engine import Served, ServeJob
+    from weigh.runtimes.engine import Served
 
 PADDING = 64
 """Rows of the vocabulary are padded to a multiple of it (`DEFAULT_VOCAB_PADDING_SIZE`)."""
-
-FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"), ("wi_0", "wi_1"))
-"""Matrices that become one."""
-COLUMN = frozenset(
-    """q_proj k_proj v_proj qkv_proj query_key_value c_attn Wqkv W_pack qkv gate_proj up_proj gate_up_proj w1 w3 wi
-    c_fc fc1 fc_in dense_h_to_4h up_gate q_b_proj kv_b_proj in_proj in_proj_qkvz in_proj_ba in_proj_qkv in_proj_z
-    in_proj_b in_proj_a linear_1 linear_fc1 ffn_up query key value q_lin k_lin v_lin lin1 q k v dt_proj""".split()
-)
-"""Matrices whose outputs are divided."""
-ROW = frozenset(
-    """o_proj out_proj down_proj dense c_proj dense_4h_to_h fc2 fc_out w2 wo linear_2 linear_fc2 ffn_down
-    proj out_lin lin2 o x_proj""".split()
-)
-"""Matrices whose inputs are divided."""
-WHOLE = frozenset(
-    """gate router q_a_proj kv_a_proj_with_mqa shared_expert_gate patch_embedding position_embedding embed_positions
-    wpe merger wk weights_proj wq_b project_in project_out vocab_transform""".split()
-)
-"""Matrices that every rank has."""
-PER_HEAD = frozenset("sinks A_log D dt_bias conv1d".split())
-"""Small tensors of which each rank has its heads' or channels' part."""
-KEYS_VALUES = ("k_proj", "v_proj")
-PACKED = frozenset("qkv_proj query_key_value c_attn Wqkv W_pack qkv".split())
-"""Queries, keys and values that a family keeps in one matrix."""
 
 MARLIN = (8, 0)
 """Which row of the table below is taken where nothing else is said."""
@@ -84,20 +71,6 @@ class Held(NamedTuple):
     """Of experts, of which a token goes through some."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rank:
-    """Which part of the model a rank has."""
-
-    tensor: int = 1
-    """Ranks that share every layer."""
-    experts_over: int = 1
-    """Ranks that share the experts: those of all replicas too."""
-    whole_experts: bool = False
-    """They have whole experts."""
-    stage: int = 0
-    stages: int = 1
-
-
 class _Parameter(NamedTuple):
     """One of a family's, of one block."""
 
@@ -117,11 +90,6 @@ class _Parameter(NamedTuple):
     def parent(self) -> str:
         """The name of the module that has it."""
         return self.module.rpartition(".")[0]
-
-
-def rank_of(job: ServeJob, stage: int = 0) -> Rank:
-    """The part of one rank of a job."""
-    return Rank(job.tensor, job.tensor * job.data, job.expert, stage, job.pipeline)
 
 
 def held(
@@ -424,20 +392,6 @@ def _count(shape: tuple[int, ...]) -> int:
     return found
 
 
-def stage_layers(layers: int, stages: int) -> list[range]:
-    """Which blocks each pipeline stage has: what is left over goes to the last stages but the very last.
-
-    >>> stage_layers(10, 4)
-    [range(0, 2), range(2, 5), range(5, 8), range(8, 10)]
-    """
-    each, left = divmod(layers, stages)
-    counts = [each] * stages
-    for index in range(2, left + 2):
-        counts[-index] += 1
-    starts = [sum(counts[:index]) for index in range(stages)]
-    return [range(start, start + count) for start, count in zip(starts, counts, strict=True)]
-
-
 def _length(tensor: Any) -> int:
     return int(tensor.shape[0])
 
@@ -479,65 +433,6 @@ def _rotary(served: Served) -> Iterator[Held]:
         yield Held("rotary_emb.cos_sin_cache", table, "rotary tables", (4 * positions, half, half, half), 2 * half)
 
 
-def form_of(served: Served, wanted: str | None) -> Format | None:
-    """How the weights are stored: as the model's config says, or as is wanted instead.
-
-    Raises:
-        UnknownNameError: no such method.
-        UsageError: the weights are stored otherwise already.
-    """
-    own = formats.read(served.config, served.source.where)
-    if wanted is None:
-        return own
-    if own is not None:
-        if wanted.partition("_marlin")[0] in own.method.replace("-", "_") or wanted == own.method:
-            return own
-        what = f"the weights are stored as {own.title}, not as {wanted}"
-        raise UsageError(what, where="quantization", hint="Leave it out.")
-    return formats.read(dict(served.config) | {"quantization_config": config_of(wanted)}, served.source.where)
-
-
-@dataclass(frozen=True, slots=True)
-class LoraSlots:
-    """Room for adapters that requests may name."""
-
-    adapters: int
-    """At once (`--max-loras`)."""
-    rank: int
-    """At most (`--max-lora-rank`)."""
-
-
-def lora_slots(served: Served, rank: Rank, slots: LoraSlots, tokens: int) -> int:
-    """Bytes of the empty adapters (`lora/layers`): A and B beside every linear layer, the embedding and the head.
-
-    Ranks share B of what they share, but every one has the whole vocabulary's, and where they are several, where each
-    of its entries lies. Steps of so many `tokens` note for each of them which adapter it wants (`punica_base.py`).
-    """
-    linear = (one for one in matrices(served, rank) if not one.experts and one.block is not None)
-    elements = sum(one.parts * one.columns + one.rows for one in linear)
-    vocabulary = int(served.text_config.get("vocab_size") or 0)
-    elements += 2 * (vocabulary + served.hidden)
-    noted = NOTES * tokens + (8 * vocabulary if rank.tensor > 1 else 0)
-    return served.dtype.num_bytes(slots.adapters * slots.rank * elements) + noted
-
-
-NOTES = 5 * 8 + 2 * 2 * 4
-"""Bytes of indices for each token of a step: five of eight bytes, and two pairs of four."""
-
-
-def mtp_layers(served: Served, rank: Rank, wanted: str | None) -> int:
-    """Bytes of a layer of the model's own that drafts tokens: a block with attention, and one product of two states.
-
-    It shares the embedding and the head. Checkpoints of methods that are only named leave it as it is.
-    """
-    kept = [index for index, layer in enumerate(served.layers) if layer.heads or layer.latent_width]
-    name = f".{kept[-1]}." if kept else ""
-    own = None if formats.settings(served.config) is None else wanted
-    block = sum(one.num_bytes for one in held(served, rank, own) if name in one.name and one.of == "weights")
-    hidden = int(served.text_config["hidden_size"])
-    return block + served.dtype.num_bytes(2 * hidden * hidden)
-
-
 class Matrix(NamedTuple):
     """A matrix of a rank."""
 
@@ -575,99 +470,3 @@ class Matrix(NamedTuple):
 def matrices(served: Served, rank: Rank) -> Iterator[Matrix]:
     """The matrices of a rank, fused and cut, the embedding left out."""
     yield from _loading(served, rank, None, None, is_pooling=False).matrices()
-
-
-def stored_otherwise(served: Served, engine: str) -> Iterator[tuple[str, str, str]]:
-    """That a checkpoint holds other tensors than its config makes: the config's are weighed, and the difference said.
-
-    Raises:
-        NotModelledError: it is a GGUF file.
-    """
-    checkpoint = served.source.checkpoint
-    if checkpoint is None:
-        return
-    if checkpoint.format == "gguf":
-        hint = "--runtime llama.cpp, or name the model whose weights it has."
-        raise NotModelledError(f"a GGUF file in {engine}", where=served.source.where, hint=hint)
-    dtype = dtypes.get(checkpoint.float_dtype) if checkpoint.float_dtype else served.dtype
-    stored = predict(served.model, form_of(served, None), dtype)
-    expected = sum(one.num_bytes * one.count for one in stored)
-    if abs(checkpoint.num_bytes - expected) > expected // OTHERWISE:
-        what = f"weights as the config says, {expected:,} bytes, where the files hold {checkpoint.num_bytes:,}"
-        yield what, "files may hold layers that are not loaded, or leave some unquantized", "by that difference"
-
-
-OTHERWISE = 100
-"""A difference of more than one part in so many is said."""
-
-METHODS: dict[str, dict[str, object]] = {
-    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True},
-    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False},
-    "fp8": {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
-    "compressed-tensors-fp8": {
-        "quant_method": "compressed-tensors",
-        "format": "float-quantized",
-        "ignore": ["lm_head"],
-        "config_groups": {
-            "group_0": {
-                "targets": ["Linear"],
-                "weights": {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True},
-                "input_activations": {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True},
-            }
-        },
-    },
-    "w8a8": {
-        "quant_method": "compressed-tensors",
-        "format": "int-quantized",
-        "ignore": ["lm_head"],
-        "config_groups": {
-            "group_0": {
-                "targets": ["Linear"],
-                "weights": {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True},
-                "input_activations": {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True},
-            }
-        },
-    },
-    "w4a16": {
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "ignore": ["lm_head"],
-        "config_groups": {
-            "group_0": {
-                "targets": ["Linear"],
-                "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128, "symmetric": True},
-            }
-        },
-    },
-    "nvfp4": {
-        "quant_method": "compressed-tensors",
-        "format": "nvfp4-pack-quantized",
-        "ignore": ["lm_head"],
-        "config_groups": {
-            "group_0": {
-                "targets": ["Linear"],
-                "weights": {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16},
-                "input_activations": {"num_bits": 4, "type": "float", "strategy": "tensor_group", "dynamic": "local"},
-            }
-        },
-    },
-    "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
-    "mxfp4": {"quant_method": "mxfp4", "modules_to_not_convert": []},
-}
-"""Checkpoints as people publish them, by the method's name: the settings that almost all of them have."""
-
-
-def config_of(method: str) -> dict[str, object]:
-    """The `quantization_config` of a method by its name.
-
-    Raises:
-        UsageError: there is no such method.
-    """
-    from weigh.errors import suggest
-
-    method = method.removesuffix("_marlin")
-    if method not in METHODS:
-        near = suggest(method, METHODS)
-        hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(METHODS)}."
-        raise UsageError(f"there is no method {method!r}", where="quantization", hint=hint)
-    return dict(METHODS[method])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from weigh.errors import UsageError
 from weigh.models.layout import CHUNKED, LATENT, SLIDING
 from weigh.recipes.keeping import Keeping, keep
-from weigh.runtimes import fused
+from weigh.runtimes import fused, methods, sharding
 from weigh.runtimes.engine import (
     ACTIVATIONS,
     ASSUMED,
@@ -111,7 +111,7 @@ class Sglang(Engine):
 class _Start:
     def __init__(self, served: Served, job: ServeJob, options: SglangOptions, place: Place, version: Version) -> None:
         self.served, self.job, self.options, self.place = served, job, options, place
-        self.taken = [*Sglang.unread(version), *fused.stored_otherwise(served, "SGLang")]
+        self.taken = [*Sglang.unread(version), *methods.stored_otherwise(served, "SGLang")]
         if options.enable_dp_attention and job.tensor % job.data:
             hint = "Data-parallel attention divides the ranks of --tensor."
             raise UsageError(f"{job.data} replicas cannot share {job.tensor} ranks", where="data", hint=hint)
@@ -126,7 +126,7 @@ class _Start:
 
     def launch(self) -> Launch:
         experts_over = self.job.tensor if self.options.enable_dp_attention else self.job.tensor * self.job.data
-        rank = fused.Rank(self.ranks, experts_over, self.job.expert, 0, self.job.pipeline)
+        rank = sharding.Rank(self.ranks, experts_over, self.job.expert, 0, self.job.pipeline)
         held = list(fused.held(self.served, rank, self.job.quantization, self.capability))
         weights = fused.reserved(held)
         draft = self._draft()
@@ -175,7 +175,7 @@ class _Start:
     def _draft(self) -> int:
         if self.served.draft is None:
             return 0
-        return fused.reserved(list(fused.held(self.served.draft, fused.Rank(self.ranks, self.job.tensor))))
+        return fused.reserved(list(fused.held(self.served.draft, sharding.Rank(self.ranks, self.job.tensor))))
 
     def _defaults(self) -> tuple[int, int]:
         memory = self.place.memory_bytes

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from weigh.errors import NotModelledError
 from weigh.kernels.workspaces import workspace_bytes
 from weigh.recipes.keeping import Keeping, keep
-from weigh.runtimes import fused, profiling
+from weigh.runtimes import fused, methods, profiling, sharding
 from weigh.runtimes.engine import (
     ACTIVATIONS,
     ASSUMED,
@@ -71,7 +71,7 @@ class TensorrtLlm(Engine):
         if not any(layer.heads or layer.latent_width for layer in served.layers):
             raise NotModelledError("a model that keeps no keys and values, in TensorRT-LLM,", where=served.source.name)
         capability = None if place.device is None else place.device.compute_capability
-        rank = fused.rank_of(job)
+        rank = sharding.rank_of(job)
         held = list(fused.held(served, rank, job.quantization, capability))
         weights = fused.reserved(held)
         config = served.text_config
@@ -117,7 +117,7 @@ class TensorrtLlm(Engine):
             tokens=None if blocks is None else blocks * size,
             blocks=blocks,
             block_size=size,
-            assumptions=(*self.unread(version), *fused.stored_otherwise(served, "TensorRT-LLM")),
+            assumptions=(*self.unread(version), *methods.stored_otherwise(served, "TensorRT-LLM")),
             most_sequences=options.max_batch_size,
             routed=fused.routed(held),
         )

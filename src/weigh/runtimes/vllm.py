@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from weigh import formats
 from weigh.errors import NotModelledError, UsageError
 from weigh.kernels.workspaces import workspace_bytes
-from weigh.runtimes import fused, paged, profiling
+from weigh.runtimes import additions, fused, methods, paged, profiling, sharding
 from weigh.runtimes.engine import (
     ACTIVATIONS,
     ASSUMED,
@@ -122,7 +122,7 @@ class _Start:
         self.served, self.job, self.options, self.place, self.version = served, job, options, place, version
         self.device = place.device
         self.capability = None if place.device is None else place.device.compute_capability
-        self.taken: list[tuple[str, str, str]] = [*Vllm.unread(version), *fused.stored_otherwise(served, "vLLM")]
+        self.taken: list[tuple[str, str, str]] = [*Vllm.unread(version), *methods.stored_otherwise(served, "vLLM")]
         self.longest = job.context or served.longest
         self.kv_dtype = job.kv_dtype if job.kv_dtype != "auto" else _calibrated(served, version)
         check_limits(served, job.context, job.tensor)
@@ -166,7 +166,7 @@ class _Start:
     # -- what is taken before the cache
     def _stage(self, stage: int) -> list[Part]:
         """The parts of a rank of a pipeline stage, without the cache."""
-        rank = fused.rank_of(self.job, stage)
+        rank = sharding.rank_of(self.job, stage)
         held = list(self._held(rank))
         total = fused.allocated(held)
         self.routed += fused.routed(held)
@@ -187,32 +187,32 @@ class _Start:
         parts.append(Part("outside of PyTorch", OVERHEAD, size, ASSUMED, f"{why}: 0.01 to 0.2 GiB in published logs"))
         return parts
 
-    def _held(self, rank: fused.Rank) -> Iterator[fused.Held]:
+    def _held(self, rank: sharding.Rank) -> Iterator[fused.Held]:
         found = fused.held(self.served, rank, self.job.quantization, self.capability, self.options.runner == "pooling")
         for one in found:
             if not (self.options.language_model_only and any(part in one.name for part in fused.TOWERS)):
                 yield one
 
-    def _slots(self, rank: fused.Rank) -> list[Part]:
+    def _slots(self, rank: sharding.Rank) -> list[Part]:
         if not self.options.enable_lora:
             return []
-        slots = fused.LoraSlots(self.options.max_loras, self.options.max_lora_rank)
-        size = fused.lora_slots(self.served, rank, slots, self.step_tokens)
+        slots = additions.LoraSlots(self.options.max_loras, self.options.max_lora_rank)
+        size = additions.lora_slots(self.served, rank, slots, self.step_tokens)
         return [Part("LoRA slots", WEIGHTS, size, MODELLED, "empty adapters beside every linear layer and the head")]
 
-    def _drafts(self, rank: fused.Rank) -> list[Part]:
+    def _drafts(self, rank: sharding.Rank) -> list[Part]:
         if self.options.speculative_method == "mtp":
-            size = fused.mtp_layers(self.served, rank, self.job.quantization)
+            size = additions.mtp_layers(self.served, rank, self.job.quantization)
             return [Part("drafting layer", WEIGHTS, size, MODELLED, "a block with attention and one more product")]
         if self.served.draft is None:
             return []
-        held = list(fused.held(self.served.draft, fused.Rank(self.job.tensor, self.job.tensor)))
+        held = list(fused.held(self.served.draft, sharding.Rank(self.job.tensor, self.job.tensor)))
         return [Part("draft model", WEIGHTS, fused.allocated(held), EXACT, "each tensor of a rank of the draft")]
 
-    def _activations(self, rank: fused.Rank) -> Part:
+    def _activations(self, rank: sharding.Rank) -> Part:
         config, numbers = self.served.text_config, self.version.numbers
         capability = ".".join(map(str, self.capability or (8, 0)))
-        form = fused.form_of(self.served, self.job.quantization)
+        form = methods.form_of(self.served, self.job.quantization)
         step = profiling.Step(
             self.step_tokens,
             self.requests,
@@ -240,7 +240,7 @@ class _Start:
     def _pool(self, stage: int) -> paged.Pool:
         layers = self.served.layers
         if self.job.pipeline > 1:
-            here = fused.stage_layers(len(layers), self.job.pipeline)[stage]
+            here = sharding.stage_layers(len(layers), self.job.pipeline)[stage]
             layers = layers[here.start : here.stop]
         if self.served.draft is not None:
             layers = (*layers, *self.served.draft.layers)

@@ -15,7 +15,7 @@ from weigh.errors import NotModelledError, WeighError
 from weigh.ghost.state import recording
 from weigh.models.layout import FULL, SLIDING, LayerCache
 from weigh.recipes.keeping import Keeping, keep
-from weigh.runtimes import engine, fused, sglang, tensorrt_llm, vllm
+from weigh.runtimes import engine, fused, sglang, sharding, tensorrt_llm, vllm
 from weigh.runtimes.engine import Place, Served, ServeJob
 from weigh.sources.source import Source
 from weigh.validate.llama_cpp import llama_cpp_case
@@ -104,7 +104,7 @@ def _weights_of_sglang(row: Mapping[str, Any], where: str) -> dict[str, int]:
     served = Served(Source(where, config, where, where), dtypes.BFLOAT16)
     tensor, data = parallel.get("tensor") or 1, parallel.get("data") or 1
     attention = sglang.attention_ranks(tensor, data, bool(serving.get("enable_dp_attention")))
-    rank = fused.Rank(attention, tensor, (parallel.get("expert") or 1) > 1)
+    rank = sharding.Rank(attention, tensor, (parallel.get("expert") or 1) > 1)
     return {"weights": fused.reserved(fused.held(served, rank, method and METHODS[method]))}
 
 
