@@ -112,3 +112,15 @@ def test_ranks_share_the_work_and_send_each_other_sums() -> None:
     assert eight.weights == pytest.approx(alone.weights / 8)
     assert eight.links > 80 * 2 * 5e-6
     assert alone.links == 0
+
+
+@pytest.mark.parametrize("name", ["llama-3-8b", "qwen3-30b-a3b", "gpt-oss-20b", "deepseek-v2-lite", "mamba-130m"])
+def test_a_batch_is_its_sequences_and_the_weights_once(name: str, machine: Machine) -> None:
+    """As a run of the batch says; a router's weights in fp32, which count as its input, once a sequence."""
+    config = api.model(name).config
+    one, many = (passes(config, dtypes.BFLOAT16, batch, 64)[1] for batch in (1, 24))
+    times = one.times(24)
+    assert times.flops == many.flops
+    assert times.weights == pytest.approx(many.weights, rel=1e-6)
+    assert (times.layers, times.hidden, times.tokens) == (many.layers, many.hidden, many.tokens)
+    assert machine.pace(times).seconds == pytest.approx(machine.pace(many).seconds, rel=0.01)

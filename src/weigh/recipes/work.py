@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from weigh import models
@@ -50,8 +50,18 @@ class Op:
     """Bytes of all else that it reads and writes; of keys and values only where ops run by themselves."""
     count: int
     """Times that it runs in the pass."""
-    routed: bool = False
-    """Its weights are of experts, of which a token goes through some."""
+    share: float = 1.0
+    """Of its module's weights, those that one token goes through: less than 1 for experts."""
+
+    @property
+    def routed(self) -> bool:
+        """Whether a token goes through some of the weights only."""
+        return self.share < 1
+
+    def times(self, batch: int, tokens: int) -> Op:
+        """For a batch of so many instead of one, of so many tokens instead of a `batch`-th of them."""
+        read = reached(self.share, tokens) / reached(self.share, tokens // batch) if self.routed else 1.0
+        return replace(self, flops=self.flops * batch, weights=round(self.weights * read), other=self.other * batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +95,15 @@ class Pass:
     """Bytes of the activations that a layer hands on, which tensor parallelism sums up."""
     tokens: int
     """Positions that are computed, in all sequences."""
+
+    def times(self, batch: int) -> Pass:
+        """For so many sequences instead of one: what each computes and moves, and the weights once.
+
+        As a run of the batch says, but for vectors of parameters, which are counted for each sequence.
+        """
+        tokens = self.tokens * batch
+        ops = tuple(op.times(batch, tokens) for op in self.ops)
+        return replace(self, ops=ops, hidden=self.hidden * batch, tokens=tokens)
 
     @property
     def flops(self) -> int:
@@ -191,7 +210,7 @@ def _ops(
     gathered: set[tuple[str, int | None]] = set()
     for call, count in calls:
         flops, read, written = map(_whole, (call.flops, call.bytes_read, call.bytes_written))
-        weights, other, routed = 0, read + written, False
+        weights, other, through = 0, read + written, 1.0
         if "embedding" in call.op:
             other = 2 * written  # the rows that are looked up, not the table
         elif any(part in call.op for part in _PRODUCTS) and (path := _home(call, read, held)) is not None:
@@ -202,7 +221,7 @@ def _ops(
                 if way == FUSED and flops > most:  # latent attention: the new tokens alone, not all that it has kept
                     flops, other = most, other * most // flops
             elif way == FUSED:  # the products of a layer together read every expert that a token was sent to
-                once, routed = (call.path, call.unit), True
+                once, through = (call.path, call.unit), share
                 weights = 0 if once in gathered else round(size * reached(share, tokens))
                 other = 2 * written
                 gathered.add(once)
@@ -211,7 +230,7 @@ def _ops(
                 continue
             if any(part in call.op for part in (*_ATTENTION, *_PRODUCTS)):
                 other = 0  # keys and values, which the engine keeps in its own way
-        yield Op(call.op, call.path, flops, weights, other, count, routed)
+        yield Op(call.op, call.path, flops, weights, other, count, through)
 
 
 def _home(call: Call, read: int, held: dict[str, tuple[int, float]]) -> str | None:

@@ -70,7 +70,7 @@ class Speed:
     def __init__(self, report: ServingReport) -> None:
         self._report = report
         self.program, _, _ = report.runtime.partition(" ")
-        self._run: dict[tuple[int, int], tuple[Pass, Pass]] = {}
+        self._run: dict[int, tuple[Pass, Pass]] = {}
 
     @cached_property
     def unsaid(self) -> str | None:
@@ -148,20 +148,21 @@ class Speed:
         return tuple(self._decode(users) for users in sorted(counts))
 
     def _prefill(self, prompt: int) -> Prefill:
-        first, _ = self._passes(1, prompt)
+        first, _ = self._passes(prompt)
         return Prefill(prompt, self.machine.pace(first, self._kept(prompt), self._stored))
 
     def _decode(self, users: int) -> Decode:
         context = self._report.context
-        _, step = self._passes(users, max(1, context - 1))
+        step = self._passes(max(1, context - 1))[1].times(users)
         pace = self.machine.pace(step, users * self._kept(context), self._stored)
         return Decode(users, context, pace, step.flops)
 
-    def _passes(self, batch: int, prompt: int) -> tuple[Pass, Pass]:
-        served, key = self._report.served, (batch, prompt)
-        if key not in self._run:
-            self._run[key] = passes(served.config, served.dtype, batch, prompt, served.source.where)
-        return self._run[key]
+    def _passes(self, prompt: int) -> tuple[Pass, Pass]:
+        """Of one request; others beside it do the same."""
+        served = self._report.served
+        if prompt not in self._run:
+            self._run[prompt] = passes(served.config, served.dtype, 1, prompt, served.source.where)
+        return self._run[prompt]
 
     def _kept(self, tokens: int) -> float:
         """Bytes of keys, values and states of one request on one rank."""
