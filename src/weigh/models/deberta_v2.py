@@ -57,8 +57,6 @@ class DebertaV2Config(DebertaConfig):
             found[name] = bool(found["relative_attention"] and name in kinds)
         if found["conv_kernel_size"]:
             cannot_run("a convolution behind the first layer", f"{keys.where}: conv_kernel_size")
-        if not found["relative_attention"]:
-            cannot_run("attention without relative positions", f"{keys.where}: relative_attention")
 
 
 def make_log_bucket_position(relative_pos: Tensor) -> Tensor:
@@ -108,15 +106,20 @@ class DisentangledSelfAttention(nn.Module):
         x = x.view(batch, length, heads, width // heads)
         return x.permute(0, 2, 1, 3).contiguous().view(batch * heads, length, width // heads)
 
-    def forward(self, hidden_states: Tensor, mask: Tensor, relative_pos: Tensor, rel_embeddings: Tensor) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, mask: Tensor, relative_pos: Tensor | None, rel_embeddings: Tensor | None
+    ) -> Tensor:
         batch, length = hidden_states.shape[:2]
         heads = self.num_attention_heads
         query_layer = self.transpose_for_scores(self.query_proj(hidden_states))
         key_layer = self.transpose_for_scores(self.key_proj(hidden_states))
         value_layer = self.transpose_for_scores(self.value_proj(hidden_states))
         attention_scores = ops.bmm(query_layer, key_layer.transpose(-1, -2) / 8.0)
-        rel_embeddings = self.pos_dropout(rel_embeddings)
-        rel_att = self.disentangled_attention_bias(query_layer, key_layer, relative_pos, rel_embeddings)
+        rel_att = None
+        if rel_embeddings is not None:
+            assert relative_pos is not None
+            rel_embeddings = self.pos_dropout(rel_embeddings)
+            rel_att = self.disentangled_attention_bias(query_layer, key_layer, relative_pos, rel_embeddings)
         if rel_att is not None:
             attention_scores = attention_scores + rel_att
         attention_scores = attention_scores.view(batch, heads, length, length)
@@ -173,7 +176,9 @@ class DebertaV2Attention(nn.Module):
         self.self = DisentangledSelfAttention(config, dtype)
         self.output = BertSelfOutput(config, config.hidden_size, dtype)
 
-    def forward(self, hidden_states: Tensor, mask: Tensor, relative_pos: Tensor, rel_embeddings: Tensor) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, mask: Tensor, relative_pos: Tensor | None, rel_embeddings: Tensor | None
+    ) -> Tensor:
         self_output = self.self(hidden_states, mask, relative_pos, rel_embeddings)
         attention_output: Tensor = self.output(self_output, hidden_states)
         return attention_output
@@ -189,7 +194,9 @@ class DebertaV2Layer(nn.Module):
         self.intermediate = BertIntermediate(config, dtype)
         self.output = BertOutput(config, config.intermediate_size, dtype)
 
-    def forward(self, hidden_states: Tensor, mask: Tensor, relative_pos: Tensor, rel_embeddings: Tensor) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, mask: Tensor, relative_pos: Tensor | None, rel_embeddings: Tensor | None
+    ) -> Tensor:
         attention_output = self.attention(hidden_states, mask, relative_pos, rel_embeddings)
         intermediate_output = self.intermediate(attention_output)
         layer_output: Tensor = self.output(intermediate_output, attention_output)
@@ -234,8 +241,7 @@ class DebertaV2Encoder(nn.Module):
         self.buckets = config.buckets
         width, make = config.hidden_size, Make(dtype)
         self.layer = nn.Stack(f"{path}.layer", config.num_hidden_layers, lambda _: DebertaV2Layer(config, dtype))
-        if config.relative_attention:
-            self.rel_embeddings = nn.Embedding(config.rows, width, dtype)
+        self.rel_embeddings = nn.Embedding(config.rows, width, dtype) if config.relative_attention else None
         normed = "layer_norm" in config.norm_rel_ebd
         self.LayerNorm = nn.LayerNorm(width, dtype) if normed else None
         if config.conv_kernel_size:
@@ -246,10 +252,12 @@ class DebertaV2Encoder(nn.Module):
         """The embeddings and the output of every layer."""
         extended_mask = mask.unsqueeze(1).unsqueeze(2)
         attention_mask = extended_mask * extended_mask.transpose(-1, -2)
-        relative_pos = build_relative_position(hidden_states.shape[1], self.buckets)
-        relative_pos = relative_pos.unsqueeze(1).squeeze(0)
-        rel_embeddings = self.rel_embeddings.weight
-        if self.LayerNorm is not None:
+        relative_pos = rel_embeddings = None
+        if self.rel_embeddings is not None:
+            relative_pos = build_relative_position(hidden_states.shape[1], self.buckets)
+            relative_pos = relative_pos.unsqueeze(1).squeeze(0)
+            rel_embeddings = self.rel_embeddings.weight
+        if rel_embeddings is not None and self.LayerNorm is not None:
             rel_embeddings = self.LayerNorm(rel_embeddings)
         all_hidden_states = [hidden_states]
         for layer_module in self.layer:
