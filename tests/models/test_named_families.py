@@ -20,7 +20,7 @@ DECODERS = """
 """.split()
 OTHERS = """
     t5 umt5 bart whisper bert roberta distilbert modernbert deberta-v2 llava qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe
-    qwen3_5 qwen3_5_moe llama4 mllama mistral3 internvl gemma3 kimi_k25
+    qwen3_5 qwen3_5_moe llama4 mllama mistral3 internvl gemma3 gemma4 kimi_k25
 """.split()
 ELSEWHERE = {
     "tests/models/test_remote_code.py": ("qwen", "chatglm", "baichuan"),
@@ -30,7 +30,7 @@ ELSEWHERE = {
 COUNTED = {
     "their code stands in their own repositories": ("qwen", "chatglm", "baichuan"),
     "experts run one by one, by the values of the router": ("dbrx", "longcat_flash"),
-    "not modelled yet": ("deepseek_v32", "gemma3n_text", "kimi_linear"),
+    "not modelled yet": ("gemma4", "deepseek_v32", "gemma3n_text", "kimi_linear"),
 }
 """Those that do not run, and why."""
 ALIASES = {"kimi_k2": "deepseek_v3"}

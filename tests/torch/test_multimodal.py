@@ -303,12 +303,30 @@ def liquid(draw: st.DrawFn, model_type: str) -> Config:
     } | flags
 
 
+def gemma4(draw: st.DrawFn, model_type: str) -> Config:
+    kv_heads, layers = draw(st.integers(1, 2)), draw(st.integers(2, 6))
+    heads, flags = kv_heads * draw(st.integers(1, 3)), ("use_clipped_linears", "standardize")
+    vision = clip(draw, "gemma4_vision") | {name: draw(st.booleans()) for name in flags}
+    vision |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": 4 * draw(st.integers(1, 4))}
+    audio = {"hidden_size": 4 * draw(st.integers(1, 6)), "num_hidden_layers": draw(st.integers(1, 4))}
+    audio |= {"num_attention_heads": 2, "subsampling_conv_channels": [8, 4], "use_clipped_linears": draw(st.booleans())}
+    kinds = {"layer_types": ["sliding_attention"] * (layers - 1) + ["full_attention"], "num_hidden_layers": layers}
+    small = {"hidden_size_per_layer_input": draw(st.integers(0, 9)), "vocab_size_per_layer_input": 50}
+    return {
+        "model_type": model_type,
+        "vision_config": draw(st.none() | st.just(vision)),
+        "audio_config": draw(st.none() | st.just(audio | {"output_proj_dims": draw(st.integers(1, 20))})),
+        "text_config": text(draw, "gemma4_text", head_dim=1) | kinds | small | {"num_kv_shared_layers": 0},
+    }
+
+
 DRAWN: dict[str, Callable[[st.DrawFn, str], Config]] = {
     "audioflamingo3": hearing,
     "cohere2_vision": cohere2,
     "deepseek_vl": aligned,
     "exaone4_5": exaone,
     "gemma3": gemma3,
+    "gemma4": gemma4,
     "glm46v": glm4v,
     "glm4v": glm4v,
     "glm4v_moe": glm4v,

@@ -78,6 +78,7 @@ FAMILIES = {
     "gemma3": "weigh.models.gemma3",
     "gemma3_text": "weigh.models.gemma3_text",
     "gemma3n_text": "weigh.models.gemma3n_text",
+    "gemma4": "weigh.models.gemma4",
     "gemma4_text": "weigh.models.gemma4_text",
     "gemma4_unified_text": "weigh.models.gemma4_text",
     "glm": "weigh.models.glm",
