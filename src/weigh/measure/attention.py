@@ -96,7 +96,8 @@ def _mask(query: Tensor, mask: Tensor | None) -> Tensor | None:
     if mask is None:
         return None
     if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
+        here: Any = {"dtype": query.dtype, "device": query.device}
+        mask = torch.where(mask, torch.scalar_tensor(0.0, **here), torch.scalar_tensor(float("-inf"), **here))
     length = mask.shape[-1]
     if length % 16:
         mask = functional.pad(mask, (0, 16 - length % 16))[..., :length]

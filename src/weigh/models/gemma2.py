@@ -129,6 +129,15 @@ class Gemma2Model(GemmaModel):
         return (FULL, SLIDING)
 
 
+def cap(logits: Tensor, softcapping: float | None) -> Tensor:
+    """Through a tanh, if there is a cap."""
+    if softcapping is not None:
+        logits = logits / softcapping
+        logits = ops.tanh(logits)
+        logits = logits * softcapping
+    return logits
+
+
 class Gemma2ForCausalLM(LlamaForCausalLM):
     model_class: ClassVar[type[LlamaModel]] = Gemma2Model
 
@@ -138,11 +147,7 @@ class Gemma2ForCausalLM(LlamaForCausalLM):
 
     def scale_logits(self, logits: Tensor) -> Tensor:
         """Capped."""
-        if self.final_logit_softcapping is not None:
-            logits = logits / self.final_logit_softcapping
-            logits = ops.tanh(logits)
-            logits = logits * self.final_logit_softcapping
-        return logits
+        return cap(logits, self.final_logit_softcapping)
 
 
 def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> CausalModel:

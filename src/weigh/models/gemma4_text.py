@@ -377,6 +377,10 @@ class Gemma4TextModel(Gemma2Model):
         shape = (*x.shape[:-1], self.config.num_hidden_layers, self.config.hidden_size_per_layer_input)
         return x.reshape(*shape)
 
+    def get_per_layer_inputs(self, input_ids: Tensor) -> Tensor:
+        """Of the tokens alone: (B, T, layers, width)."""
+        return self._per_layer(self.embed_tokens_per_layer(input_ids))
+
     def project_per_layer_inputs(self, inputs_embeds: Tensor, per_layer_inputs: Tensor) -> Tensor:
         """What every layer adds: of the token itself, and of its embedding."""
         per_layer_projection = self.per_layer_model_projection(inputs_embeds) * 0.02
@@ -391,16 +395,21 @@ class Gemma4TextModel(Gemma2Model):
         attention_mask: Tensor | None,
         positions: Tensor | None,
         logits_to_keep: int = 0,
+        inputs_embeds: Tensor | None = None,
+        per_layer_inputs: Tensor | None = None,
+        causal_mask_mapping: Any = None,
     ) -> Tensor:
         config = self.config
-        inputs_embeds = self.embed(input_ids)
-        per_layer_inputs = None
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids)
         if config.hidden_size_per_layer_input:
-            per_layer_inputs = self._per_layer(self.embed_tokens_per_layer(input_ids))
+            if per_layer_inputs is None:
+                per_layer_inputs = self.get_per_layer_inputs(input_ids)
             per_layer_inputs = self.project_per_layer_inputs(inputs_embeds, per_layer_inputs)
         if positions is None:
             positions = position_ids(input_ids.shape[1], cache)
-        causal_mask_mapping = self.causal_mask_mapping(inputs_embeds, cache, positions, attention_mask)
+        if causal_mask_mapping is None:
+            causal_mask_mapping = self.causal_mask_mapping(inputs_embeds, cache, positions, attention_mask)
         hidden_states = inputs_embeds
         position_embeddings = {}
         for layer_type in sorted(set(config.layer_types)):
