@@ -21,6 +21,28 @@ MODELS = {
     "mixtral-8x7b": "Mixtral 8x7B",
     "deepseek-v3": "DeepSeek-V3",
 }
+GPT = {
+    "model_type": "gpt2",
+    "n_layer": 32,
+    "n_embd": 4096,
+    "n_head": 32,
+    "vocab_size": 50257,
+    "n_positions": 2048,
+    "activation_function": "gelu",
+}
+"""GPT-3 of 6.7 billion parameters (Brown et al. 2020, table 2.1)."""
+UNFUSED = {"runtime": "megatron", "local_layers": True, "sequence": 2048}
+SPLIT = {**UNFUSED, "tensor": 8}
+SHARED = {
+    "zero-1": ("llama-2-7b", {"runtime": "deepspeed", "shard": "zero1"}),
+    "zero-2": ("llama-2-7b", {"runtime": "deepspeed", "shard": "zero2"}),
+    "zero-3": ("llama-2-7b", {"runtime": "pytorch", "shard": "fsdp2"}),
+    "korthikanti": (GPT, UNFUSED),
+    "korthikanti-tp": (GPT, SPLIT),
+    "korthikanti-sp": (GPT, {**SPLIT, "sequence_parallel": True}),
+    "korthikanti-selective": (GPT, {**SPLIT, "sequence_parallel": True, "checkpointing": "selective"}),
+}
+"""Rules for several devices: each with the job that it is meant for."""
 JOB = {"dtype": "fp32", "autocast": "bf16", "batch": 1, "sequence": 1024}
 
 HEAD = """\
@@ -32,6 +54,7 @@ and a job of yours, and `--explain` says of every rule how its terms compare wit
 ```console
 $ weigh rules gpt2 --autocast bf16
 $ weigh rules llama-3-8b --dtype bf16 --batch 4 --sequence 4k --rule korthikanti,megatron --explain
+$ weigh rules llama-2-7b --runtime deepspeed --shard zero2 --gpus-per-node 8 --dtype bf16 --rule zero-2
 ```
 
 The letters: L layers, d width, f width of the feed-forward layer, a heads, k key-value heads of width e, V
@@ -53,6 +76,33 @@ def cell(line: Line) -> str:
     return f"{amount(line.answer, unit(line.rule.quantity))} ({percent(line.error)})"
 
 
+def on_devices() -> list[str]:
+    """The rules for several devices."""
+    out = [
+        "## On eight devices",
+        "",
+        "Each rule beside what it is meant for, in bf16: ZeRO's stages as DeepSpeed runs them (the third as FSDP2,",
+        "whose optimizer keeps no 32-bit copies of bf16 weights), of Llama 2 7B; Korthikanti's formulas as Megatron-LM's",
+        "own layers run, without fused attention, of a GPT-3 with 6.7 billion parameters and a sequence of 2048 (the",
+        "first on one device).",
+        "",
+        "| rule | settings | rule's answer | exact | error | most of it |",
+        "| --- | --- | ---: | ---: | ---: | --- |",
+    ]
+    for name, (model, settings) in SHARED.items():
+        devices = 1 if settings.get("runtime") == "megatron" and "tensor" not in settings else 8
+        (line,) = compare(model, [name], dtype="bf16", gpus_per_node=devices, **settings).lines
+        words = " ".join(_flag(key, value) for key, value in settings.items())
+        both = (amount(line.answer, unit(line.rule.quantity)), amount(line.exact, unit(line.rule.quantity)))
+        out.append(f"| {name} | `{words}` | {' | '.join(both)} | {percent(line.error)} | {line.makes_it()} |")
+    return [*out, ""]
+
+
+def _flag(key: str, value: object) -> str:
+    flag = f"--{key.replace('_', '-')}"
+    return flag if value is True else f"{flag} {value}"
+
+
 def page() -> str:
     """The page."""
     reports: list[RulesReport] = [compare(model, **JOB) for model in MODELS]
@@ -62,7 +112,8 @@ def page() -> str:
         rule = lines[0].rule
         out.append(f"| {rule.name} | {' | '.join(cell(line) for line in lines)} |")
     left_out = [f"`{name}`" for name in RULES if name not in {lines[0].rule.name for lines in shown}]
-    out += ["", f"They want more than one device, and so are missing: {', '.join(left_out)}.", ""]
+    out += ["", f"They want more than one device, or an encoder, and so are missing: {', '.join(left_out)}.", ""]
+    out += on_devices()
     out += [
         "## Which term makes most of it",
         "",

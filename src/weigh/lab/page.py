@@ -41,8 +41,8 @@ def page(report: LabReport) -> str:
 <!DOCTYPE html>
 <html lang="en">
 <head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta charset="utf-8"/>
+<meta name="viewport" content="width=device-width, initial-scale=1"/>
 <title>{escape(report.title())}: techniques at work</title>
 <style>
 {_STYLE}</style>
