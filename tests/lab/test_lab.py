@@ -157,7 +157,7 @@ def test_pictures_and_page_are_well_formed_and_name_everything() -> None:
         for rect in root.iter("{http://www.w3.org/2000/svg}rect"):
             assert float(rect.get("width", 0)) >= 0
     whole = page(REPORT)
-    tables = [node for node in ElementTree.fromstring(whole.partition("\n")[2]).iter("table")]
+    tables = list(ElementTree.fromstring(whole.partition("\n")[2]).iter("table"))
     assert sum(len(table) - 1 for table in tables) == len(REPORT.done())
     assert all(name in whole for name in TECHNIQUES)
     assert "http" not in whole.replace("http://www.w3.org/2000/svg", "")
