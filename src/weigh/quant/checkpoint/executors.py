@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
-from weigh.errors import InputError, UsageError
+from weigh.errors import InputError, UsageError, WeighError
 
 if TYPE_CHECKING:
     from weigh.quant.checkpoint.journal import Hashes
@@ -83,6 +83,11 @@ class Cluster:
             for future, finished in as_completed(sizes, with_results=True):
                 tick(sizes[future])
                 yield finished
+        except WeighError:
+            raise
+        except Exception as error:  # of whatever kind: it comes from another machine
+            hint = "Scheduler and workers need weigh[cluster], of this version, and see the same folders."
+            raise InputError(f"failed: {error}".partition("\n")[0], where="--cluster", hint=hint) from error
         finally:
             with suppress(Exception):
                 self.client.cancel(list(sizes))

@@ -10,7 +10,7 @@ import errno
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -199,10 +199,11 @@ def _is_finished(out: Path, plan: Plan) -> bool:
 def tasks(plan: Plan, folder: Path, journal: Journal) -> list[Task]:
     """What is left to do; the largest first, so that the last ones end together."""
     places = {name: (str(folder / f.name), start) for f in plan.files for name, start in f.starts.items()}
+    weights = plan.weights._replace(checkpoint=replace(plan.weights.checkpoint, tensors={}))  # a task has its own
 
     def task(decisions: Sequence[Decision]) -> Task:
         outputs = [o for d in decisions for o in d.outputs]
-        return Task(plan.weights, plan.target, tuple(decisions), {o.name: places[o.name] for o in outputs})
+        return Task(weights, plan.target, tuple(decisions), {o.name: places[o.name] for o in outputs})
 
     groups: list[list[Decision]] = []
     size = TASK
