@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 CONTEXTS = tuple(2**n for n in range(10, 21))
 """Tokens, in tables: 1k to 1M."""
+ENDLESS = 2**40 - 1
+"""Where a search for the longest context ends without one."""
 USERS = tuple(2**n for n in range(11))
 """Requests at once, in tables: 1 to 1,024."""
 
@@ -244,7 +246,9 @@ class ServingReport:
             whose = "each replica's cache" if self.job.data > 1 else "the cache"
             lines += [f"  {whose} has room for {launch.tokens:,} tokens{blocks}"]
         context, users = launch.longest_context(self.job.concurrency), launch.most_users(self.context)
-        lines += [f"  longest context for {self.job.concurrency} at once   {context:,} tokens"]
+        lines += [
+            f"  longest context for {self.job.concurrency} at once   {'any' if context >= ENDLESS else f'{context:,} tokens'}"
+        ]
         lines += [f"  most at once of {self.context:,} tokens   {users:,}", ""]
         held = self.table
         lines += ["  most users for a context, longest context for so many users"]
@@ -344,11 +348,13 @@ def _in(method: str) -> str:
 
 
 def format_tokens(tokens: int) -> str:
-    """Tokens in few characters.
+    """Tokens in few characters; "any" where nothing grows with them.
 
     >>> format_tokens(32768), format_tokens(40000), format_tokens(2**20)
     ('32k', '40,000', '1M')
     """
+    if tokens >= ENDLESS:
+        return "any"
     for size, unit in ((2**20, "M"), (2**10, "k")):
         if tokens and tokens % size == 0:
             return f"{tokens // size}{unit}"
