@@ -245,10 +245,9 @@ class ServingReport:
             blocks = "" if launch.blocks is None else f" ({launch.blocks:,} blocks of {launch.block_size})"
             whose = "each replica's cache" if self.job.data > 1 else "the cache"
             lines += [f"  {whose} has room for {launch.tokens:,} tokens{blocks}"]
-        context, users = launch.longest_context(self.job.concurrency), launch.most_users(self.context)
-        lines += [
-            f"  longest context for {self.job.concurrency} at once   {'any' if context >= ENDLESS else f'{context:,} tokens'}"
-        ]
+        context, users = launch.longest_context(self.job.concurrency) or 0, launch.most_users(self.context)
+        longest = "any" if context >= ENDLESS else f"{context:,} tokens"
+        lines += [f"  longest context for {self.job.concurrency} at once   {longest}"]
         lines += [f"  most at once of {self.context:,} tokens   {users:,}", ""]
         held = self.table
         lines += ["  most users for a context, longest context for so many users"]
