@@ -129,15 +129,6 @@ class Gemma2Model(GemmaModel):
         return (FULL, SLIDING)
 
 
-def cap(logits: Tensor, softcapping: float | None) -> Tensor:
-    """Through a tanh, if there is a cap."""
-    if softcapping is not None:
-        logits = logits / softcapping
-        logits = ops.tanh(logits)
-        logits = logits * softcapping
-    return logits
-
-
 class Gemma2ForCausalLM(LlamaForCausalLM):
     model_class: ClassVar[type[LlamaModel]] = Gemma2Model
 
@@ -147,7 +138,11 @@ class Gemma2ForCausalLM(LlamaForCausalLM):
 
     def scale_logits(self, logits: Tensor) -> Tensor:
         """Capped."""
-        return cap(logits, self.final_logit_softcapping)
+        if self.final_logit_softcapping is not None:
+            logits = logits / self.final_logit_softcapping
+            logits = ops.tanh(logits)
+            logits = logits * self.final_logit_softcapping
+        return logits
 
 
 def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> CausalModel:

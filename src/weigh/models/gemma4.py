@@ -13,7 +13,6 @@ from weigh.dtypes import INT64, DType
 from weigh.ghost import ops
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import Cache, CausalModel, CausalOutput, position_ids, slice_logits_to_keep
-from weigh.models.gemma2 import cap
 from weigh.models.gemma4_text import Gemma4ForCausalLM, Gemma4TextConfig, Gemma4TextModel
 from weigh.models.multimodal import ConditionalGeneration, MultimodalModel, check_class, part, ties
 from weigh.models.towers.gemma4 import Gemma4Audio, Gemma4Vision
@@ -84,7 +83,7 @@ class Gemma4ForConditionalGeneration(ConditionalGeneration):
         hidden_states = self.model(input_ids, cache, attention_mask, positions, logits_to_keep)
         if hidden_states.shape[1] == input_ids.shape[1]:
             hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
-        logits = cap(self.lm_head(hidden_states), self.final_logit_softcapping)
+        logits = Gemma4Language.scale_logits(self, self.lm_head(hidden_states))  # type: ignore[arg-type]
         loss = None if labels is None else self.loss_function(logits, labels)
         return CausalOutput(logits, loss, cache)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from weigh.dtypes import FLOAT32
 from weigh.ghost import nn
 from weigh.models.parts import Parts
 from weigh.models.towers.parts import Audio, Maker, Tower, Vision
@@ -126,7 +125,7 @@ class Gemma4Audio(Tower):
                 layer1=Parts(conv=make.conv(first, second, 3, 3, bias=False), norm=make.rms_norm(second)),
                 input_proj_linear=make.linear(first // 4 * second, width, bias=False),
             ),
-            rel_pos_enc=Parts(inv_timescales=nn.buffer((1, 1, width // 2), FLOAT32)),
+            rel_pos_enc=Parts(inv_timescales=nn.buffer((1, 1, width // 2), make.dtype)),
             layers=make.stack(self.num_hidden_layers, lambda: self.layer(make)),
             output_proj=make.linear(width, self.output_proj_dims),
         )
