@@ -7,7 +7,7 @@ known last: in fp32, of at most 9 digits, so that the text can be padded to the 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,9 +16,10 @@ from weigh.formats.bitsandbytes import BLOCK, NESTED_BLOCK
 from weigh.quant.checkpoint.targets.base import Encoder, Rows, Target, kept_modules
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from weigh.sources.checkpoint import StoredTensor
+    from weigh.sources.weights import Weights
 
 TORCH = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -32,6 +33,12 @@ class FourBit(Target):
     """ "nf4" or "fp4"."""
     double_quantization: bool = False
     """Whether the scales are quantized again."""
+    compute: str = "bfloat16"
+    """What the loaded model computes in: the source's own number format."""
+
+    def of(self, weights: Weights, config: Mapping[str, Any] | None) -> Target:
+        own = TORCH.get(weights.checkpoint.float_dtype or "")
+        return self if own is None else replace(self, compute=own)
 
     def config(self, kept: Sequence[str]) -> dict[str, Any]:
         return {
@@ -40,7 +47,7 @@ class FourBit(Target):
             "load_in_8bit": False,
             "bnb_4bit_quant_type": self.code,
             "bnb_4bit_use_double_quant": self.double_quantization,
-            "bnb_4bit_compute_dtype": "bfloat16",
+            "bnb_4bit_compute_dtype": self.compute,
             "bnb_4bit_quant_storage": "uint8",
             "llm_int8_skip_modules": kept_modules(kept),
         }
