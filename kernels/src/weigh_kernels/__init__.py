@@ -67,9 +67,9 @@ def _in_pieces(piece: Any, count: int, block: int) -> None:
 
 
 def _threads() -> int:
-    return int(
-        os.environ.get("WEIGH_THREADS") or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    )
+    if said := os.environ.get("WEIGH_THREADS"):
+        return int(said)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache

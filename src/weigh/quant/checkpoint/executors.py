@@ -99,7 +99,9 @@ def _run(task: Task) -> dict[str, Hashes]:
 
 
 def _quiet() -> None:
-    """Ctrl-C is the coordinator's matter."""
+    """Ctrl-C is the coordinator's matter; and there are threads enough where there are processes."""
+    import os
     import signal
 
+    os.environ.setdefault("WEIGH_THREADS", "1")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
