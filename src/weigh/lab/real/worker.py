@@ -83,6 +83,9 @@ def _labelled(recorder: Recorder, bucket: Any) -> Any:
     return allreduce_hook(None, bucket)
 
 
+_labelled.__annotations__ = {}  # PyTorch checks them, and refuses those that are text, as all are here
+
+
 def _train(task: Task, mesh: Any, rank: int) -> dict[str, Any]:
     with Profiled() as counted:
         run = Run(task, mesh, rank)
