@@ -29,7 +29,7 @@ config and settings alone; the recorded figures are never inputs. A figure is ex
 What these witnesses cannot show: they were recorded without a GPU, so that memory which CUDA kernels allocate inside
 themselves, cuBLAS workspaces, the CUDA context and the allocator's fragmentation are in neither column. They were
 recorded under a dispatch mode, which changes PyTorch itself in two places (`docs/log.md`); the comparison takes that
-into account and predictions for a GPU do not. Measured GPU runs are compared from the training and serving work on.
+into account and predictions for a GPU do not. Measured runs are in measured.md, logs of servers in serving.md.
 """
 
 
