@@ -16,6 +16,7 @@ from typing import Any
 from weigh.errors import InputError, WeighError, reason
 from weigh.validate.cases import predict_case
 from weigh.validate.lines import Line, Validation
+from weigh.validate.llama_cpp import unpredicted
 from weigh.validate.rounding import rounding
 from weigh.validate.witnesses import generation_recipe, predict_witness, training_recipe
 
@@ -69,7 +70,7 @@ def _validate_row(row: Mapping[str, Any], where: str) -> list[Line]:
         predicted, reason = {}, str(error)
     lines = []
     for key, value in wanted.items():
-        why = None if key in predicted else reason or _why(key)
+        why = None if key in predicted else reason or unpredicted(row, key) or _why(key)
         printed = rounding(row, key) if measured else 0.0
         lines.append(Line(row["id"], key, value, predicted.get(key), why, groups, printed))
     return lines

@@ -30,6 +30,8 @@ _CACHE = {"cache_type_k": "type_k", "cache_type_v": "type_v"} | {
 }
 _SIGNS = ("output.weight", "blk.0.attn_q.bias", "blk.0.attn_q_norm.weight", "blk.0.ffn_norm.weight")
 """Tensors whose presence decides between two configs of the same hyper-parameters."""
+_TIED = 3072
+"""Where nothing else says, models wider than that have a head of their own."""
 _DEVICE = re.compile(r"^(?:model|compute)_buffer_(cuda|rocm|vulkan|metal|sycl)(\d*)(?:_mapped)?$")
 _BY_DEVICE = ("model_buffer", "compute_buffer", "kv_cache", "recurrent_state")
 _RECENT = frozenset(("gemma4", "qwen35", "qwen35moe", "qwen3next"))
@@ -68,6 +70,7 @@ def _buffers(row: Mapping[str, Any]) -> dict[str, int]:
     model, follows = _gguf(pairs)
     how = _how(row, model)
     placed = Placement(model, how)
+    found["parameters"] = sum(t.num_elements for t in model.tensors.values())
     if follows:
         found["model_size"] = sum(t.num_bytes for t in model.tensors.values())
     if (row.get("extra") or {}).get("tensor_override_suspected"):
@@ -88,6 +91,23 @@ def _buffers(row: Mapping[str, Any]) -> dict[str, int]:
         found |= {f"kv_cache_{names(name)}": size for name, size in placed.cache_sizes().items()}
     found |= {f"recurrent_state_{names(name)}": size for name, size in placed.state_sizes().items()}
     return found
+
+
+def unpredicted(row: Mapping[str, Any], metric: str) -> str | None:
+    """Why a case of llama.cpp has no such figure; None where it is no case of its."""
+    if row.get("runtime") not in ("llama.cpp", "ik_llama.cpp"):
+        return None
+    if row["runtime"] == "ik_llama.cpp":
+        return "the fork's own formats and graphs are not described"
+    if metric.startswith(("mem_", "compute_buffer")) and metric.count("_") < 2:
+        return "what builds of 2023 added up is not described"
+    if metric.endswith(("_repack", "_amx")):
+        return "the processor decides which tensors are stored in an order of its own"
+    if (row.get("extra") or {}).get("tensor_override_suspected"):
+        return "tensors were moved by patterns that are not printed"
+    if metric.startswith(("model_", "compute_")):
+        return "the file was mixed by hand: no file type of the quantizer has these counts of formats"
+    return "the case does not say what it depends on"
 
 
 def _is_ollama(row: Mapping[str, Any]) -> bool:
@@ -142,13 +162,15 @@ def _configs(pairs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         **{f"{architecture}.{key}": value for key, value in known.items() if not key.startswith("general.")},
     }
     seen: list[dict[str, Any]] = []
-    for number in range(2 ** len(_SIGNS)):
+    first = int(not pairs.get("tensor_type_counts") and int(known.get("embedding_length", 0)) > _TIED)
+    for order in range(2 ** len(_SIGNS)):
+        number = order ^ first
         present = {name for bit, name in enumerate(_SIGNS) if number & 1 << bit}
         tensors = {name: StoredTensor(name, (1,), "F32", 4, "") for name in present}
         try:
             config = config_of(Checkpoint(tensors, "gguf", metadata, where="the printed hyper-parameters"))
         except NotModelledError:
-            if number == 2 ** len(_SIGNS) - 1 and not seen:
+            if order == 2 ** len(_SIGNS) - 1 and not seen:
                 raise
             continue
         if config not in seen:

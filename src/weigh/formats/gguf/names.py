@@ -171,7 +171,10 @@ def _whole(keys: Tensor, config: Mapping[str, Any]) -> Tensor:
 
 
 def _corrections(config: Mapping[str, Any], made: list[Tensor]) -> list[Tensor]:
-    """What sigmoid gates add to an expert's chance is a buffer upstream, and stored."""
+    """Buffers upstream that are stored: what sigmoid gates add to an expert's chance, scales of Gemma 4's layers."""
+    if config.get("model_type") in ("gemma4", "gemma4_text"):
+        norms = [t.name for t in made if t.name.endswith(".attn_norm.weight")]
+        return [Tensor(name.replace("attn_norm", "layer_output_scale"), (1,), FLOAT32) for name in norms]
     if config.get("model_type") not in _CORRECTED:
         return []
     gates = [t for t in made if t.name.endswith("ffn_gate_inp.weight")]

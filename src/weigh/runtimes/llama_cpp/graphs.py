@@ -471,7 +471,7 @@ class Builder:
             weights = ggml.like("SCALE", weights)
         if self.release > OLDER:
             graph.expand(weights)
-        x = self._through_experts(ggml.reshape(x, x.ne[0], 1, tokens), stem, chosen)
+        x = self._scaled(self._through_experts(ggml.reshape(x, x.ne[0], 1, tokens), stem, chosen), stem, chosen)
         x = ggml.like("MUL", x, weights)
         if self.release > OLDER:
             graph.expand(x)
@@ -484,6 +484,14 @@ class Builder:
             if self.release >= NEWER:
                 graph.expand(out)
         return ggml.cont(out) if used == 1 else out
+
+    def _scaled(self, x: Tensor, stem: str, chosen: Tensor) -> Tensor:
+        """By a number of each expert, where there is one."""
+        scale = self.weight(f"{stem}down_exps.scale")
+        if scale is None:
+            return x
+        each = ggml.repeat(ggml.reshape(scale, 1, scale.ne[0], 1), 1, scale.ne[0], chosen.ne[1])
+        return ggml.like("MUL", x, ggml.get_rows(each, chosen))
 
     @property
     def _is_softmax(self) -> bool:

@@ -188,7 +188,10 @@ class Placement:
         return self.count if device is None else device
 
     def typical_layers(self) -> list[int]:
-        """The layers whose graph says it all: of a device's layers that repeat, the first and the last few."""
+        """The layers whose graph says it all: of a device's layers that repeat, the first and the last few.
+
+        Where blocks of memory lie repeats after one, two or three of them, so that six are left out, or a multiple.
+        """
         found: list[int] = []
         layers = range(len(self.gguf.layers))
         for device in dict.fromkeys(self.device_of_layer[:-1]):
@@ -196,7 +199,8 @@ class Placement:
             marks = [self._mark(n) for n in here]
             period = period_of(marks[1:]) if len(marks) > 1 else 1
             keep = 3 * period + 1
-            found += here if len(here) <= 2 * keep else [*here[:keep], *here[len(here) - keep :]]
+            left_out = max(0, len(here) - 2 * keep) // (6 * period) * 6 * period
+            found += [*here[: len(here) - keep - left_out], *here[len(here) - keep :]]
         return sorted(found)
 
     def _mark(self, layer: int) -> tuple[object, ...]:
