@@ -133,6 +133,7 @@ class Demonstration:
         for j, (colour, name) in enumerate(zip(("#d55e00", "#0072b2"), _NAMES, strict=True)):
             parts.append(f'<rect x="{left + 240 * j}" y="{base + 32}" width="12" height="12" fill="{colour}"/>')
             parts.append(f'<text x="{left + 18 + 240 * j}" y="{base + 42}">{escape(name)}</text>')
+        parts.append(f'<text class="quiet end" x="{right}" y="{base + 42}">blocks of {self.block} numbers →</text>')
         body = "\n".join(parts)
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
