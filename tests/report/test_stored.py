@@ -209,11 +209,23 @@ def test_an_adapters_parameters_alone_are_trainable() -> None:
 
 
 @pytest.mark.parametrize(
+    ("more", "adds"),
+    [
+        ({"use_dora": True}, lambda c: c["num_hidden_layers"] * c["hidden_size"]),
+        ({"modules_to_save": ["lm_head"]}, lambda c: c["vocab_size"] * c["hidden_size"]),
+    ],
+)
+def test_an_adapter_s_lengths_and_whole_modules_are_counted(more: dict[str, Any], adds: Any) -> None:
+    peft = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}
+    plain, rich = (weigh.params(Source("an adapter", LLAMA, "a test", adapter=one)) for one in (peft, peft | more))
+    assert rich.trainable - plain.trainable == adds(LLAMA)
+
+
+@pytest.mark.parametrize(
     "adapter",
     [
         {"peft_type": "IA3"},
-        {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], "use_dora": True},
-        {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], "rank_pattern": {"q_proj": 8}},
         {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], "bias": "all"},
         {"peft_type": "LORA", "target_modules": ["q_proj"]},
     ],
