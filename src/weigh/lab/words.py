@@ -6,10 +6,10 @@ from __future__ import annotations
 def percent(error: float) -> str:
     """An error with four decimals: most are smaller than a hundredth of a per cent.
 
-    >>> percent(-0.00000213), percent(0.0109)
-    ('-0.0002 %', '+1.0900 %')
+    >>> percent(-0.00000213), percent(0.0109), percent(-1e-9)
+    ('-0.0002 %', '+1.0900 %', '+0.0000 %')
     """
-    return f"{100 * error:+.4f} %"
+    return f"{round(100 * error, 4) + 0.0:+.4f} %"
 
 
 def milliseconds(seconds: float | None) -> str:
