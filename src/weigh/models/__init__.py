@@ -263,9 +263,10 @@ WITHOUT_CACHE = frozenset({"mpt"})
 def unknown_family(model_type: str, where: str) -> UnknownNameError:
     """The error for a family that is not described: near misses, and what can be had all the same."""
     error = UnknownNameError("model_type", model_type, FAMILIES, where=where)
-    header = "`weigh params` counts a model by the header of its weights alone: give it their folder, file or ORG/NAME."
+    from weigh.models.config import HEADER
+
     error.hint = (
-        f"{error.hint} Else {header}" if error.suggestions else f"{header} docs/architectures.md has the families."
+        f"{error.hint} Else {HEADER}" if error.suggestions else f"{HEADER} docs/architectures.md has the families."
     )
     return error
 

@@ -31,7 +31,7 @@ from weigh.models.common import (
     slice_logits_to_keep,
     token_loss,
 )
-from weigh.models.config import FamilyConfig, Keys, Probability, architecture
+from weigh.models.config import COUNTED, FamilyConfig, Keys, Probability, architecture
 from weigh.models.seq2seq import EncoderDecoderModel, SharedEmbedding
 
 LEARNED, OFFSET, FROZEN, BUFFER = "learned", "learned from the third row on", "sinusoidal", "sinusoidal buffer"
@@ -201,7 +201,8 @@ class BartEncoderLayer(BartLayer):
         hidden_states = self.mlp(hidden_states)
         if hidden_states.dtype is FLOAT16:
             if not self.pre_norm:
-                raise NotModelledError("an encoder in fp16 that looks for infinities in what its layers make")
+                what = "an encoder in fp16 that looks for infinities in what its layers make"
+                raise NotModelledError(what, hint="Use bf16 or fp32, or autocast over fp32 weights.")
             hidden_states = ops.clamp_range(hidden_states)
         return hidden_states
 
@@ -292,7 +293,8 @@ class BartScaledWordEmbedding(SharedEmbedding):
 def check_layerdrop(stack: nn.Module, layerdrop: float) -> None:
     """Raise `NotModelledError` where layers are left out at random."""
     if stack.training and layerdrop:
-        raise NotModelledError("layers that are left out at random (layerdrop)", where=stack.path)
+        hint = "Set encoder_layerdrop and decoder_layerdrop of the config to 0: no step needs more than that one."
+        raise NotModelledError("layers that are left out at random (layerdrop)", where=stack.path, hint=hint)
 
 
 class BartStack(nn.Module):
@@ -470,7 +472,7 @@ class BartForCausalLM(CausalModel):
         positions: Tensor | None = None,
     ) -> CausalOutput:
         if attention_mask is not None or positions is not None:
-            raise NotModelledError(f"padding and positions of {self.name}")
+            raise NotModelledError(f"padding and positions of {self.name}", hint=COUNTED)
         hidden_states = self.model.decoder(input_ids, None, cache)
         hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
         logits = self.lm_head(hidden_states)

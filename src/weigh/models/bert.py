@@ -314,6 +314,10 @@ class BertOnlyMLMHead(nn.Module):
         return prediction_scores
 
 
+FILLS_IN = "Train it with `weigh train`; to generate, name a class that does in the config's `architectures`."
+"""What to do with a model of masked words."""
+
+
 class BertLMBase(CausalModel):
     """BERT or a relative with a head over the vocabulary."""
 
@@ -358,7 +362,7 @@ class BertForMaskedLM(BertLMBase):
         positions: Tensor | None = None,
     ) -> CausalOutput:
         if cache is not None or logits_to_keep:
-            raise NotModelledError(f"generation with {self.name}, which fills in masked words")
+            raise NotModelledError(f"generation with {self.name}, which fills in masked words", hint=FILLS_IN)
         sequence_output = getattr(self, self.base)(input_ids, attention_mask, positions, None)
         prediction_scores = self.head(sequence_output)
         masked_lm_loss = None
@@ -378,7 +382,8 @@ class BertLMHeadModel(BertLMBase):
         positions: Tensor | None = None,
     ) -> CausalOutput:
         if cache is not None and not self.config.is_decoder:
-            raise NotModelledError(f"generation with {self.name}, which is no decoder here")
+            hint = "Set is_decoder to true in the config, as its makers do to generate."
+            raise NotModelledError(f"generation with {self.name}, which is no decoder here", hint=hint)
         hidden_states = getattr(self, self.base)(input_ids, attention_mask, positions, cache)
         hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
         logits = self.head(hidden_states)

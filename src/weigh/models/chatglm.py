@@ -14,7 +14,7 @@ from weigh.errors import NotModelledError
 from weigh.ghost import nn
 from weigh.models import layout
 from weigh.models.common import CausalModel, LayerCache
-from weigh.models.config import Keys
+from weigh.models.config import HEADER, Keys
 
 MODEL_TYPES = ("chatglm",)
 
@@ -46,7 +46,7 @@ class ChatGLMConfig:
         """From a `config.json`. Raises `InputError` for values that cannot be."""
         keys = Keys(config, where)
         if config.get("inner_hidden_size") is not None:
-            raise NotModelledError("the first ChatGLM", where=f"{where}: inner_hidden_size")
+            raise NotModelledError("the first ChatGLM", where=f"{where}: inner_hidden_size", hint=HEADER)
         keys.refuse("pre_seq_len", "a prefix encoder")
         return keys.make(cls, keys.fields(cls))
 

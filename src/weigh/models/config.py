@@ -110,6 +110,8 @@ def take_read() -> frozenset[str]:
     return found
 
 
+HEADER = "`weigh params` counts a model by the header of its weights alone: give it their folder, file or ORG/NAME."
+"""What to do with a model whose tensors are not described."""
 COUNTED = "Its parameters and its cache are known all the same: ask `weigh params` or `weigh kv`."
 """What to do with a model whose run is not modelled."""
 
@@ -271,7 +273,7 @@ class Keys:
     def refuse(self, name: str, what: str, unless: object = False) -> None:
         """Raises `NotModelledError` where a setting is given that makes another model, with other tensors."""
         if self.config.get(name) not in (None, unless):
-            raise NotModelledError(what, where=f"{self.where}: {name}")
+            raise NotModelledError(what, where=f"{self.where}: {name}", hint=HEADER)
 
     def cannot_run(self, name: str, what: str, unless: object = False) -> None:
         """Notes a setting that makes the model run otherwise, and leaves its tensors as they are."""
@@ -291,7 +293,7 @@ class Keys:
             raise InputError(f"has {len(types)} entries", where=where, hint=f"Give one for each of the {count} layers.")
         for name in types:
             if name not in ("full_attention", "sliding_attention"):
-                raise NotModelledError(f"layers of type {name!r}", where=where)
+                raise NotModelledError(f"layers of type {name!r}", where=where, hint=HEADER)
         if "sliding_attention" in types and found["sliding_window"] is None:
             raise InputError("is missing", where=f"{self.where}: sliding_window", hint="Give the window's size.")
 

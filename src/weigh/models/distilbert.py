@@ -10,7 +10,7 @@ from weigh.dtypes import INT64, DType
 from weigh.errors import NotModelledError
 from weigh.ghost import nn
 from weigh.ghost.tensor import Tensor
-from weigh.models.bert import eager_attention
+from weigh.models.bert import FILLS_IN, eager_attention
 from weigh.models.common import (
     Cache,
     CausalModel,
@@ -190,7 +190,7 @@ class DistilBertForMaskedLM(CausalModel):
         positions: Tensor | None = None,
     ) -> CausalOutput:
         if cache is not None or logits_to_keep or positions is not None:
-            raise NotModelledError(f"generation with {self.name}, which fills in masked words")
+            raise NotModelledError(f"generation with {self.name}, which fills in masked words", hint=FILLS_IN)
         hidden_states = self.distilbert(input_ids, attention_mask)
         prediction_logits = self.vocab_transform(hidden_states)
         prediction_logits = self.activation(prediction_logits)

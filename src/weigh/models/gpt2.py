@@ -29,7 +29,7 @@ from weigh.models.common import (
     position_ids,
     slice_logits_to_keep,
 )
-from weigh.models.config import Keys
+from weigh.models.config import HEADER, Keys
 
 MODEL_TYPES = ("gpt2", "gpt-sw3")
 
@@ -64,7 +64,7 @@ class GPT2Config:
         activation = keys.word("activation_function", default="gelu_new")
         nn.activation(activation)
         if keys.flag("add_cross_attention", default=False):
-            raise NotModelledError("GPT-2 with cross-attention", where=f"{where}: add_cross_attention")
+            raise NotModelledError("GPT-2 with cross-attention", where=f"{where}: add_cross_attention", hint=HEADER)
         return cls(
             vocab_size=keys.size("vocab_size", default=50257),
             n_positions=keys.size("n_positions", "n_ctx", "max_position_embeddings", default=1024),

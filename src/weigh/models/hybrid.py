@@ -16,7 +16,7 @@ from weigh.ghost.nn import Module
 from weigh.ghost.tensor import Tensor
 from weigh.models import layout
 from weigh.models.common import FULL, SLIDING, Cache, CausalModel, LayerCache, ModuleList, create_causal_mask
-from weigh.models.config import DERIVED, Keys
+from weigh.models.config import DERIVED, HEADER, Keys
 from weigh.models.layout import State
 from weigh.models.llama import DecoderConfig, LlamaForCausalLM, LlamaModel
 
@@ -89,7 +89,7 @@ def settle_layer_types(
         )
     for name in found[key]:
         if name not in kinds:
-            raise NotModelledError(f"layers of type {name!r}", where=where)
+            raise NotModelledError(f"layers of type {name!r}", where=where, hint=HEADER)
 
 
 def create_recurrent_attention_mask(inputs_embeds: Tensor, attention_mask: Tensor | None) -> None:

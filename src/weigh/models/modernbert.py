@@ -13,6 +13,7 @@ from weigh.dtypes import FLOAT32, DType
 from weigh.errors import NotModelledError
 from weigh.ghost import nn, ops
 from weigh.ghost.tensor import Tensor
+from weigh.models.bert import FILLS_IN
 from weigh.models.common import (
     FULL,
     SLIDING,
@@ -29,7 +30,7 @@ from weigh.models.common import (
     rotate_half,
     token_loss,
 )
-from weigh.models.config import DERIVED, FamilyConfig, Keys, Probability, architecture
+from weigh.models.config import COUNTED, DERIVED, FamilyConfig, Keys, Probability, architecture
 from weigh.models.parts import Counted
 
 
@@ -262,9 +263,9 @@ class ModernBertForMaskedLM(CausalModel):
         positions: Tensor | None = None,
     ) -> CausalOutput:
         if cache is not None or logits_to_keep:
-            raise NotModelledError(f"generation with {self.name}, which fills in masked words")
+            raise NotModelledError(f"generation with {self.name}, which fills in masked words", hint=FILLS_IN)
         if attention_mask is not None or positions is not None:
-            raise NotModelledError(f"padding and positions of {self.name}")
+            raise NotModelledError(f"padding and positions of {self.name}", hint=COUNTED)
         last_hidden_state = self.model(input_ids)
         logits = self.decoder(self.head(last_hidden_state))
         loss = None if labels is None else token_loss(logits.float(), labels)

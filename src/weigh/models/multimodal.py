@@ -15,7 +15,7 @@ from weigh.errors import InputError, NotModelledError
 from weigh.ghost import nn
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import Cache, CausalModel, CausalOutput, LayerCache, causal_lm_loss, slice_logits_to_keep
-from weigh.models.config import Keys
+from weigh.models.config import HEADER, Keys
 from weigh.models.llama import LlamaModel
 from weigh.models.parts import Parts
 
@@ -27,7 +27,7 @@ def check_class(config: Mapping[str, Any], *known: str, where: str) -> None:
     """Raise `NotModelledError` for a config of another class than those that are described."""
     named = config.get("architectures") or []
     if named and named[0] not in known:
-        raise NotModelledError(str(named[0]), where=f"{where}: architectures")
+        raise NotModelledError(str(named[0]), where=f"{where}: architectures", hint=HEADER)
 
 
 def part(config: Mapping[str, Any], key: str, model_type: str, **absent: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from weigh.errors import NotModelledError
 from weigh.ghost import nn, ops
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import Cache, CausalModel, CausalOutput, token_loss
+from weigh.models.config import COUNTED
 
 
 class SharedEmbedding(nn.Embedding):
@@ -66,7 +67,7 @@ class EncoderDecoderModel(CausalModel):
     ) -> CausalOutput:
         """With labels a training step; else `input_ids` are the decoder's, and the cache has the encoder's output."""
         if attention_mask is not None or positions is not None:
-            raise NotModelledError(f"padding and positions of {self.name}")
+            raise NotModelledError(f"padding and positions of {self.name}", hint=COUNTED)
         if labels is not None and self.shifts_first:
             decoder_input_ids = self.shift(labels)
             encoder_hidden_states = self.encode(input_ids)
@@ -74,7 +75,7 @@ class EncoderDecoderModel(CausalModel):
             encoder_hidden_states = self.encode(input_ids)
             decoder_input_ids = self.shift(labels)
         elif cache is None or cache.encoder_output is None:
-            raise NotModelledError(f"{self.name} without a target")
+            raise NotModelledError(f"{self.name} without a target", hint="Generate with it, which encodes first.")
         else:
             decoder_input_ids, encoder_hidden_states = input_ids, cache.encoder_output
         decoder_output = self.decode(decoder_input_ids, encoder_hidden_states, cache)
