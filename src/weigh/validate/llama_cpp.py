@@ -181,9 +181,12 @@ def _configs(pairs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _file_type(printed: str) -> str:
     """A file type as the loader prints it.
 
-    >>> _file_type("Q4_K - Medium"), _file_type("IQ3_XXS - 3.0625 bpw"), _file_type("Q8_0")
-    ('Q4_K_M', 'IQ3_XXS', 'Q8_0')
+    >>> _file_type("Q4_K - Medium"), _file_type("IQ3_XXS - 3.0625 bpw"), _file_type("Q8_0"), _file_type("2")
+    ('Q4_K_M', 'IQ3_XXS', 'Q8_0', 'Q4_0')
     """
+    number = printed.partition(" ")[0]
+    if number.isdecimal():
+        return files.numbered(int(number)) or printed
     name, _, rest = printed.replace("mostly ", "").partition(" ")
     size = {"Small": "_S", "Medium": "_M", "Large": "_L"}.get(rest.removeprefix("- ").split(" ")[0], "")
     return name + size

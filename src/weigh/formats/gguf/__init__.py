@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weigh import dtypes
 from weigh.errors import NotModelledError
 from weigh.formats.gguf.mixes import BASE as FILE_TYPES
-from weigh.formats.gguf.mixes import NEWER, OLDER, Tensor, Traits, named, quantize
+from weigh.formats.gguf.mixes import NEWER, OLDER, Tensor, Traits, named, numbered, quantize
 from weigh.formats.gguf.names import converted
 from weigh.sources.checkpoint import Checkpoint, StoredTensor
 from weigh.sources.gguf_config import ARCHITECTURES
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from weigh.ghost.nn import Module
 
-__all__ = ["FILE_TYPES", "architecture_of", "predict"]
+__all__ = ["FILE_TYPES", "architecture_of", "numbered", "predict"]
 
 _SAME = {
     **dict.fromkeys(("mistral", "mixtral", "ministral"), "llama"),

@@ -121,6 +121,25 @@ def named(file_type: str) -> str:
     return spelled
 
 
+_NUMBERED = (
+    "F32 F16 Q4_0 Q4_1 - - - Q8_0 Q5_0 Q5_1 Q2_K Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M Q5_K_S Q5_K_M Q6_K IQ2_XXS IQ2_XS "
+    "Q2_K_S IQ3_XS IQ3_XXS IQ1_S IQ4_NL IQ3_S IQ3_M IQ2_S IQ2_M IQ4_XS IQ1_M BF16 - - - TQ1_0 TQ2_0 MXFP4_MOE NVFP4 "
+    "Q1_0 Q2_0"
+).split()
+
+
+def numbered(number: object) -> str | None:
+    """The file type that a header says by number (`enum llama_ftype`); None where it says none.
+
+    >>> numbered(15), numbered(1039), numbered(4), numbered("Q4_K_M")
+    ('Q4_K_M', None, None, 'Q4_K_M')
+    """
+    if isinstance(number, str):
+        return number
+    name = _NUMBERED[number] if isinstance(number, int) and 0 <= number < len(_NUMBERED) else "-"
+    return None if name == "-" else name
+
+
 def quantize(
     tensors: Sequence[Tensor], file_type: str, traits: Traits, imatrix: bool = True, release: str = NEWER
 ) -> list[Tensor]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from weigh import dtypes
 from weigh.errors import UnknownNameError, UsageError
-from weigh.formats.gguf import predict
+from weigh.formats.gguf import numbered, predict
 from weigh.runtimes.engine import (
     ACTIVATIONS,
     EXACT,
@@ -45,6 +45,8 @@ REPACKED = {
     "arm": frozenset(("q4_0", "q4_k", "q5_k", "q6_k", "iq4_nl", "mxfp4", "q8_0")),
 }
 """By the processor: formats that are stored once more in its own order, where no device's host memory comes first."""
+NEVER = 2**62
+"""Bytes that there never are."""
 MOST_SEQUENCES, MOST_BEFORE = 256, 64
 """Sequences at once (`LLAMA_MAX_SEQ`), and until August 2025."""
 KNOTS = (2**9, 2**13, 2**17, 2**21)
@@ -122,8 +124,8 @@ class LlamaCpp(Engine):
         how = replace(settings(served, job, options, place), release=version.numbers)
         placed = Placement(gguf, how)
         shares = _shares(placed, place, compute_buffers(placed))
-        demand = _demand(placed, options.kv_unified)
         most = MOST_SEQUENCES if version.numbers > OLDER else MOST_BEFORE
+        demand = _demand(placed, options.kv_unified)
         if job.concurrency > most:
             what = f"llama.cpp has at most {most} sequences"
             raise UsageError(what, where="concurrency", hint="Start several servers.")
@@ -132,11 +134,11 @@ class LlamaCpp(Engine):
         supply = None if not placed.count or place.memory_bytes is None else place.memory_bytes - model
         return Launch(
             shares,
-            lambda context, users: demand(context, users) - model,
+            lambda context, users: NEVER if users > most else demand(context, users) - model,
             supply,
             longest or served.longest,
             tokens=how.n_ctx,
-            weights=str(checkpoint.metadata.get("general.file_type", "GGUF")),
+            weights=numbered(checkpoint.metadata.get("general.file_type")) or "GGUF",
             most_sequences=most,
             assumptions=(*assumptions, *_taken(how, options, served)),
             routed=sum(one.num_bytes for name, one in gguf.tensors.items() if "_exps." in name),
