@@ -129,14 +129,24 @@ class Training:
     """Devices in each machine."""
     shard: str | None = None
     """What the devices that share the data also share: "fsdp2", "fsdp1" (parameters, gradients and states),
-    DeepSpeed's "zero1" (states) and "zero2" (gradients too), Megatron-LM's "distributed_optimizer" (main parameters and
-    states)."""
+    DeepSpeed's "zero1" (states), "zero2" (gradients too) and "zero3" (all three), Megatron-LM's
+    "distributed_optimizer" (main parameters and states)."""
     zero_reduce_bucket_size: int = 500_000_000
     """ZeRO: elements of the bucket in which gradients are reduced."""
     zero_allgather_bucket_size: int = 500_000_000
     """ZeRO: elements that are gathered at once. Without effect: PyTorch's `all_gather_into_tensor` works in place."""
     zero_overlap_comm: bool = False
     """ZeRO: gradients are reduced while others are computed, from a second bucket."""
+    zero_prefetch_bucket_size: int = 50_000_000
+    """ZeRO stage 3: elements that are gathered ahead at once."""
+    zero_param_persistence_threshold: int = 100_000
+    """ZeRO stage 3: elements up to which a parameter stays whole."""
+    zero_max_live_parameters: int = 1_000_000_000
+    """ZeRO stage 3: elements that are whole at once, beyond which nothing is gathered ahead."""
+    zero_max_reuse_distance: int = 1_000_000_000
+    """ZeRO stage 3: a parameter that is used again before so many other elements stays whole."""
+    zero_sub_group_size: int = 1_000_000_000
+    """ZeRO stage 3: elements that are updated at once."""
     offload_optimizer: bool = False
     """ZeRO: fp32 weights, gradients and the optimizer's states on the host."""
     replicas: int = 1
@@ -424,8 +434,8 @@ class Loop:
 
 PLAIN = Loop()
 
-ZERO = {"zero1": 1, "zero2": 2}
-"""Stages of DeepSpeed's ZeRO that are optimizers around the optimizer."""
+ZERO = {"zero1": 1, "zero2": 2, "zero3": 3}
+"""Stages of DeepSpeed's ZeRO: optimizers around the optimizer."""
 
 
 def _sharded(recipe: Training, choice: Choice) -> Optimizer:
@@ -435,6 +445,12 @@ def _sharded(recipe: Training, choice: Choice) -> Optimizer:
         raise NotModelledError("gradients accumulated on the host", where="offload_optimizer")
     if recipe.loss_scaling or not recipe.set_to_none:
         raise NotModelledError("a GradScaler or gradients that are kept, under ZeRO,", where="shard")
+    if recipe.shard == "zero3":
+        from weigh.optimizers.zero3 import Zero3
+
+        if recipe.offload_optimizer:
+            raise NotModelledError("ZeRO stage 3 with states on the host", where="offload_optimizer")
+        return Zero3(choice, recipe.zero_reduce_bucket_size, recipe.zero_sub_group_size)
     return Zero(
         choice,
         optimizer(choice),
@@ -529,7 +545,7 @@ def parallel(recipe: Training) -> Iterator[Technique]:
     elif recipe.shard == "distributed_optimizer":
         raise NotModelledError("the distributed optimizer outside of Megatron-LM", where="shard")
     elif recipe.shard == "zero3":
-        raise NotModelledError("ZeRO stage 3", where="shard", hint="FSDP2 shards the same: --shard fsdp2.")
+        yield _zero3(recipe)
     elif recipe.shard is not None and recipe.shard not in ZERO:
         from weigh.techniques.fsdp2 import FullyShard
 
@@ -547,6 +563,25 @@ def parallel(recipe: Training) -> Iterator[Technique]:
         yield DataParallel()
 
 
+def _zero3(recipe: Training) -> Technique:
+    from weigh.techniques.zero3 import PartitionedParameters
+
+    if recipe.optimizer is None:
+        raise UsageError("ZeRO stage 3 is an optimizer, and there is none", where="optimizer", hint="Choose one.")
+    if recipe.quantization is not None:
+        raise NotModelledError("ZeRO stage 3 of quantized layers", where="quantization")
+    if recipe.mesh.replicas > 1 or recipe.mesh.tensor > 1:
+        raise NotModelledError("ZeRO stage 3 with another division of the devices", where="shard")
+    return PartitionedParameters(
+        recipe.mesh.shard,
+        recipe.rank,
+        recipe.zero_prefetch_bucket_size,
+        recipe.zero_param_persistence_threshold,
+        recipe.zero_max_live_parameters,
+        recipe.zero_max_reuse_distance,
+    )
+
+
 def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop) -> TrainingRun:
     models.check_attention(config, recipe.attention)
     chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced, recipe.unchecked_attention)
@@ -555,7 +590,7 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop) ->
         techniques = tuple(loop.techniques(recipe))
         state.trailing = max((t.trailing for t in techniques), default=0)
         model, counted = _build(config, recipe, where, loop, techniques)
-        parameters = model.parameters()
+        parameters = _held(model)
         trainable = [p for p in parameters if p.tensor.requires_grad]
         input_ids = model.inputs(recipe.batch, recipe.sequence, recipe.dtype)
         labels = input_ids
@@ -616,6 +651,13 @@ def _build(
                 if tensor.storage.ledger is beside:
                     tensor.storage.move_to(ledger)
     return model, counted or Counted.of(model, loop.builds_share(recipe))
+
+
+def _held(model: CausalModel) -> list[Parameter]:
+    """The parameters of this rank."""
+    zero3 = getattr(model, "zero3", None)
+    found: list[Parameter] = model.parameters() if zero3 is None else zero3.held
+    return found
 
 
 def _warm_up(chosen: Optimizer, recipe: Training) -> None:

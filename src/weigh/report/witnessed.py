@@ -36,7 +36,7 @@ WITNESSES: dict[str, dict[str, str | None]] = {
             )
         ),
     },
-    "shard": {"fsdp1": _PARALLEL, "fsdp2": _PARALLEL, "zero1": None, "zero2": None},
+    "shard": {"fsdp1": _PARALLEL, "fsdp2": _PARALLEL, "zero1": None, "zero2": None, "zero3": None},
     "replicas": {_ANY: None},
     "tensor": {_ANY: _PARALLEL},
     "pipeline": {_ANY: _MEASURED},

@@ -1,8 +1,8 @@
 """DeepSpeed's engine: ZeRO around its own FusedAdam.
 
-Read: 0.19.6 (`runtime/engine.py`, `runtime/zero/stage_1_and_2.py`, `ops/adam/fused_adam.py`). Adam and AdamW of a
-DeepSpeed config are its `FusedAdam`, a copy of apex's. An engine without ZeRO, which has other optimizers, is not
-modelled, nor is stage 3.
+Read: 0.19.6 (`runtime/engine.py`, `runtime/zero/stage_1_and_2.py`, `runtime/zero/stage3.py`, `ops/adam/fused_adam.py`).
+Adam and AdamW of a DeepSpeed config are its `FusedAdam`, a copy of apex's. An engine without ZeRO, which has other
+optimizers, is not modelled.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class DeepSpeed(Runtime):
     ) -> dict[str, Any]:
         found = dict(words)
         if not str(found.get("shard")).startswith("zero"):
-            raise NotModelledError("DeepSpeed without ZeRO", where="shard", hint="Use --shard zero1 or zero2.")
+            raise NotModelledError("DeepSpeed without ZeRO", where="shard", hint="Use --shard zero1, zero2 or zero3.")
         if found.get("optimizer", "adamw") in ("adam", "adamw") and "implementation" not in found:
             found["optimizer"] = "adamw_apex"
         return found
