@@ -154,6 +154,15 @@ def test_a_launch_is_its_placement() -> None:
     assert sum(share.num_bytes for share in made.launch.shares) == device
 
 
+def test_mapped_files_are_counted_once() -> None:
+    """Metal computes on the mapped file; what fits is what is left beside it."""
+    launch = weigh.serve("llama-3.2-1b", "m2-max", "llama.cpp", quantization="Q4_K_M", context=8192).launch
+    assert launch.supply is not None
+    device, host = launch.shares
+    assert device.of("weights") + launch.supply == device.memory_bytes
+    assert not any("Metal" in part.what for part in host.parts)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -130,7 +130,7 @@ class LlamaCpp(Engine):
             what = f"llama.cpp has at most {most} sequences"
             raise UsageError(what, where="concurrency", hint="Start several servers.")
         longest = None if options.ctx_size is None else how.context_of_each
-        model = max((size for name, size in placed.sizes().items() if name in placed.names), default=0)
+        model = max((_sum(placed.sizes(), name) for name in placed.names), default=0)
         supply = None if not placed.count or place.memory_bytes is None else place.memory_bytes - model
         return Launch(
             shares,
@@ -299,7 +299,8 @@ def _shares(placed: Placement, place: Place, compute: Mapping[str, int]) -> tupl
         ]
         label = f"GPU {number}" if len(placed.names) > 1 or placed.family.name != "Metal" else "GPU"
         found.append(Share(f"{label} ({name})", place.memory_bytes, tuple(p for p in parts if p.num_bytes)))
-    host = [name for name in {**sizes, **compute, **caches, **states} if name not in placed.names]
+    there = {*placed.names, *(f"{name}_Mapped" for name in placed.names)}
+    host = [name for name in {**sizes, **compute, **caches, **states} if name not in there]
     parts = []
     for name in host:
         if name in sizes:
@@ -355,7 +356,9 @@ def _demand(placed: Placement, unified: bool) -> Callable[[int, int], int]:
 def _taken(how: How, options: LlamaCppOptions, served: Served) -> Iterable[tuple[str, str, str]]:
     if options.flash_attn == "auto":
         yield "flash attention on", "auto turns it on where the back end has it", "smaller compute buffers"
-    if how.devices:
+    if how.devices and how.family == "metal":
+        yield "the host's buffers beside the device's", "both lie in the same memory", "they take of it too"
+    elif how.devices:
         why = "CUDA's context and libraries lie outside of llama.cpp's buffers"
         yield "nothing for the driver's context", why, "a few hundred MiB on each device"
     if served.longest is not None and how.context_of_each > served.longest:
