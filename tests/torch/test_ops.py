@@ -35,9 +35,10 @@ ELSEWHERE = {
     "LigerFusedLinearCrossEntropyFunction": "kernels/test_measured_kernels.py",
     "QuantLinearFunction": "validate/test_training_cases.py",
     "flash_attn::apply_rotary": "validate/test_training_cases.py",
+    "MatMul8bitLt": "torch/test_int8.py",
     "MatMul4Bit": "validate/test_training_cases.py",
 }
-"""Rows whose real kernels need a GPU, and the tests that hold them against what GPUs measured."""
+"""Rows whose real kernels need a GPU or another library, and the tests that hold them against those."""
 
 
 @st.composite

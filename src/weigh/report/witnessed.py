@@ -49,7 +49,7 @@ WITNESSES: dict[str, dict[str, str | None]] = {
     "accumulation": {_ANY: _THREE},
     "freeze": {_ANY: _ROWS},
     "lora": {_ANY: _THREE},
-    "quantization": {"nf4": _CASES, "fp4": _CASES, "gptq": _CASES, "int8": None},
+    "quantization": {"nf4": _CASES, "fp4": _CASES, "gptq": _CASES, "int8": "tests/torch/test_int8.py"},
     "fused_kernels": {"unsloth": _CASES},
     "loss": {"shifted": _CASES, "rebound": _CASES, "native": _CASES, "liger_fused_linear": _KERNELS},
     "optimizer_in_backward": {"True": None},

@@ -139,7 +139,10 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "phimoe": ("phimoe", NEOX | LOCAL_EXPERTS),
-    "nemotron": ("nemotron", {**NEOX, "attention.layer_norm_epsilon": "norm_eps"}),
+    "nemotron": (
+        "nemotron",
+        NEOX | {"attention.layer_norm_epsilon": "norm_eps", "attention.layer_norm_rms_epsilon": "norm_eps"},
+    ),
     "dots1": ("dots1", DEEPSEEK | HEAD),
     "qwen35": ("qwen3_5_text", COMMON | HEAD | DELTA),
     "qwen35moe": ("qwen3_5_moe_text", COMMON | HEAD | DELTA | EXPERTS | SHARED),
@@ -147,6 +150,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, str]]] = {
     "gemma4": (
         "gemma4_text",
         {**COMMON, **HEAD, **WINDOW, **EXPERTS, "expert_used_count": "top_k_experts"}
+        | {"attention.key_length": "global_head_dim", "attention.key_length_swa": "head_dim"}
         | {"embedding_length_per_layer_input": "hidden_size_per_layer_input"}
         | {"attention.shared_kv_layers": "num_kv_shared_layers"},
     ),
@@ -372,8 +376,7 @@ def _delta(config: dict[str, Any], pairs: Mapping[str, Any], checkpoint: Checkpo
 def _gemma4(config: dict[str, Any], pairs: Mapping[str, Any], checkpoint: Checkpoint) -> None:
     """Layers with full attention have wider heads and, without values of their own, fewer of them."""
     each = pairs.get("attention.head_count_kv")
-    config["global_head_dim"] = config.get("head_dim")
-    config["head_dim"] = pairs.get("attention.key_length_swa", config.get("head_dim"))
+    config.setdefault("head_dim", config.get("global_head_dim"))
     if isinstance(each, list) and each:
         config["num_key_value_heads"] = each[0]
         config["num_global_key_value_heads"] = each[-1]
