@@ -238,6 +238,7 @@ EAGER_ONLY = frozenset(
     {
         "bloom",
         "codegen",
+        "deberta-v2",
         "falcon_mamba",
         "flint",
         "gemma2",

@@ -8,7 +8,6 @@ from weigh import dtypes
 from weigh.errors import InputError, UnknownNameError
 from weigh.models import default_attention, language_config, uses_cache
 from weigh.recipes import SOFTWARE
-from weigh.recipes.generation import Generation
 from weigh.report.assumption import Assumption
 from weigh.report.witnessed import unverified
 
@@ -139,6 +138,8 @@ def complete(source: Source, words: Mapping[str, Any], length: str) -> tuple[dic
 
 def _generated(found: Mapping[str, Any]) -> int:
     """The tokens that a generation adds to its prompt."""
+    from weigh.recipes.generation import Generation
+
     wanted = found.get("new_tokens", Generation().new_tokens)
     return wanted if isinstance(wanted, int) else int(wanted) if str(wanted).isdecimal() else 0
 
