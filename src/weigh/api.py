@@ -376,6 +376,11 @@ def _served(source: Any, dtype: str, draft: Any) -> tuple[Served, list[Assumptio
 
     found = model(source)
     own, taken = own_dtype(found) if dtype == "auto" else (_dtype(dtype), [])
+    if dtype == "auto" and own is dtypes.FLOAT32:
+        from weigh.report.assumption import Assumption
+
+        own, why = dtypes.BFLOAT16, "engines serve what is stored in fp32, or says nothing, in 16 bits (--dtype auto)"
+        taken = [Assumption("parameters in bf16", why, "--dtype float32 keeps them as they are, in twice the memory")]
     return Served(found, own, None if draft is None else _served(draft, dtype, None)[0]), taken
 
 

@@ -3,7 +3,8 @@
 Its PyTorch backend gives the cache a fraction of what is free once the model is loaded and a step was run
 (`free_gpu_memory_fraction`).
 
-Read: TensorRT-LLM 1.2 (`tensorrt_llm/llmapi/llm_args.py: KvCacheConfig`, `_torch/pyexecutor/resource_manager.py:
+Its rules stand in TensorRT-LLM 1.2, which was not opened again for the constants here
+(`tensorrt_llm/llmapi/llm_args.py: KvCacheConfig`, `_torch/pyexecutor/resource_manager.py:
 KVCacheManager.calculate_max_num_blocks`, `_torch/pyexecutor/_util.py`).
 """
 
