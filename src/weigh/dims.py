@@ -11,9 +11,10 @@ No array library is imported here: `maximum` and the like come from the arrays' 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import product as combinations
 from typing import Any
+
+from weigh.records import dataclass
 
 Array = Any
 """An integer array of the array-API standard (numpy 2 and others). `Any`, as the core imports no array library."""

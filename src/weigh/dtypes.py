@@ -8,9 +8,8 @@ to the quantization technique, and arithmetic belongs to the laboratory: here ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from weigh.errors import InputError, UnknownNameError
+from weigh.records import dataclass, field
 
 TYPE_CHECKING = False  # type checkers take it for typing's; importing typing would cost more than this module
 if TYPE_CHECKING:

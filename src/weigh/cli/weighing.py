@@ -153,8 +153,7 @@ def _allocated(found: Any, report: Any) -> Any:
             if getattr(found, name) is not None:
                 raise UsageError("the CPU has no caching allocator", where=f"--{name}", hint="Leave it out.")
     if found.allocator is not None:
-        from dataclasses import replace
-
+        from weigh.records import replace
         from weigh.trace.allocator_settings import AllocatorSettings
 
         conf = "" if found.allocator == "default" else found.allocator

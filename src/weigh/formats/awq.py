@@ -6,12 +6,12 @@ Names and shapes as AutoAWQ's `WQLinear_GEMM`, and `WQLinear_GEMV`, whose scales
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from weigh.dtypes import FLOAT16, INT32
 from weigh.errors import NotModelledError
 from weigh.formats.base import EMBEDDING, HEAD, Format, Stored, Weight, beside, bits_of, in_block, number, words
+from weigh.records import dataclass
 
 if TYPE_CHECKING:
     from weigh.sources.checkpoint import StoredTensor

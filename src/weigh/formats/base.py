@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from weigh.dims import product
 from weigh.dtypes import DType
 from weigh.errors import InputError, NotModelledError
+from weigh.records import dataclass, replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from weigh import dtypes
 from weigh.dtypes import FLOAT32, INT8, UINT8, DType
 from weigh.formats.base import EXPERTS, HEAD, LINEAR, Format, Stored, Weight, beside, ceil, left_alone, words
+from weigh.records import dataclass
 
 if TYPE_CHECKING:
     from weigh.sources.checkpoint import StoredTensor

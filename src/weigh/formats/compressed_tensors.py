@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from weigh.dtypes import FLOAT8_E4M3, FLOAT32, INT8, INT32, INT64, UINT8, DType
 from weigh.errors import InputError, NotModelledError
 from weigh.formats.base import EMBEDDING, Format, Stored, Weight, beside, ceil, words
+from weigh.records import dataclass
 
 if TYPE_CHECKING:
     from weigh.sources.checkpoint import StoredTensor

@@ -7,12 +7,12 @@ Names and shapes as `FP8Linear` and `FbgemmFp8Linear` of transformers 5.23 have 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from weigh.dtypes import FLOAT8_E4M3, FLOAT32
 from weigh.errors import InputError, NotModelledError
 from weigh.formats.base import EMBEDDING, EXPERTS, HEAD, Format, Stored, Weight, beside, ceil, left_alone, words
+from weigh.records import dataclass
 
 if TYPE_CHECKING:
     from weigh.sources.checkpoint import StoredTensor

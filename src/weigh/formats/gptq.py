@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from weigh.dtypes import FLOAT16, INT32
 from weigh.errors import InputError, NotModelledError
 from weigh.formats.base import EMBEDDING, HEAD, Format, Stored, Weight, beside, bits_of, ceil, in_block, number, words
+from weigh.records import dataclass
 
 if TYPE_CHECKING:
     from weigh.sources.checkpoint import StoredTensor

@@ -6,12 +6,12 @@ Names and shapes as `HQQLinear.state_dict` saves them (hqq 0.2.8, `core/quantize
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from weigh.dtypes import INT32, INT64, UINT8, DType
 from weigh.errors import NotModelledError
 from weigh.formats.base import LINEAR, Format, Stored, Weight, beside, bits_of, ceil, left_alone, number, words
+from weigh.records import dataclass
 
 if TYPE_CHECKING:
     from weigh.sources.checkpoint import StoredTensor

@@ -7,12 +7,12 @@ module's own entry in the config changes or excepts it (`mlx_lm.utils.quantize_m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from weigh.dtypes import UINT8, UINT32
 from weigh.errors import NotModelledError
 from weigh.formats.base import Format, Stored, Weight, beside, bits_of, number
+from weigh.records import dataclass
 
 if TYPE_CHECKING:
     from weigh.sources.checkpoint import StoredTensor

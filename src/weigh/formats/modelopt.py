@@ -6,13 +6,13 @@ Names and shapes as vLLM's `modelopt.py` (`ModelOptNvFp4LinearMethod`, `ModelOpt
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from weigh.dtypes import FLOAT8_E4M3, FLOAT32, UINT8
 from weigh.errors import NotModelledError
 from weigh.formats.base import EMBEDDING, Format, Stored, Weight, beside, words
+from weigh.records import dataclass
 
 if TYPE_CHECKING:
     from weigh.sources.checkpoint import StoredTensor

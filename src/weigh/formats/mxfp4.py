@@ -6,11 +6,11 @@ Names and shapes as transformers 5.23 reads them (`integrations/mxfp4.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from weigh.dtypes import UINT8
 from weigh.formats.base import EXPERTS, Format, Stored, Weight, left_alone, words
+from weigh.records import dataclass
 
 if TYPE_CHECKING:
     from weigh.sources.checkpoint import StoredTensor

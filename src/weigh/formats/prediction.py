@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from weigh.formats.base import EMBEDDING, EXPERTS, HEAD, LINEAR, Stored, Weight
 from weigh.formats.header import pattern
 from weigh.ghost import nn
+from weigh.records import replace
 
 if TYPE_CHECKING:
     from weigh.dtypes import DType

@@ -7,10 +7,8 @@ name, and reports group by it. Every module knows its path once `name_modules` h
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from fractions import Fraction
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from weigh.dims import Shape, Size
 from weigh.dtypes import FLOAT32, DType
@@ -18,7 +16,11 @@ from weigh.ghost import ops
 from weigh.ghost.repeat import Plan, blocks_in_turn
 from weigh.ghost.state import inside_unit, state
 from weigh.ghost.tensor import Tensor, empty
+from weigh.records import replace
 from weigh.trace.events import BUFFER, WEIGHT
+
+if TYPE_CHECKING:
+    from fractions import Fraction  # few models need it, and it takes 3 ms to import
 
 EMBEDDING, ATTENTION, MIXER, MLP, NORM, HEAD, ROTARY, BLOCK = (
     "embedding",
@@ -53,7 +55,7 @@ class Module:
     role: ClassVar[str] = ""
     positional: ClassVar[int] = 1
     """How many of its arguments upstream gives a block by position, which a reentrant checkpoint then saves."""
-    active_share: Fraction = Fraction(1)
+    active_share: Fraction | int = 1
     """The share of its own parameters that one token is computed with: less than all of them in experts."""
 
     def __init__(self) -> None:
@@ -101,7 +103,7 @@ class Module:
         """Elements of the weight that a parameter stands for; more than it has itself where they are packed."""
         return getattr(self, parameter).numel  # type: ignore[no-any-return]
 
-    def active_share_of(self, parameter: str) -> Fraction:
+    def active_share_of(self, parameter: str) -> Fraction | int:
         """The share of one of its own parameters that a token is computed with."""
         return self.active_share
 
@@ -169,7 +171,7 @@ class Parameter:
         return count
 
     @property
-    def active_share(self) -> Fraction:
+    def active_share(self) -> Fraction | int:
         """The share of it that a token is computed with."""
         return self.module.active_share_of(str(self.place[-1]))
 

@@ -8,13 +8,13 @@ Prices and networks between machines are left out.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from functools import cache
 from pkgutil import get_data
 from typing import TYPE_CHECKING, Any
 
 from weigh import dtypes
 from weigh.errors import NotModelledError, UnknownNameError
+from weigh.records import dataclass, field
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

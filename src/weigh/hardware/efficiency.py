@@ -8,12 +8,12 @@ so says it.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
 from functools import cache
 from pkgutil import get_data
 from typing import TYPE_CHECKING, Any
 
 from weigh.hardware.roofline import Efficiency
+from weigh.records import dataclass, fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,7 +57,8 @@ class Measured:
 
 
 def _rounded(reached: Efficiency) -> dict[str, Any]:
-    return {k: v if isinstance(v, str) else float(f"{v:.4g}") for k, v in asdict(reached).items()}
+    said = {f.name: getattr(reached, f.name) for f in fields(reached)}
+    return {k: v if isinstance(v, str) else float(f"{v:.4g}") for k, v in said.items()}
 
 
 @cache

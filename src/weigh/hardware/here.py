@@ -11,12 +11,12 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from shutil import which
 from typing import TYPE_CHECKING
 
 from weigh.errors import InputError
 from weigh.hardware.devices import Device, named
+from weigh.records import dataclass
 from weigh.units import format_bytes
 
 if TYPE_CHECKING:

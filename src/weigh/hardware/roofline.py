@@ -6,11 +6,11 @@ All here is arithmetic over one device and its links: which operations run is `w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from weigh import dtypes
 from weigh.errors import NotModelledError
+from weigh.records import dataclass
 
 if TYPE_CHECKING:
     from weigh.dtypes import DType

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, NamedTuple
 
 from weigh.errors import NotModelledError, UsageError, suggest
+from weigh.records import dataclass, field
 
 PROGRAMS = {
     "llama.cpp": "weigh.jobs.llama_cpp",

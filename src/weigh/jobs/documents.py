@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.errors import InputError, WeighError
+from weigh.records import dataclass
 from weigh.sources.opened import LocalFile
 from weigh.sources.strict_json import parse_object
 

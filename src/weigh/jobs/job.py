@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from weigh.errors import InputError, NotModelledError, UsageError
 from weigh.jobs.documents import Document
+from weigh.records import dataclass, field, replace
 
 Taken = tuple[str, str, str]
 """Something taken for granted: what, why, and what it does to the figures."""

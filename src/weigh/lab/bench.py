@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from typing import Any
 
 from weigh.errors import UsageError
+from weigh.records import dataclass, replace
 
 MODELS = ("llama", "gpt")
 VOCABULARY = 256

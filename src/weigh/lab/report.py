@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict
 from math import exp
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from weigh.lab.bench import Bench
 from weigh.lab.loops import peak
 from weigh.lab.techniques import TECHNIQUES, Technique
 from weigh.lab.words import milliseconds, percent
+from weigh.records import dataclass, field, fields, replace
 from weigh.report.header import header
 from weigh.report.text import PLAIN, Style, table, wrap
 from weigh.trace.events import (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from weigh.errors import UnknownNameError, UsageError
@@ -11,6 +10,7 @@ from weigh.lab.bench import SHARES
 from weigh.lab.loops import DISTILLED, EVALUATED, PLAIN, PRUNED, ROW_WISE, Made
 from weigh.recipes.settings import make
 from weigh.recipes.training import Training
+from weigh.records import dataclass, field
 
 if TYPE_CHECKING:
     from weigh.lab.bench import Bench

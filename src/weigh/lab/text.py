@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import sys
 import sysconfig
-from dataclasses import dataclass
 from pathlib import Path
 
 from weigh.errors import InputError
+from weigh.records import dataclass
 
 STANDARD_LIBRARY = "the Python standard library"
 SHARE = 10

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from weigh.dtypes import DType
 from weigh.errors import NotModelledError
+from weigh.records import dataclass, field, fields
 
 FAKE, REAL = "fake", "real"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +21,7 @@ from weigh.recipes import generation, training
 from weigh.recipes.generation import Generation
 from weigh.recipes.settings import make
 from weigh.recipes.training import Training
+from weigh.records import dataclass, replace
 from weigh.report.assumption import Assumption
 from weigh.report.parts import Parts
 from weigh.report.run import RunReport

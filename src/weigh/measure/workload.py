@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from transformers import initialization
 
 from weigh.dtypes import DType
 from weigh.errors import InputError
+from weigh.records import dataclass
 
 Loss = Callable[[Any, Any], torch.Tensor]
 

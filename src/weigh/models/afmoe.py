@@ -6,7 +6,6 @@ Attention with a gate, three sliding windows to one full layer, norms before and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -17,6 +16,7 @@ from weigh.models.experts import Experts, GatedMLP
 from weigh.models.llama import LlamaForCausalLM, LlamaModel
 from weigh.models.qwen3 import Qwen3Attention
 from weigh.models.sparse import SPARSE, MoeConfig, first_dense
+from weigh.records import dataclass
 
 MODEL_TYPES = ("afmoe",)
 

@@ -5,13 +5,12 @@ Tensors as `transformers/models/albert/modeling_albert.py` (5.23) names them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from weigh.ghost import nn
 from weigh.ghost.nn import Module
 from weigh.models.berts import Draft, EncoderConfig, counted
 from weigh.models.common import CausalModel, ModuleList
 from weigh.models.parts import AttentionParts, BlockParts, Counted, HeadParts, Parts
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Llama with normed queries and keys, and an MLP without a gate whose activation h
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -15,6 +14,7 @@ from weigh.ghost.tensor import Tensor
 from weigh.models.common import Cache, CausalModel
 from weigh.models.config import Keys
 from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaForCausalLM, LlamaModel
+from weigh.records import dataclass
 
 MODEL_TYPES = ("apertus",)
 

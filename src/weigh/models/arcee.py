@@ -6,7 +6,6 @@ Llama whose MLP has no gate.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -14,6 +13,7 @@ from weigh.ghost import nn
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import CausalModel
 from weigh.models.llama import LlamaConfig, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
+from weigh.records import dataclass
 
 MODEL_TYPES = ("arcee",)
 

@@ -6,7 +6,6 @@ Llama with a mixture of experts, whose weights are transposed, and experts for e
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -17,6 +16,7 @@ from weigh.models.common import CausalModel
 from weigh.models.experts import Experts, GatedMLP
 from weigh.models.llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 from weigh.models.sparse import MoeConfig
+from weigh.records import dataclass
 
 MODEL_TYPES = ("aria_text",)
 

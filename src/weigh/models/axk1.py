@@ -6,7 +6,6 @@ DeepSeek-V3 that norms what the experts return.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -22,6 +21,7 @@ from weigh.models.deepseek_v3 import (
     LatentConfig,
 )
 from weigh.models.sparse import DENSE, SPARSE
+from weigh.records import dataclass
 
 MODEL_TYPES = ("axk1",)
 

@@ -7,7 +7,6 @@ parameters: those of 7B rotate, those of 13B have ALiBi, and no config says whic
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Self
 
 from weigh.dtypes import DType
@@ -15,6 +14,7 @@ from weigh.ghost import nn
 from weigh.models import layout
 from weigh.models.common import CausalModel, LayerCache
 from weigh.models.config import Keys
+from weigh.records import dataclass
 
 MODEL_TYPES = ("baichuan",)
 

@@ -6,7 +6,6 @@ Kimi Linear with a wider forget gate, and a gate on the latent attention. Counte
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -17,6 +16,7 @@ from weigh.models.deepseek_v3 import DeepseekV3Attention
 from weigh.models.hybrid import LINEAR, CountedForCausalLM
 from weigh.models.kimi_linear import DeltaLatentConfig, GatedNorm, KimiLinearDecoderLayer, KimiLinearModel
 from weigh.models.recurrent import Conv1d
+from weigh.records import dataclass
 
 MODEL_TYPES = ("bailing_hybrid",)
 

@@ -6,7 +6,6 @@ Mamba 2 in most layers, attention that turns half of each head in some.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -19,6 +18,7 @@ from weigh.models.hybrid import LINEAR, HybridConfig, HybridForCausalLM, HybridM
 from weigh.models.layout import State
 from weigh.models.llama import LlamaAttention, LlamaMLP
 from weigh.models.mamba2 import Mamba2Mixer, Mamba2Sizes
+from weigh.records import dataclass
 
 MODEL_TYPES = ("bamba",)
 

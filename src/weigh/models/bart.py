@@ -8,7 +8,6 @@ The relatives differ in where the norms stand, in the positions and in the logit
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dims import Size
@@ -33,6 +32,7 @@ from weigh.models.common import (
 )
 from weigh.models.config import COUNTED, FamilyConfig, Keys, Probability, architecture
 from weigh.models.seq2seq import EncoderDecoderModel, SharedEmbedding
+from weigh.records import dataclass
 
 LEARNED, OFFSET, FROZEN, BUFFER = "learned", "learned from the third row on", "sinusoidal", "sinusoidal buffer"
 """Where positions come from: a table that is trained (BART's begins with two unused rows), or one that is computed,

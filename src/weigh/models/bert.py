@@ -6,7 +6,6 @@ Shapes: B batch, T length, D hidden size, N heads, H head width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import INT32, INT64, DType
@@ -29,6 +28,7 @@ from weigh.models.common import (
 )
 from weigh.models.config import FamilyConfig, Keys, Probability, architecture
 from weigh.models.parts import Counted
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

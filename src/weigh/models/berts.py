@@ -6,7 +6,6 @@ Shapes and names are those of `transformers/models/*/modeling_*.py` (5.23).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -19,6 +18,7 @@ from weigh.models.common import CausalModel, LayerCache
 from weigh.models.config import Keys, architecture
 from weigh.models.parts import AttentionParts, Counted, Make, MlpParts, Parts
 from weigh.models.roberta import RobertaEmbeddings, RobertaLMHead
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Llama with a norm before the last projection of attention and of MLP.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -14,6 +13,7 @@ from weigh.ghost import nn
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import CausalModel
 from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM, LlamaMLP, LlamaModel
+from weigh.records import dataclass
 
 MODEL_TYPES = ("bitnet",)
 

@@ -6,7 +6,6 @@ Leaves out the first ChatGLM, which has the same `model_type` and other layers, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Self
 
 from weigh.dtypes import DType
@@ -15,6 +14,7 @@ from weigh.ghost import nn
 from weigh.models import layout
 from weigh.models.common import CausalModel, LayerCache
 from weigh.models.config import HEADER, Keys
+from weigh.records import dataclass
 
 MODEL_TYPES = ("chatglm",)
 

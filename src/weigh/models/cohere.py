@@ -7,7 +7,6 @@ turned in fp32, and logits that are scaled.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import FLOAT32, DType
@@ -17,6 +16,7 @@ from weigh.ghost.tensor import Tensor
 from weigh.models.common import Cache, CausalModel, RotaryEmbedding
 from weigh.models.gptj import rotate_every_two
 from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaForCausalLM, LlamaMLP, LlamaModel
+from weigh.records import dataclass
 
 MODEL_TYPES = ("cohere",)
 

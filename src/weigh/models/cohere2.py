@@ -6,7 +6,6 @@ Command R with three sliding windows to one full layer, which knows no positions
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -16,6 +15,7 @@ from weigh.models.cohere import CohereAttention, CohereDecoderLayer, CohereForCa
 from weigh.models.common import FULL, SLIDING, CausalModel
 from weigh.models.config import DERIVED, Keys
 from weigh.models.llama import DecoderConfig
+from weigh.records import dataclass
 
 MODEL_TYPES = ("cohere2",)
 

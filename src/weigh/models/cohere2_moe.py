@@ -6,7 +6,6 @@ Command R7B with experts, behind dense layers with sizes and windows of their ow
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -16,6 +15,7 @@ from weigh.models.config import DERIVED, Count, Keys
 from weigh.models.experts import Experts, GatedMLP
 from weigh.models.llama import LlamaAttention, LlamaForCausalLM, LlamaModel
 from weigh.models.sparse import SPARSE, MoeConfig, first_dense
+from weigh.records import dataclass
 
 MODEL_TYPES = ("cohere2_moe",)
 

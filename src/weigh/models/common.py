@@ -7,7 +7,6 @@ The local variables are upstream's, since each keeps its tensor alive until the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dims import Size
@@ -20,6 +19,7 @@ from weigh.ghost.tensor import Tensor
 from weigh.models.cache import Cache as Cache
 from weigh.models.cache import StaticCache as StaticCache
 from weigh.models.layout import LayerCache as LayerCache
+from weigh.records import dataclass
 
 
 @dataclass(slots=True)

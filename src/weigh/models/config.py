@@ -6,11 +6,11 @@ impossible value is an error that names the key, and never a silent default wher
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
 from weigh.errors import InputError, NotModelledError
+from weigh.records import dataclass, fields
 
 Settings = TypeVar("Settings")
 
@@ -63,7 +63,7 @@ def architecture(config: Mapping[str, Any], known: Iterable[str], where: str) ->
     return named[0]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class FamilyConfig:
     """The settings of a family, read from a `config.json` field by field; the defaults are upstream's."""
 
@@ -254,7 +254,7 @@ class Keys:
         None where the config says null, and where the default is `DERIVED`.
         """
         found: dict[str, Any] = {}
-        for field in dataclasses.fields(cls):
+        for field in fields(cls):
             if field.name not in self.config:
                 found[field.name] = self.assumed[field.name] = field.default
             elif self.config[field.name] is None:
@@ -265,7 +265,7 @@ class Keys:
 
     def make(self, cls: type[Settings], found: Mapping[str, Any]) -> Settings:
         """The dataclass of what `fields` found. Raises `InputError` for null where there must be a value."""
-        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        for field in fields(cls):  # type: ignore[arg-type]
             if found[field.name] is None and not str(field.type).endswith("| None"):
                 raise InputError("is null", where=f"{self.where}: {field.name}", hint="Give a value, or leave it out.")
         return cls(**found)

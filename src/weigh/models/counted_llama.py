@@ -7,7 +7,6 @@ DiffLlama, Doge without experts, and Granite with windows, as `modeling_diffllam
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -24,6 +23,7 @@ from weigh.models.llama import (
     LlamaMLP,
     LlamaModel,
 )
+from weigh.records import dataclass
 
 MODEL_TYPES = ("diffllama", "doge", "granite_swa")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Self
 
 from weigh.dtypes import DType
@@ -11,6 +10,7 @@ from weigh.ghost import nn
 from weigh.models import layout
 from weigh.models.common import CausalModel, LayerCache, ModuleList
 from weigh.models.config import Keys
+from weigh.records import dataclass
 
 MODEL_TYPES = ("ctrl",)
 

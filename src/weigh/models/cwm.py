@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
 from weigh.models.common import FULL, SLIDING, CausalModel
 from weigh.models.config import DERIVED, Keys
 from weigh.models.llama import DecoderConfig, LlamaForCausalLM, LlamaModel
+from weigh.records import dataclass
 
 MODEL_TYPES = ("cwm",)
 

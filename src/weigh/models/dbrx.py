@@ -6,7 +6,6 @@ Attention and norms in one part, and experts that stand below each other in thre
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Self
 
@@ -16,6 +15,7 @@ from weigh.ghost import nn
 from weigh.models import layout
 from weigh.models.common import CausalModel, LayerCache, RotaryEmbedding
 from weigh.models.config import Keys
+from weigh.records import dataclass
 
 MODEL_TYPES = ("dbrx",)
 

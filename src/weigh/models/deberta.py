@@ -6,7 +6,6 @@ BERT's layers with an attention of its own, and one table of relative positions 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -17,6 +16,7 @@ from weigh.models.berts import EncoderConfig
 from weigh.models.common import CausalModel
 from weigh.models.config import Count, Keys, architecture
 from weigh.models.parts import AttentionParts, Counted, Make, Parts, positions
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

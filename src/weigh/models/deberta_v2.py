@@ -7,7 +7,6 @@ them serves all layers. Shapes: B batch, T length, N heads, H head width, R rows
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dims import Size
@@ -19,6 +18,7 @@ from weigh.models.common import CausalModel, CausalOutput, LayerCache, token_los
 from weigh.models.config import Count, Keys, architecture, cannot_run
 from weigh.models.deberta import DebertaConfig, table_rows
 from weigh.models.parts import Counted, Make, positions
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ DeepSeek-V3's layers with positions as complex numbers, and experts chosen by a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import BOOL, FLOAT32, DType
@@ -25,6 +24,7 @@ from weigh.models.deepseek_v3 import (
     LatentConfig,
 )
 from weigh.models.sparse import first_dense
+from weigh.records import dataclass
 
 MODEL_TYPES = ("deepseek_v2",)
 GREEDY, GROUPS = "greedy", "group_limited_greedy"

@@ -9,7 +9,6 @@ another `model_type`, for which upstream reads it too (`configuration_kimi_k25.p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import BOOL, FLOAT32, DType
@@ -30,6 +29,7 @@ from weigh.models.config import Count, Keys
 from weigh.models.experts import Experts, GatedMLP
 from weigh.models.llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 from weigh.models.sparse import SPARSE, MoeConfig, check_groups, first_dense
+from weigh.records import dataclass
 
 MODEL_TYPES = ("deepseek_v3", "kimi_k2")
 

@@ -6,7 +6,6 @@ DeepSeek-V3 with an indexer in every layer, which picks the tokens that attentio
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -23,6 +22,7 @@ from weigh.models.deepseek_v3 import (
 )
 from weigh.models.glm4_moe import Glm4MoeMoE
 from weigh.models.sparse import first_dense
+from weigh.records import dataclass
 
 MODEL_TYPES = ("deepseek_v32",)
 

@@ -8,7 +8,6 @@ Shapes: B batch, T length, K heads of keys, V heads of values, C chunks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import BOOL, FLOAT32, DType
@@ -18,6 +17,7 @@ from weigh.models.config import Keys
 from weigh.models.hybrid import HybridConfig
 from weigh.models.layout import State
 from weigh.models.mamba import token_count
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import INT64, DType
@@ -23,6 +22,7 @@ from weigh.models.common import (
 )
 from weigh.models.config import FamilyConfig, Keys, Probability, architecture
 from weigh.models.parts import Counted
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ DeepSeek-V3's layers around Qwen3's attention. How many experts there are has no
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -16,6 +15,7 @@ from weigh.models.deepseek_v3 import DeepseekV3DecoderLayer
 from weigh.models.llama import LlamaForCausalLM, LlamaModel
 from weigh.models.qwen3 import Qwen3Attention
 from weigh.models.sparse import MoeConfig, check_groups, first_dense
+from weigh.records import dataclass
 
 MODEL_TYPES = ("dots1",)
 

@@ -6,7 +6,6 @@ BERT whose embeddings may be narrower than its layers. The discriminator is coun
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -16,6 +15,7 @@ from weigh.models.bert import BertConfig, BertForMaskedLM, BertLMBase, BertLMHea
 from weigh.models.common import CausalModel
 from weigh.models.config import architecture
 from weigh.models.parts import Counted, HeadParts, Make
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

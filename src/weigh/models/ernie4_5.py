@@ -6,7 +6,6 @@ Llama with one setting for all biases, and neighbouring dimensions rotated in fp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -18,6 +17,7 @@ from weigh.models.glm import interleave_half
 from weigh.models.gptj import rotate_every_two
 from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 from weigh.models.olmo2 import Olmo2RotaryEmbedding
+from weigh.records import dataclass
 
 MODEL_TYPES = ("ernie4_5",)
 

@@ -6,7 +6,6 @@ ERNIE 4.5 with experts in some layers, and routers in fp32 outside of autocast.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from weigh.dtypes import FLOAT32, DType
@@ -19,6 +18,7 @@ from weigh.models.ernie4_5 import Ernie45Attention, Ernie45Config, Ernie45Decode
 from weigh.models.experts import Experts, GatedMLP
 from weigh.models.llama import LlamaForCausalLM, LlamaModel
 from weigh.models.sparse import DENSE, SPARSE, MoeConfig
+from weigh.records import dataclass
 
 MODEL_TYPES = ("ernie4_5_moe",)
 

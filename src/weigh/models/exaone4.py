@@ -7,7 +7,6 @@ layers know no positions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -19,6 +18,7 @@ from weigh.models.config import DERIVED, Keys
 from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaForCausalLM
 from weigh.models.olmo2 import Olmo2DecoderLayer
 from weigh.models.qwen2 import Qwen2Model
+from weigh.records import dataclass
 
 MODEL_TYPES = ("exaone4",)
 

@@ -6,7 +6,6 @@ EXAONE 4's attention in Llama's layers, with DeepSeek-V3's experts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -16,6 +15,7 @@ from weigh.models.deepseek_v3 import DeepseekV3DecoderLayer
 from weigh.models.exaone4 import Exaone4Attention, Exaone4Config
 from weigh.models.llama import LlamaForCausalLM, LlamaModel
 from weigh.models.sparse import MoeConfig, check_groups, first_dense
+from weigh.records import dataclass
 
 MODEL_TYPES = ("exaone_moe",)
 

@@ -8,7 +8,6 @@ Shapes: S pairs of a token and an expert that it chose, E experts, D hidden size
 
 from __future__ import annotations
 
-from fractions import Fraction
 
 from weigh.dtypes import FLOAT32, INT32, INT64, DType
 from weigh.errors import NotModelledError
@@ -57,6 +56,8 @@ class Experts(nn.Module):
     ) -> None:
         super().__init__()
         self.num_experts = num_experts
+        from fractions import Fraction  # takes 3 ms to import, and attention asks this file for its packing
+
         self.active_share = Fraction(num_experts_per_tok, num_experts)
         self.gate_up_proj = nn.parameter((num_experts, 2 * intermediate_dim, hidden_dim), dtype)
         self.down_proj = nn.parameter((num_experts, hidden_dim, intermediate_dim), dtype)

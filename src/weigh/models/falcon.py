@@ -9,7 +9,6 @@ that broadcasts heads, it is single ops on a GPU.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import BFLOAT16, BOOL, FLOAT16, FLOAT32, INT64, DType
@@ -33,6 +32,7 @@ from weigh.models.common import (
     slice_logits_to_keep,
 )
 from weigh.models.config import Keys
+from weigh.records import dataclass
 
 MODEL_TYPES = ("falcon",)
 

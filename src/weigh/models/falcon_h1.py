@@ -5,9 +5,7 @@ Attention and Mamba 2 side by side in every layer, and multipliers everywhere.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import FLOAT32, DType
@@ -19,6 +17,7 @@ from weigh.models.config import Keys
 from weigh.models.hybrid import HYBRID, HybridForCausalLM, HybridModel
 from weigh.models.llama import LlamaAttention, LlamaMLP
 from weigh.models.mamba2 import Mamba2Mixer, Mamba2Sizes
+from weigh.records import dataclass, replace
 
 MODEL_TYPES = ("falcon_h1",)
 
@@ -46,7 +45,7 @@ class FalconH1Config(Mamba2HybridConfig):
     @property
     def mixer(self) -> Mamba2Sizes:
         """The sizes of a mixer."""
-        return dataclasses.replace(super().mixer, out_bias=self.projectors_bias)
+        return replace(super().mixer, out_bias=self.projectors_bias)
 
     @classmethod
     def settle(cls, keys: Keys, found: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ Mamba with norms of the time step, B and C that have no weights to train.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -16,6 +15,7 @@ from weigh.ghost import nn, ops
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import CausalModel
 from weigh.models.mamba import MambaBlock, MambaConfig, MambaForCausalLM, MambaMixer, MambaModel
+from weigh.records import dataclass
 
 MODEL_TYPES = ("falcon_mamba",)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -12,6 +11,7 @@ from weigh.models.llama import LlamaForCausalLM
 from weigh.models.olmo2 import Olmo2DecoderLayer, Olmo2Model
 from weigh.models.olmoe import OlmoeSparseMoeBlock
 from weigh.models.sparse import MoeConfig
+from weigh.records import dataclass
 
 MODEL_TYPES = ("flex_olmo",)
 

@@ -6,7 +6,6 @@ Qwen3-MoE with sinks, windows in three layers of four, and an expert for every t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -18,6 +17,7 @@ from weigh.models.hybrid import settle_layer_types
 from weigh.models.llama import LlamaForCausalLM, LlamaModel
 from weigh.models.qwen2_moe import Qwen2MoeDecoderLayer, Qwen2MoeTopKRouter, SparseConfig
 from weigh.models.qwen3 import Qwen3Attention
+from weigh.records import dataclass
 
 MODEL_TYPES = ("flint",)
 

@@ -5,13 +5,12 @@ Tensors as `transformers/models/fnet/modeling_fnet.py` (5.23) names them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from weigh.ghost.nn import Module
 from weigh.models.bert import BertPooler
 from weigh.models.berts import Draft, EncoderConfig, change, counted, encoder_of
 from weigh.models.common import CausalModel
 from weigh.models.parts import Parts
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Llama with wide heads, norms that scale in fp32, and embeddings that are scaled.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dims import Size
@@ -16,6 +15,7 @@ from weigh.ghost.tensor import Tensor
 from weigh.models.common import CausalModel
 from weigh.models.config import Keys
 from weigh.models.llama import DecoderConfig, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
+from weigh.records import dataclass
 
 MODEL_TYPES = ("gemma",)
 

@@ -7,7 +7,6 @@ softly capped, which sdpa cannot do.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -19,6 +18,7 @@ from weigh.models.common import FULL, SLIDING, Cache, CausalModel, repeat_kv
 from weigh.models.config import DERIVED, Keys
 from weigh.models.gemma import GemmaConfig, GemmaDecoderLayer, GemmaModel, GemmaRMSNorm
 from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaForCausalLM, LlamaModel
+from weigh.records import dataclass
 
 MODEL_TYPES = ("gemma2",)
 

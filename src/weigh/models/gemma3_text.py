@@ -7,7 +7,6 @@ embedding for each.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import FLOAT32, DType
@@ -18,6 +17,7 @@ from weigh.models.config import Keys
 from weigh.models.gemma import GemmaRMSNorm
 from weigh.models.gemma2 import Gemma2Config, Gemma2DecoderLayer, Gemma2ForCausalLM, Gemma2Model
 from weigh.models.llama import DecoderConfig, LlamaAttention
+from weigh.records import dataclass
 
 MODEL_TYPES = ("gemma3_text",)
 

@@ -7,7 +7,6 @@ layer, and last layers that read the keys and values of earlier ones.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -20,6 +19,7 @@ from weigh.models.gemma import GemmaConfig, GemmaTextScaledWordEmbedding
 from weigh.models.gemma3_text import Gemma3RotaryEmbedding
 from weigh.models.gemma4_text import REUSE, Gemma4RMSNorm, kv_sharing_modes
 from weigh.models.llama import LlamaModel
+from weigh.records import dataclass
 
 MODEL_TYPES = ("gemma3n_text",)
 

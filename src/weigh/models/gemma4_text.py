@@ -7,7 +7,6 @@ read the keys and values of earlier ones. The unified model has no embeddings of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dims import Size
@@ -35,6 +34,7 @@ from weigh.models.config import DERIVED, ROPE_TYPES, Count, Keys, cannot_run
 from weigh.models.gemma import GemmaConfig, GemmaTextScaledWordEmbedding
 from weigh.models.gemma2 import Gemma2ForCausalLM, Gemma2Model
 from weigh.models.llama import LlamaMLP
+from weigh.records import dataclass
 
 MODEL_TYPES = ("gemma4_text", "gemma4_unified_text")
 

@@ -6,7 +6,6 @@ Llama with Phi-3's MLP, biases of queries, keys and values, and half of each hea
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -17,6 +16,7 @@ from weigh.models.config import DERIVED, Keys
 from weigh.models.gptj import rotate_every_two
 from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 from weigh.models.phi3 import Phi3MLP, cut
+from weigh.records import dataclass
 
 MODEL_TYPES = ("glm",)
 

@@ -7,7 +7,6 @@ further tokens, which upstream does not build.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import FLOAT32, DType
@@ -19,6 +18,7 @@ from weigh.models.deepseek_v3 import DeepseekV3DecoderLayer, DeepseekV3MoE, Deep
 from weigh.models.gpt_neox import apply_rotary_pos_emb
 from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaForCausalLM, LlamaModel
 from weigh.models.sparse import MoeConfig, check_groups, first_dense
+from weigh.records import dataclass
 
 MODEL_TYPES = ("glm4_moe",)
 

@@ -6,7 +6,6 @@ DeepSeek-V3 with layers that say one by one whether they have experts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -15,6 +14,7 @@ from weigh.models.config import DERIVED, Keys
 from weigh.models.deepseek_v3 import DeepseekV3DecoderLayer, DeepseekV3ForCausalLM, DeepseekV3Model, LatentConfig
 from weigh.models.glm4_moe import Glm4MoeMoE
 from weigh.models.sparse import first_dense
+from weigh.records import dataclass
 
 MODEL_TYPES = ("glm4_moe_lite",)
 

@@ -7,7 +7,6 @@ convolution.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -29,6 +28,7 @@ from weigh.models.qwen2_vl import (
     settle_mrope,
 )
 from weigh.models.towers.qwen_vl import Glm4vVision
+from weigh.records import dataclass
 
 MODEL_TYPES = ("glm46v", "glm4v", "glm4v_moe")
 

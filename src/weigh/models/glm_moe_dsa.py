@@ -6,7 +6,6 @@ DeepSeek-V3.2, where layers may share the indexer of a layer before.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -14,6 +13,7 @@ from weigh.errors import InputError
 from weigh.models.common import CausalModel
 from weigh.models.config import DERIVED, Count, Keys
 from weigh.models.deepseek_v32 import DeepseekV32Config, DeepseekV32ForCausalLM
+from weigh.records import dataclass
 
 MODEL_TYPES = ("glm_moe_dsa",)
 

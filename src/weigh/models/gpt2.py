@@ -9,7 +9,6 @@ keys and values.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -30,6 +29,7 @@ from weigh.models.common import (
     slice_logits_to_keep,
 )
 from weigh.models.config import HEADER, Keys
+from weigh.records import dataclass
 
 MODEL_TYPES = ("gpt2", "gpt-sw3")
 

@@ -8,7 +8,6 @@ The triangle of booleans that the model keeps is read by nothing any more, and s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import BOOL, DType
@@ -28,6 +27,7 @@ from weigh.models.common import (
     slice_logits_to_keep,
 )
 from weigh.models.config import Keys
+from weigh.records import dataclass
 
 MODEL_TYPES = ("gpt_bigcode",)
 

@@ -6,7 +6,6 @@ GPT-NeoX without biases, but one in the last layer.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Self
 
 from weigh.dtypes import DType
@@ -14,6 +13,7 @@ from weigh.ghost import nn
 from weigh.models import layout
 from weigh.models.common import CausalModel, LayerCache, RotaryEmbedding
 from weigh.models.config import Keys
+from weigh.records import dataclass
 
 MODEL_TYPES = ("gpt_neox_japanese",)
 

@@ -7,7 +7,6 @@ gate. It has no sdpa. Leaves out: what `from_pretrained` keeps in fp32 (the norm
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -20,6 +19,7 @@ from weigh.models.config import DERIVED, Keys
 from weigh.models.experts import Experts
 from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 from weigh.models.olmo2 import Olmo2RMSNorm
+from weigh.records import dataclass
 
 MODEL_TYPES = ("gpt_oss",)
 

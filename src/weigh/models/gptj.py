@@ -8,7 +8,6 @@ It has one attention besides FlashAttention's, its own, called eager; upstream r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import FLOAT32, DType
@@ -28,6 +27,7 @@ from weigh.models.common import (
     slice_logits_to_keep,
 )
 from weigh.models.config import Keys
+from weigh.records import dataclass
 
 MODEL_TYPES = ("gptj",)
 

@@ -6,7 +6,6 @@ Granite with a mixture of experts, of which only the chosen ones' scores go thro
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -17,6 +16,7 @@ from weigh.models.experts import Experts
 from weigh.models.granite import GraniteForCausalLM, GraniteModel
 from weigh.models.llama import LlamaDecoderLayer
 from weigh.models.sparse import MoeConfig
+from weigh.records import dataclass
 
 MODEL_TYPES = ("granitemoe",)
 

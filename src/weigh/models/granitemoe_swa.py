@@ -7,7 +7,6 @@ the frequencies. It has no sdpa.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -22,6 +21,7 @@ from weigh.models.granitemoeshared import (
     GraniteMoeSharedModel,
 )
 from weigh.models.llama import DecoderConfig, LlamaAttention
+from weigh.records import dataclass
 
 MODEL_TYPES = ("granitemoe_swa",)
 

@@ -6,7 +6,6 @@ GraniteMoE with Mamba 2 (on its slow path) in place of attention in most layers,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -25,6 +24,7 @@ from weigh.models.hybrid import (
 )
 from weigh.models.llama import LlamaAttention
 from weigh.models.mamba2 import Mamba2Mixer
+from weigh.records import dataclass
 
 MODEL_TYPES = ("granitemoehybrid",)
 

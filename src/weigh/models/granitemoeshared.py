@@ -6,7 +6,6 @@ As `transformers/models/granitemoeshared/modeling_granitemoeshared.py` (5.23) wr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -15,6 +14,7 @@ from weigh.ghost.tensor import Tensor
 from weigh.models.common import Cache, CausalModel
 from weigh.models.config import Count
 from weigh.models.granitemoe import GraniteMoeConfig, GraniteMoeDecoderLayer, GraniteMoeForCausalLM, GraniteMoeModel
+from weigh.records import dataclass
 
 MODEL_TYPES = ("granitemoeshared",)
 

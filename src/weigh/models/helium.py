@@ -6,7 +6,6 @@ Llama with neighbouring dimensions rotated, and norms whose weights count in fp3
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import FLOAT32, DType
@@ -18,6 +17,7 @@ from weigh.models.config import Keys
 from weigh.models.glm import interleave_half
 from weigh.models.gptj import rotate_every_two
 from weigh.models.llama import LlamaAttention, LlamaConfig, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
+from weigh.records import dataclass
 
 MODEL_TYPES = ("helium",)
 

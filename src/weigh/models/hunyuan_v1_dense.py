@@ -6,7 +6,6 @@ Llama that norms every query and key after their rotation.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -15,6 +14,7 @@ from weigh.ghost.tensor import Tensor
 from weigh.models.common import CausalModel
 from weigh.models.config import ROPE_TYPES, Keys, cannot_run
 from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
+from weigh.records import dataclass
 
 MODEL_TYPES = ("hunyuan_v1_dense",)
 

@@ -7,7 +7,6 @@ token.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from weigh.dtypes import FLOAT32, DType
@@ -19,6 +18,7 @@ from weigh.models.config import Keys
 from weigh.models.experts import Experts, GatedMLP
 from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 from weigh.models.sparse import MoeConfig
+from weigh.records import dataclass
 
 MODEL_TYPES = ("hunyuan_v1_moe",)
 

@@ -6,7 +6,6 @@ Qwen3's attention, and experts chosen by sigmoids with a bias, added to the shar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -19,6 +18,7 @@ from weigh.models.experts import Experts, GatedMLP
 from weigh.models.llama import LlamaForCausalLM, LlamaModel
 from weigh.models.qwen3 import Qwen3Attention
 from weigh.models.sparse import MoeConfig, first_dense
+from weigh.records import dataclass
 
 MODEL_TYPES = ("hy_v3",)
 

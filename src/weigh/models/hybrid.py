@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from weigh.errors import InputError, NotModelledError
@@ -19,6 +18,7 @@ from weigh.models.common import FULL, SLIDING, Cache, CausalModel, LayerCache, M
 from weigh.models.config import DERIVED, HEADER, Keys
 from weigh.models.layout import State
 from weigh.models.llama import DecoderConfig, LlamaForCausalLM, LlamaModel
+from weigh.records import dataclass
 
 LINEAR, CONV, HYBRID, HYBRID_SLIDING = "linear_attention", "conv", "hybrid", "hybrid_sliding"
 """Layers with a recurrence, with a convolution, and with both attention and one of them."""

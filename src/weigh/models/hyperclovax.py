@@ -6,7 +6,6 @@ Granite that may norm after attention and MLP too.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -15,6 +14,7 @@ from weigh.ghost.tensor import Tensor
 from weigh.models.common import Cache, CausalModel
 from weigh.models.granite import GraniteConfig, GraniteForCausalLM, GraniteModel
 from weigh.models.llama import LlamaDecoderLayer
+from weigh.records import dataclass
 
 MODEL_TYPES = ("hyperclovax",)
 

@@ -7,7 +7,6 @@ perceiver (Idefics 2).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -18,6 +17,7 @@ from weigh.models.multimodal import ConditionalGeneration, MultimodalModel, chec
 from weigh.models.parts import Parts
 from weigh.models.towers.clip import Idefics2Vision, Idefics3Vision
 from weigh.models.towers.parts import Maker, Projector, Tower
+from weigh.records import dataclass
 
 MODEL_TYPES = ("idefics2", "idefics3", "smolvlm")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -11,6 +10,7 @@ from weigh.errors import InputError
 from weigh.models.common import CausalModel
 from weigh.models.config import Keys
 from weigh.models.llama import LlamaConfig, LlamaForCausalLM
+from weigh.records import dataclass
 
 MODEL_TYPES = ("internlm3",)
 

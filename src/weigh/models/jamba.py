@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import FLOAT32, DType
@@ -23,6 +22,7 @@ from weigh.models.hybrid import LINEAR, HybridConfig, HybridForCausalLM, HybridM
 from weigh.models.layout import State
 from weigh.models.llama import DecoderConfig, LlamaAttention
 from weigh.models.mamba import MambaMixer, mamba_states
+from weigh.records import dataclass
 
 MODEL_TYPES = ("jamba",)
 

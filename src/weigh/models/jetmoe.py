@@ -6,7 +6,6 @@ Experts in the MLPs, and others in the attention: each makes queries of its own,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -17,6 +16,7 @@ from weigh.models.common import CausalModel
 from weigh.models.config import Keys
 from weigh.models.llama import LlamaForCausalLM, LlamaModel
 from weigh.models.sparse import MoeConfig
+from weigh.records import dataclass
 
 MODEL_TYPES = ("jetmoe",)
 

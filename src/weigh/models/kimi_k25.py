@@ -6,7 +6,6 @@ DeepSeek-V3 with a tower: counted.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import FLOAT32, DType
@@ -17,6 +16,7 @@ from weigh.models.config import Keys, Pair
 from weigh.models.multimodal import ConditionalGeneration, MultimodalModel, check_class, part, text_model, ties
 from weigh.models.parts import Parts
 from weigh.models.towers.parts import Maker, Projector, Tower, Vision
+from weigh.records import dataclass
 
 MODEL_TYPES = ("kimi_k25",)
 

@@ -7,7 +7,6 @@ experts as in DeepSeek-V3. Counted, not run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import FLOAT32, DType
@@ -20,6 +19,7 @@ from weigh.models.experts import GatedMLP
 from weigh.models.hybrid import LINEAR, CountedForCausalLM, HybridConfig, HybridModel, settle_layer_types
 from weigh.models.layout import State
 from weigh.models.recurrent import Conv1d
+from weigh.records import dataclass
 
 MODEL_TYPES = ("kimi_linear",)
 DENSE, SPARSE = "dense", "sparse"

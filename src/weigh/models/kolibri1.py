@@ -6,7 +6,6 @@ Qwen3's attention with four windows to one full layer, norms before and after, a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -17,6 +16,7 @@ from weigh.models.experts import Experts, GatedMLP
 from weigh.models.llama import LlamaForCausalLM, LlamaModel
 from weigh.models.qwen3 import Qwen3Attention
 from weigh.models.sparse import MoeConfig
+from weigh.records import dataclass
 
 MODEL_TYPES = ("kolibri1",)
 

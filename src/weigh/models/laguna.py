@@ -6,7 +6,6 @@ Attention with a gate for each head or each number, layers that may differ in th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from weigh.dtypes import DType
@@ -20,6 +19,7 @@ from weigh.models.llama import LlamaForCausalLM, LlamaModel
 from weigh.models.mimo_v2_flash import TypedRotaryEmbedding, rotary_widths
 from weigh.models.qwen3 import Qwen3Attention
 from weigh.models.sparse import MoeConfig, first_dense
+from weigh.records import dataclass, replace
 
 MODEL_TYPES = ("laguna",)
 

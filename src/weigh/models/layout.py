@@ -6,10 +6,9 @@ serve families whose run is not modelled; a law holds them against the runs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from weigh.dims import product
 from weigh.dtypes import DType
+from weigh.records import dataclass
 
 FULL = "full attention"
 """Keys and values of every token."""

@@ -5,12 +5,11 @@ Tensors as `transformers/models/layoutlm/modeling_layoutlm.py` (5.23) names them
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from weigh.models.bert import BertPooler
 from weigh.models.berts import Draft, EncoderConfig, change, counted, encoder_of
 from weigh.models.common import CausalModel
 from weigh.models.parts import Parts
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Short convolutions, gated before and after, in most layers; attention in the oth
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -32,6 +31,7 @@ from weigh.models.recurrent import (
     linear_layer,
     update_conv_state,
 )
+from weigh.records import dataclass
 
 MODEL_TYPES = ("lfm2",)
 

@@ -6,7 +6,6 @@ LFM2 with experts in all but the first layers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import FLOAT32, DType
@@ -17,6 +16,7 @@ from weigh.models.common import CausalModel
 from weigh.models.config import Count, Keys
 from weigh.models.experts import Experts
 from weigh.models.lfm2 import Lfm2DecoderLayer, Lfm2ForCausalLM, Lfm2MLP, Lfm2Model, ShortConvConfig
+from weigh.records import dataclass
 
 MODEL_TYPES = ("lfm2_moe",)
 

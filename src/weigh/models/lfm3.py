@@ -6,7 +6,6 @@ Short convolutions, sliding and full attention in turn, norms before and after. 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import FLOAT32, DType
@@ -16,6 +15,7 @@ from weigh.models.config import Keys
 from weigh.models.hybrid import CONV, CountedForCausalLM, HybridModel
 from weigh.models.lfm2 import Lfm2MLP, Lfm2ShortConv, ShortConvConfig
 from weigh.models.qwen3 import Qwen3Attention
+from weigh.records import dataclass
 
 MODEL_TYPES = ("lfm3",)
 

@@ -9,7 +9,6 @@ a class names its parts (`attention_class`, `norm_class`, ...), and a subclass n
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from weigh.dtypes import DType
@@ -37,6 +36,7 @@ from weigh.models.common import (
     slice_logits_to_keep,
 )
 from weigh.models.config import DERIVED, ROPE_TYPES, Keys, Probability, cannot_run
+from weigh.records import dataclass
 
 MODEL_TYPES = ("llama",)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import FLOAT32, DType
@@ -13,6 +12,7 @@ from weigh.models.config import Keys, Pair
 from weigh.models.multimodal import AroundLanguageModel, check_class, part, text_model
 from weigh.models.parts import Parts
 from weigh.models.towers.parts import Maker, Projector, Tower, Vision, patches
+from weigh.records import dataclass
 
 MODEL_TYPES = ("llama4",)
 

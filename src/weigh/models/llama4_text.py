@@ -7,7 +7,6 @@ experts in some layers, each of which every token passes through, scaled by zero
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -32,6 +31,7 @@ from weigh.models.deepseek_v2 import ComplexRotaryEmbedding, as_pairs, from_pair
 from weigh.models.experts import GatedMLP
 from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaForCausalLM, LlamaModel
 from weigh.models.sparse import DENSE, SPARSE, MoeConfig
+from weigh.records import dataclass
 
 MODEL_TYPES = ("llama4_text",)
 CHUNKED = "chunked_attention"

@@ -6,7 +6,6 @@ Every layer has two latent attentions and two dense MLPs beside one mixture of e
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, Self
 
@@ -22,6 +21,7 @@ from weigh.models.deepseek_v3 import (
     latent_cache,
 )
 from weigh.models.experts import GatedMLP
+from weigh.records import dataclass
 
 MODEL_TYPES = ("longcat_flash",)
 TWICE = range(2)
@@ -94,7 +94,7 @@ class LongcatFlashExperts(nn.Module):
         self.gate_up_proj = nn.parameter((total, 2 * inner, width), dtype)
         self.down_proj = nn.parameter((experts, width, inner), dtype)
 
-    def active_share_of(self, parameter: str) -> Fraction:
+    def active_share_of(self, parameter: str) -> Fraction | int:
         """Of the gates, that of the experts that do something."""
         return self.active_share * (self.gated_share if parameter == "gate_up_proj" else 1)
 

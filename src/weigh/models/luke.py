@@ -5,7 +5,6 @@ Tensors as `transformers/models/luke/modeling_luke.py` (5.23) names them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.ghost.nn import Module
@@ -13,6 +12,7 @@ from weigh.models.bert import BertPooler
 from weigh.models.berts import Draft, EncoderConfig, change, counted, encoder_of
 from weigh.models.common import CausalModel
 from weigh.models.parts import HeadParts, Parts
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

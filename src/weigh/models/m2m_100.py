@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
 from weigh.models.bart import BUFFER, BartConfig, BartForConditionalGeneration
 from weigh.models.common import CausalModel
 from weigh.models.config import Probability, architecture
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from weigh.dims import Size, bounds
@@ -41,6 +40,7 @@ from weigh.models.recurrent import (
     update_conv_state,
     update_recurrent_state,
 )
+from weigh.records import dataclass
 
 MODEL_TYPES = ("mamba",)
 

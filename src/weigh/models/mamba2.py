@@ -13,7 +13,6 @@ as attention does it, every score of every head in fp32.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Self
 
 from weigh.dims import Size
@@ -34,6 +33,7 @@ from weigh.models.recurrent import (
     update_conv_state,
     update_recurrent_state,
 )
+from weigh.records import dataclass
 
 MODEL_TYPES = ("mamba2",)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
 from weigh.models.bart import FROZEN, BartConfig, build_as
 from weigh.models.common import CausalModel
 from weigh.models.config import Keys
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

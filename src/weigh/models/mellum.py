@@ -6,7 +6,6 @@ Qwen3-MoE with frequencies of its own for each type of layer. Leaves out the lay
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -19,6 +18,7 @@ from weigh.models.mimo_v2_flash import rotary_widths
 from weigh.models.qwen3 import Qwen3Attention
 from weigh.models.qwen3_moe import Qwen3MoeSparseMoeBlock
 from weigh.models.sparse import MoeConfig
+from weigh.records import dataclass
 
 MODEL_TYPES = ("mellum",)
 

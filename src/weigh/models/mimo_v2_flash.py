@@ -7,7 +7,6 @@ without a shared one. It has no sdpa.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import FLOAT32, DType
@@ -21,6 +20,7 @@ from weigh.models.experts import Experts
 from weigh.models.gpt_neox import apply_rotary_pos_emb
 from weigh.models.llama import LlamaForCausalLM, LlamaModel
 from weigh.models.sparse import MoeConfig, check_groups, first_dense
+from weigh.records import dataclass
 
 MODEL_TYPES = ("mimo_v2_flash",)
 

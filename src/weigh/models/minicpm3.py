@@ -6,7 +6,6 @@ Llama with DeepSeek's latent attention, whose embeddings, residuals and last hid
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dims import Size
@@ -19,6 +18,7 @@ from weigh.models.deepseek_v3 import DeepseekV3Attention, latent_cache
 from weigh.models.gemma import GemmaTextScaledWordEmbedding
 from weigh.models.granite import GraniteDecoderLayer
 from weigh.models.llama import LlamaConfig, LlamaForCausalLM, LlamaModel
+from weigh.records import dataclass
 
 MODEL_TYPES = ("minicpm3",)
 

@@ -6,7 +6,6 @@ Mixtral with lightning attention, a linear one in blocks, in every second layer.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dims import Size
@@ -22,6 +21,7 @@ from weigh.models.llama import LlamaAttention
 from weigh.models.mamba import token_count
 from weigh.models.mixtral import MixtralSparseMoeBlock
 from weigh.models.recurrent import linear_layer
+from weigh.records import dataclass
 from weigh.trace.events import RECURRENT_STATE
 
 MODEL_TYPES = ("minimax",)

@@ -6,7 +6,6 @@ Mixtral that norms all queries and keys at once, rotates a part of a head, and c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -19,6 +18,7 @@ from weigh.models.gpt_neox import apply_rotary_pos_emb
 from weigh.models.llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 from weigh.models.mixtral import MixtralConfig
 from weigh.models.olmo2 import Olmo2Attention
+from weigh.records import dataclass
 
 MODEL_TYPES = ("minimax_m2",)
 

@@ -6,7 +6,6 @@ DeepSeek-V3 whose queries are scaled by their positions, with routers that choos
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -21,6 +20,7 @@ from weigh.models.deepseek_v3 import (
     LatentConfig,
 )
 from weigh.models.sparse import first_dense
+from weigh.records import dataclass
 
 MODEL_TYPES = ("mistral4",)
 

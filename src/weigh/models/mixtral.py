@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -14,6 +13,7 @@ from weigh.models.config import Keys
 from weigh.models.experts import Experts
 from weigh.models.llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 from weigh.models.sparse import MoeConfig
+from weigh.records import dataclass
 
 MODEL_TYPES = ("mixtral",)
 

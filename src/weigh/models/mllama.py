@@ -6,7 +6,6 @@ Llama with layers in between that attend to a picture. On text alone these are s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dims import Size
@@ -27,6 +26,7 @@ from weigh.models.llama import (
 from weigh.models.multimodal import ConditionalGeneration, MultimodalModel, check_class, part, ties
 from weigh.models.parts import Parts
 from weigh.models.towers.parts import Maker, Tower, Vision, patches
+from weigh.records import dataclass
 
 MODEL_TYPES = ("mllama", "mllama_text_model")
 

@@ -6,7 +6,6 @@ Two layers of three see a window to both sides. Half of the first projection of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import FLOAT32, DType
@@ -32,6 +31,7 @@ from weigh.models.common import (
 )
 from weigh.models.config import COUNTED, DERIVED, FamilyConfig, Keys, Probability, architecture
 from weigh.models.parts import Counted
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

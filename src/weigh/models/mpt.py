@@ -9,7 +9,6 @@ wide. Its norms have their biases taken away.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dims import Size
@@ -30,6 +29,7 @@ from weigh.models.common import (
     slice_logits_to_keep,
 )
 from weigh.models.config import Keys
+from weigh.records import dataclass
 
 MODEL_TYPES = ("mpt",)
 

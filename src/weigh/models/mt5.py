@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
 from weigh.models.common import CausalModel
 from weigh.models.t5 import T5Config, T5ForConditionalGeneration, build_as
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

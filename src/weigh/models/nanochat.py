@@ -6,7 +6,6 @@ Llama whose norms have no weights: before the first layer too, and of queries an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dims import Size
@@ -16,6 +15,7 @@ from weigh.ghost.tensor import Tensor
 from weigh.models.common import CausalModel
 from weigh.models.gemma2 import Gemma2ForCausalLM
 from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaDecoderLayer, LlamaModel
+from weigh.records import dataclass
 
 MODEL_TYPES = ("nanochat",)
 

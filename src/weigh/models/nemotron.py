@@ -6,7 +6,6 @@ Llama with layer norms whose weights are counted from zero, a plain MLP of squar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -18,6 +17,7 @@ from weigh.models.common import CausalModel, RotaryEmbedding, rotate_half
 from weigh.models.config import DERIVED, Keys
 from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 from weigh.models.phi3 import cut
+from weigh.records import dataclass
 
 MODEL_TYPES = ("nemotron",)
 

@@ -6,7 +6,6 @@ Every layer is one thing: Mamba 2 (on its slow path), attention without position
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -33,6 +32,7 @@ from weigh.models.hybrid import LINEAR, MLP, MOE, HybridConfig, create_recurrent
 from weigh.models.jamba import JambaAttention
 from weigh.models.layout import State
 from weigh.models.mamba2 import Mamba2Mixer, Mamba2Sizes
+from weigh.records import dataclass
 
 MODEL_TYPES = ("nemotron_h",)
 PATTERN = {"M": LINEAR, "E": MOE, "*": FULL, "-": MLP}

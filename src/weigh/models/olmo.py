@@ -6,7 +6,6 @@ Llama with layer norms that have no weights, and positions turned in fp32.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dims import Size
@@ -16,6 +15,7 @@ from weigh.ghost.tensor import Tensor
 from weigh.models.common import CausalModel, apply_rotary_pos_emb
 from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 from weigh.models.olmo2 import Olmo2RotaryEmbedding
+from weigh.records import dataclass
 
 MODEL_TYPES = ("olmo",)
 

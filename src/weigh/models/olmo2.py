@@ -6,7 +6,6 @@ Llama that norms after attention and MLP instead of before, and all queries and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import FLOAT32, DType
@@ -20,6 +19,7 @@ from weigh.models.llama import (
     LlamaForCausalLM,
     LlamaModel,
 )
+from weigh.records import dataclass
 
 MODEL_TYPES = ("olmo2",)
 

@@ -6,7 +6,6 @@ OLMo 2 with three sliding windows to one full layer, and a rotary embedding for 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -18,6 +17,7 @@ from weigh.models.config import DERIVED, Keys
 from weigh.models.gemma3_text import Gemma3RotaryEmbedding
 from weigh.models.llama import DecoderConfig, LlamaForCausalLM
 from weigh.models.olmo2 import Olmo2Config, Olmo2Model
+from weigh.records import dataclass
 
 MODEL_TYPES = ("olmo3",)
 

@@ -6,7 +6,6 @@ Gated delta nets in three layers of four, OLMo 3's attention in the others. Coun
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -18,6 +17,7 @@ from weigh.models.hybrid import LINEAR, CountedForCausalLM, HybridModel
 from weigh.models.llama import LlamaMLP
 from weigh.models.olmo2 import Olmo2Attention, Olmo2RMSNorm
 from weigh.models.recurrent import Conv1d
+from weigh.records import dataclass
 
 MODEL_TYPES = ("olmo_hybrid",)
 

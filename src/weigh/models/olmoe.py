@@ -6,7 +6,6 @@ Llama that norms all queries and keys at once, with a mixture of experts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -17,6 +16,7 @@ from weigh.models.experts import Experts
 from weigh.models.llama import LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 from weigh.models.qwen2_moe import Qwen2MoeTopKRouter
 from weigh.models.sparse import MoeConfig
+from weigh.records import dataclass
 
 MODEL_TYPES = ("olmoe",)
 

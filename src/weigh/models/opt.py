@@ -6,7 +6,6 @@ Shapes: B batch, T length, D hidden size, N heads, H head width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import FLOAT32, INT64, DType
@@ -25,6 +24,7 @@ from weigh.models.common import (
     slice_logits_to_keep,
 )
 from weigh.models.config import Keys
+from weigh.records import dataclass
 
 MODEL_TYPES = ("opt",)
 

@@ -6,7 +6,6 @@ Its tower gives pictures words of a vocabulary of their own: counted.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -16,6 +15,7 @@ from weigh.models.config import Keys, Pair
 from weigh.models.multimodal import ConditionalGeneration, MultimodalModel, check_class, part, text_model, ties
 from weigh.models.parts import Parts, positions
 from weigh.models.towers.parts import Maker, Projector, Tower, Vision, patches
+from weigh.records import dataclass
 
 MODEL_TYPES = ("ovis2",)
 

@@ -5,13 +5,12 @@ A part says nothing about how it runs. `Make` makes the usual ones in one dtype,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from weigh.dtypes import INT64, DType
 from weigh.ghost import nn
 from weigh.ghost.nn import Module
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import CausalModel, LayerCache
+from weigh.records import dataclass
 
 
 class Parts(Module):

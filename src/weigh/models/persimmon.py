@@ -6,7 +6,6 @@ Llama with layer norms, biases, one projection for queries, keys and values, and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -17,6 +16,7 @@ from weigh.models.config import DERIVED, Keys, Probability
 from weigh.models.gpt_neox import GPTNeoXMLP
 from weigh.models.llama import DecoderConfig, LlamaForCausalLM, LlamaModel
 from weigh.models.phi3 import cut
+from weigh.records import dataclass
 
 MODEL_TYPES = ("persimmon",)
 

@@ -6,7 +6,6 @@ Shapes: B batch, T length, D hidden size, N heads, K key-value heads, H head wid
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -27,6 +26,7 @@ from weigh.models.common import (
     slice_logits_to_keep,
 )
 from weigh.models.config import Keys
+from weigh.records import dataclass
 
 MODEL_TYPES = ("phi",)
 

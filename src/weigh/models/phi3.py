@@ -7,7 +7,6 @@ a part of the width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dims import Size
@@ -25,6 +24,7 @@ from weigh.models.common import (
 )
 from weigh.models.config import DERIVED, ROPE_TYPES, Keys, Probability
 from weigh.models.llama import DecoderConfig, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
+from weigh.records import dataclass
 
 MODEL_TYPES = ("phi3",)
 

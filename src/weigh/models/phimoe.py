@@ -7,7 +7,6 @@ the router's input in training.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import FLOAT32, INT64, DType
@@ -21,6 +20,7 @@ from weigh.models.experts import Experts
 from weigh.models.llama import LlamaForCausalLM, LlamaModel
 from weigh.models.mixtral import MixtralConfig, MixtralDecoderLayer
 from weigh.models.phi3 import Phi3LongRotaryEmbedding
+from weigh.records import dataclass
 
 MODEL_TYPES = ("phimoe",)
 DRAWN = 2

@@ -9,7 +9,6 @@ that the package's wheels leave out.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Self
 
 from weigh.dtypes import BOOL, FLOAT32, DType
@@ -20,6 +19,7 @@ from weigh.ghost.tensor import Tensor
 from weigh.models import layout
 from weigh.models.common import Cache, CausalModel, CausalOutput, LayerCache, slice_logits_to_keep
 from weigh.models.config import Keys
+from weigh.records import dataclass
 
 MODEL_TYPES = ("qwen",)
 

@@ -6,13 +6,13 @@ Llama whose queries, keys and values have a bias, and whose later layers may hav
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
 from weigh.models.common import FULL, SLIDING, CausalModel
 from weigh.models.config import DERIVED, Count, Keys
 from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
+from weigh.records import dataclass
 
 MODEL_TYPES = ("qwen2",)
 

@@ -6,7 +6,6 @@ Counted.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -17,6 +16,7 @@ from weigh.models.qwen2_vl import Qwen2VLText, Qwen2VLTextConfig
 from weigh.models.towers.parts import Maker
 from weigh.models.towers.qwen_vl import OmniVision
 from weigh.models.towers.whisper import OmniAudio
+from weigh.records import dataclass
 
 MODEL_TYPES = ("qwen2_5_omni_thinker",)
 

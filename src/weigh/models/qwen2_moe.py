@@ -6,7 +6,6 @@ Qwen2 with a mixture of experts in some layers or all, and one expert for every 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import FLOAT32, DType
@@ -17,6 +16,7 @@ from weigh.models.config import DERIVED, Count, Keys
 from weigh.models.experts import Experts, GatedMLP
 from weigh.models.llama import LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 from weigh.models.sparse import DENSE, SPARSE, MoeConfig
+from weigh.records import dataclass
 
 MODEL_TYPES = ("qwen2_moe",)
 

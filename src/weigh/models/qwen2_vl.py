@@ -7,7 +7,6 @@ On text alone the three are the same number, and are rotated one by one all the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import INT64, DType
@@ -21,6 +20,7 @@ from weigh.models.multimodal import ConditionalGeneration, MultimodalModel, chec
 from weigh.models.qwen2 import Qwen2Attention, Qwen2Config, Qwen2DecoderLayer, Qwen2Model
 from weigh.models.towers.parts import Maker, Tower
 from weigh.models.towers.qwen_vl import Qwen2VLVision, Qwen25VLVision
+from weigh.records import dataclass
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl")
 

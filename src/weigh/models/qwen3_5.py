@@ -6,7 +6,6 @@ Qwen3-Next with the projections of its delta nets apart, dense or with experts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -22,6 +21,7 @@ from weigh.models.qwen3_next import (
     Qwen3NextModel,
     QwenHybridConfig,
 )
+from weigh.records import dataclass
 
 MODEL_TYPES = ("qwen3_5_text", "qwen3_5_moe_text")
 

@@ -6,7 +6,6 @@ Qwen3 with a mixture of experts in some layers or all.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -18,6 +17,7 @@ from weigh.models.experts import Experts
 from weigh.models.llama import LlamaForCausalLM, LlamaModel
 from weigh.models.qwen2_moe import Qwen2MoeDecoderLayer, Qwen2MoeTopKRouter, SparseConfig
 from weigh.models.qwen3 import Qwen3Attention
+from weigh.records import dataclass
 
 MODEL_TYPES = ("qwen3_moe",)
 

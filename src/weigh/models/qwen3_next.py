@@ -6,7 +6,6 @@ Gated delta nets (on their slow path) in three layers of four, gated attention i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -35,6 +34,7 @@ from weigh.models.recurrent import (
     update_conv_state,
     update_recurrent_state,
 )
+from weigh.records import dataclass
 
 MODEL_TYPES = ("qwen3_next",)
 

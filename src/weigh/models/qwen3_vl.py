@@ -7,7 +7,6 @@ the first layers of the language model.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -20,6 +19,7 @@ from weigh.models.qwen2_vl import MROPE_TYPES, Interleaved, ThreePositions, qwen
 from weigh.models.qwen3 import Qwen3DecoderLayer
 from weigh.models.qwen3_moe import Qwen3MoeConfig, Qwen3MoeDecoderLayer
 from weigh.models.towers.qwen_vl import Qwen3VLVision
+from weigh.records import dataclass
 
 MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
 

@@ -6,7 +6,6 @@ Two layers with a linear recurrent unit, then one with a sliding window.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import BFLOAT16, FLOAT32, DType
@@ -29,6 +28,7 @@ from weigh.models.layout import State
 from weigh.models.llama import LlamaAttention
 from weigh.models.mamba import token_count
 from weigh.models.recurrent import Conv1d, linear_layer
+from weigh.records import dataclass
 from weigh.trace.events import RECURRENT_STATE
 
 MODEL_TYPES = ("recurrent_gemma",)

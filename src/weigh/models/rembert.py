@@ -5,13 +5,13 @@ Tensors as `transformers/models/rembert/modeling_rembert.py` (5.23) names them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.models.berts import Draft, EncoderConfig, change, counted, encoder_of
 from weigh.models.common import CausalModel
 from weigh.models.config import Keys
 from weigh.models.parts import HeadParts, Parts
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

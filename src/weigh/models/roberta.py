@@ -6,7 +6,6 @@ XLM-RoBERTa, CamemBERT and data2vec-text are copies of it under other names.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -25,6 +24,7 @@ from weigh.models.bert import (
 )
 from weigh.models.common import Cache, CausalModel
 from weigh.models.config import architecture
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,11 @@ Tensors as `transformers/models/roberta_prelayernorm/modeling_roberta_prelayerno
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from weigh.ghost.nn import Module
 from weigh.models.berts import Draft, EncoderConfig, counted, encoder_of
 from weigh.models.common import CausalModel
 from weigh.models.parts import BlockParts, Parts
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ Tensors as `transformers/models/roformer/modeling_roformer.py` (5.23) names them
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.models.berts import Draft, EncoderConfig, change, counted, encoder_of
 from weigh.models.common import CausalModel
 from weigh.models.parts import HeadParts, Parts
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Self
 
 from weigh.dtypes import FLOAT32, DType
@@ -12,6 +11,7 @@ from weigh.models import layout
 from weigh.models.common import CausalModel, LayerCache
 from weigh.models.config import DERIVED, Keys
 from weigh.models.layout import State
+from weigh.records import dataclass
 
 MODEL_TYPES = ("rwkv",)
 

@@ -6,7 +6,6 @@ Llama with a bias for queries, keys and values, and dropout.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -22,6 +21,7 @@ from weigh.models.llama import (
     LlamaMLP,
     LlamaModel,
 )
+from weigh.records import dataclass
 
 MODEL_TYPES = ("seed_oss",)
 

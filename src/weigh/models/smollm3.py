@@ -6,7 +6,6 @@ Llama with layers that know no positions, which may have sliding windows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -16,6 +15,7 @@ from weigh.models.common import FULL, SLIDING, CausalModel
 from weigh.models.config import DERIVED, Keys
 from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM
 from weigh.models.qwen2 import Qwen2Model
+from weigh.records import dataclass
 
 MODEL_TYPES = ("smollm3",)
 

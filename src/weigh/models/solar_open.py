@@ -6,7 +6,6 @@ Llama's attention with GLM-4-MoE's experts in every layer.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -16,6 +15,7 @@ from weigh.models.deepseek_v3 import DeepseekV3DecoderLayer
 from weigh.models.glm4_moe import Glm4MoeMoE
 from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaForCausalLM, LlamaModel
 from weigh.models.sparse import MoeConfig, check_groups
+from weigh.records import dataclass
 
 MODEL_TYPES = ("solar_open",)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.errors import InputError
 from weigh.models.config import Keys
 from weigh.models.llama import DecoderConfig
+from weigh.records import dataclass
 
 DENSE, SPARSE = "dense", "sparse"
 """The types of MLPs, as configs write them."""

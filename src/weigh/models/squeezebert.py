@@ -5,14 +5,13 @@ Tensors as `transformers/models/squeezebert/modeling_squeezebert.py` (5.23) name
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from weigh.ghost import nn
 from weigh.ghost.nn import Module
 from weigh.models.bert import BertPooler
 from weigh.models.berts import Draft, EncoderConfig, change, counted
 from weigh.models.common import CausalModel
 from weigh.models.parts import AttentionParts, BlockParts, MlpParts, Parts
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Llama with layer norms, positions turned in a part of the width, and attention a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -15,6 +14,7 @@ from weigh.ghost.tensor import Tensor
 from weigh.models.common import Cache, CausalModel, RotaryEmbedding, apply_rotary_pos_emb, attention_interface
 from weigh.models.config import DERIVED, Keys, Probability
 from weigh.models.llama import DecoderConfig, LlamaForCausalLM, LlamaMLP, LlamaModel
+from weigh.records import dataclass
 
 MODEL_TYPES = ("stablelm",)
 

@@ -6,7 +6,6 @@ Llama with layer norms, an MLP without a gate, biases and dropout.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -15,6 +14,7 @@ from weigh.ghost.tensor import Tensor
 from weigh.models.common import CausalModel
 from weigh.models.config import Probability
 from weigh.models.llama import DecoderConfig, LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
+from weigh.records import dataclass
 
 MODEL_TYPES = ("starcoder2",)
 

@@ -9,7 +9,6 @@ Labels are the target; the decoder reads them shifted by one. Every parameter is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dims import Size
@@ -30,6 +29,7 @@ from weigh.models.common import (
 from weigh.models.config import DERIVED, FamilyConfig, Keys, Probability, architecture
 from weigh.models.parts import Counted
 from weigh.models.seq2seq import EncoderDecoderModel, SharedEmbedding
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

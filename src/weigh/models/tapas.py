@@ -5,11 +5,10 @@ Tensors as `transformers/models/tapas/modeling_tapas.py` (5.23) names them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from weigh.models.berts import Draft, EncoderConfig, change, counted, encoder_of
 from weigh.models.common import CausalModel
 from weigh.models.parts import Parts
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import FLOAT16, INT64, DType
@@ -22,6 +21,7 @@ from weigh.models.t5 import (
     build_as,
     clamp_infinities,
 )
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

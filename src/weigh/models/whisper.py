@@ -7,7 +7,6 @@ attention that scales its queries itself and makes everything contiguous.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -25,6 +24,7 @@ from weigh.models.common import Cache, CausalModel, LayerCache, check_positions,
 from weigh.models.config import Keys, Probability, architecture
 from weigh.models.parts import Counted, Parts
 from weigh.models.seq2seq import EncoderDecoderModel
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

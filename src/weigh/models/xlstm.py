@@ -6,7 +6,6 @@ A matrix memory for every head. Counted, not run.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Self
 
 from weigh.dtypes import DType
@@ -15,6 +14,7 @@ from weigh.models import layout
 from weigh.models.common import CausalModel, LayerCache
 from weigh.models.config import Keys
 from weigh.models.layout import State
+from weigh.records import dataclass
 
 MODEL_TYPES = ("xlstm",)
 

@@ -5,11 +5,10 @@ Tensors as `transformers/models/yoso/modeling_yoso.py` (5.23) names them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from weigh.models.berts import Draft, EncoderConfig, counted, encoder_of, two_more_positions
 from weigh.models.common import CausalModel
 from weigh.models.parts import Parts
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import DType
@@ -11,6 +10,7 @@ from weigh.models.common import CausalModel, LayerCache
 from weigh.models.config import Keys
 from weigh.models.deepseek_v3 import DeepseekV3Attention, latent_cache
 from weigh.models.llama import DecoderConfig, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
+from weigh.records import dataclass
 
 MODEL_TYPES = ("youtu",)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -20,6 +19,7 @@ from weigh.models.layout import State
 from weigh.models.mamba import mamba_states
 from weigh.models.recurrent import Conv1d
 from weigh.models.zamba2 import SharedBlockConfig
+from weigh.records import dataclass
 
 MODEL_TYPES = ("zamba",)
 

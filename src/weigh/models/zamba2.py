@@ -6,7 +6,6 @@ Mamba 2 everywhere; some layers first ask a transformer that several of them sha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.dtypes import DType
@@ -37,6 +36,7 @@ from weigh.models.hybrid import (
 from weigh.models.layout import State
 from weigh.models.llama import LlamaAttention
 from weigh.models.mamba2 import Mamba2Mixer, Mamba2Sizes
+from weigh.records import dataclass
 
 MODEL_TYPES = ("zamba2",)
 

@@ -7,7 +7,6 @@ scaled residuals. Counted, not run.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import FLOAT32, DType
@@ -18,6 +17,7 @@ from weigh.models.config import Keys
 from weigh.models.experts import Experts
 from weigh.models.hybrid import HYBRID, HYBRID_SLIDING, CountedForCausalLM, HybridConfig, HybridModel
 from weigh.models.layout import State
+from weigh.records import dataclass
 
 MODEL_TYPES = ("zaya",)
 

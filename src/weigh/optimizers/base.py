@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import ClassVar
 
 from weigh.dims import Size
@@ -11,6 +10,7 @@ from weigh.ghost import ops
 from weigh.ghost.nn import Parameter
 from weigh.ghost.state import by_owner, inside_unit, no_grad, state
 from weigh.ghost.tensor import Tensor
+from weigh.records import dataclass
 
 IMPLEMENTATIONS = ("foreach", "fused", "forloop")
 

@@ -8,13 +8,13 @@ done about activations, and a change of the update alone does nothing for the pa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
 
 from weigh.errors import WeighError
 from weigh.plan.changes import PASSES, UPDATE, Change, changes, settings_of
 from weigh.recipes.training import Training
+from weigh.records import dataclass
 
 WANTED = 3
 """Ways that are shown."""

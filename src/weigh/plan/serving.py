@@ -6,10 +6,10 @@ Nothing is estimated: every change is a launch with other settings. What it save
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from weigh.errors import WeighError
+from weigh.records import dataclass
 from weigh.runtimes.engine import WEIGHTS, Launch, ServeJob
 
 SHOWN = 8

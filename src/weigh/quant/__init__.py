@@ -71,8 +71,9 @@ def get(name: str, **settings: Any) -> Quantizer:
     if name not in NAMES:
         raise UnknownNameError("quantizer", name, NAMES)
     require()
-    from dataclasses import fields
     from importlib import import_module
+
+    from weigh.records import fields
 
     module, kind, preset = NAMES[name]
     found = getattr(import_module(f"weigh.quant.{module}"), kind)

@@ -9,7 +9,6 @@ Magnitudes below 127 / 2^128 come back as zeros.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from weigh.dtypes import FLOAT32, INT8
 from weigh.quant.arrays import pieces, rounded_to_half
 from weigh.quant.base import Packed, Part, Quantizer, matrix, one_of, refuse_infinite
+from weigh.records import dataclass
 
 LEVELS = np.float32(127)
 INVERSE = np.float32(1 / 127)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from weigh.dtypes import BFLOAT16, FLOAT16, FLOAT32, DType
 from weigh.errors import InputError, UsageError
 from weigh.quant.arrays import dtype_of, numpy_dtype
+from weigh.records import dataclass
 
 Array = Any
 """A numpy array; types are not checked where numpy is absent."""

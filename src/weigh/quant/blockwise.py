@@ -9,7 +9,6 @@ divides and rounds ties up (`ties_up`). The signed map has no -1: a block's larg
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -20,6 +19,7 @@ from weigh.quant import codebooks, kernels
 from weigh.quant.absmax import INVERSE, LEVELS
 from weigh.quant.arrays import in_blocks, pieces
 from weigh.quant.base import Packed, Part, Quantizer, at_least, ceil, refuse_infinite
+from weigh.records import dataclass
 
 LEAST = np.float32(1e-38)
 """The least absmax that is divided by, as in bitsandbytes; what is stored is the true one."""

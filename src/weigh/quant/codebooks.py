@@ -8,11 +8,12 @@ but for the least value), not the OCP format.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
+
+from weigh.records import dataclass
 
 NF4 = np.array(
     [

@@ -6,7 +6,6 @@ last value being replaced by an outlier. The longer one is 512 normal numbers wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from html import escape
 from math import sqrt
 from typing import Any
@@ -18,6 +17,7 @@ from weigh.quant.absmax import Absmax
 from weigh.quant.blockwise import BlockAbsmax
 from weigh.quant.errors import compare
 from weigh.quant.llm_int8 import METHODS, product
+from weigh.records import dataclass
 from weigh.report.header import header
 from weigh.report.svg import style_sheet
 from weigh.report.text import PLAIN, Style, table

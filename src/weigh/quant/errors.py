@@ -13,7 +13,6 @@ Sums are kept, so that tensors add up to layers and models; what people read is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
 from math import inf, log10, prod, sqrt
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ import numpy as np
 from weigh.errors import InputError
 from weigh.quant.arrays import pieces
 from weigh.quant.base import matrix
+from weigh.records import dataclass, fields, replace
 
 if TYPE_CHECKING:
     from weigh.quant.base import Quantizer

@@ -11,7 +11,6 @@ edge blocks are partial). A scale of zero is stored as 2^-23, as compressed-tens
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from weigh import dtypes
 from weigh.dtypes import FLOAT8_E4M3, DType
 from weigh.quant.arrays import numpy_dtype, pieces
 from weigh.quant.base import Packed, Part, Quantizer, at_least, ceil, matrix, one_of, refuse_infinite
+from weigh.records import dataclass
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 """The magnitudes of the OCP's 4-bit float; bit 3 of a code is the sign."""

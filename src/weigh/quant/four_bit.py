@@ -12,7 +12,6 @@ cases; the mean is exact and rounded once, where the reference's depends on the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -23,6 +22,7 @@ from weigh.quant import codebooks, kernels
 from weigh.quant.arrays import in_blocks, pieces
 from weigh.quant.base import Packed, Part, Quantizer, at_least, ceil, one_of, refuse_infinite
 from weigh.quant.blockwise import Dynamic, largest, normalized
+from weigh.records import dataclass
 
 NESTED = Dynamic(block=256)
 

@@ -12,7 +12,6 @@ int8 ("int- quantized"). Its 0.20 cannot read zero points that fill one word; th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from weigh.dtypes import INT8, INT32
 from weigh.quant.arrays import numpy_dtype
 from weigh.quant.base import Packed, Part, Quantizer, at_least, ceil, matrix, one_of, refuse_infinite
 from weigh.quant.bits import WORD, pack_words, unpack_words
+from weigh.records import dataclass
 
 SCALES = ("fp32", "bf16", "fp16")
 CHUNK = 1 << 18

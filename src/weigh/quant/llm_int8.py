@@ -20,7 +20,6 @@ section 4 "up to 150k" for a sequence of 2,048 tokens in at most 7 dimensions at
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from weigh.errors import InputError, UsageError
 from weigh.quant.absmax import LEVELS, Absmax, to_codes
 from weigh.quant.arrays import dtype_of
 from weigh.quant.base import SOURCES, Packed, refuse_infinite
+from weigh.records import dataclass
 
 THRESHOLD = 6.0
 """From which magnitude a value is an outlier (section 3.2)."""

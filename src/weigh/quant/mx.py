@@ -13,7 +13,6 @@ reciprocals.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from weigh.quant.base import Packed, Part, Quantizer, matrix, one_of, refuse_inf
 from weigh.quant.bits import pack_nibbles, unpack_nibbles
 from weigh.quant.blockwise import largest
 from weigh.quant.floats import E2M1_VALUES, to_e2m1, to_float8
+from weigh.records import dataclass
 
 MX_BLOCK, NV_BLOCK = 32, 16
 _LARGEST_POWER = {"fp4_e2m1": 2, "fp8_e4m3": 8, "fp8_e5m2": 15}

@@ -7,7 +7,6 @@ has two bits a kept value instead of the mask: the same bytes. Of equal magnitud
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import floor, prod
 from typing import Any
 
@@ -18,6 +17,7 @@ from weigh.dtypes import INT64, UINT8
 from weigh.errors import InputError, UsageError
 from weigh.quant.arrays import numpy_dtype
 from weigh.quant.base import Packed, Part, Quantizer, ceil, matrix, one_of, refuse_infinite
+from weigh.records import dataclass
 
 _DTYPES = ("fp32", "bf16", "fp16")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from weigh.quant.checkpoint.rules import Rules
 from weigh.quant.checkpoint.stored import read as read_stored
 from weigh.quant.errors import LEAST_POWER, Errors, measure, output
 from weigh.quant.ggml import TYPES, Ggml
+from weigh.records import dataclass, field
 from weigh.report.header import header
 from weigh.report.text import PLAIN, Style, table
 from weigh.sources.weights import open_weights

@@ -7,13 +7,13 @@ equal, s is 1 and values come back rounded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from weigh.dtypes import FLOAT32, INT8
 from weigh.quant.base import Packed, Part, Quantizer, refuse_infinite
+from weigh.records import dataclass
 
 BLOCK = 1 << 16
 LEAST = np.float32(1e-36)

@@ -8,7 +8,6 @@ the cache), so the cache is set to the length it has before the last two and the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -27,6 +26,7 @@ from weigh.kernels.workspaces import Workspaces
 from weigh.models.common import Cache, CausalModel, CausalOutput, StaticCache
 from weigh.models.experts import BATCHED
 from weigh.models.seq2seq import EncoderDecoderModel
+from weigh.records import dataclass
 from weigh.trace.events import DECODE, KV_CACHE, PREFILL, Trace
 
 CACHES = ("dynamic", "static")

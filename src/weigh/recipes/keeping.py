@@ -7,12 +7,12 @@ compressed vector or the heads expanded from it, in which format, and how ranks 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from weigh import dtypes
 from weigh.errors import NotModelledError, UnknownNameError, UsageError
 from weigh.models.layout import CHUNKED, CROSS, LATENT, NOTHING, SLIDING, LayerCache
+from weigh.records import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

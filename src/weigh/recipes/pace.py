@@ -6,11 +6,11 @@ multiplies each weight with every token. Which of the two an operation waits for
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from weigh.hardware.roofline import PEAK, Efficiency, all_reduce_seconds, bandwidth, rate
 from weigh.recipes.work import AS_RUN
+from weigh.records import dataclass
 
 if TYPE_CHECKING:
     from weigh.dtypes import DType

@@ -7,13 +7,13 @@ a misspelt one is an error with a suggestion and never another run than was mean
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
 from importlib import import_module
 from operator import index
 from typing import Any, NamedTuple, TypeVar
 
 from weigh import dtypes
 from weigh.errors import UnknownNameError, UsageError, suggest
+from weigh.records import MISSING, fields
 from weigh.units import parse_tokens
 
 R = TypeVar("R")

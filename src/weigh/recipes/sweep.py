@@ -11,7 +11,6 @@ Leaves out: breakdowns and moments, which differ from setting to setting; run a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from weigh.dims import AmbiguousDimension, Array, Axes, Dim, Size
@@ -19,6 +18,7 @@ from weigh.errors import UsageError
 from weigh.recipes import generation, training
 from weigh.recipes.generation import Generation
 from weigh.recipes.training import Training
+from weigh.records import dataclass, fields, replace
 from weigh.trace.events import Trace
 from weigh.trace.peak import PhasePeak, phase_peaks
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from weigh import models
@@ -28,6 +27,7 @@ from weigh.optimizers import Choice, Optimizer, implementation_of, optimizer
 from weigh.optimizers.base import clip_grad_norm
 from weigh.optimizers.in_backward import InBackward
 from weigh.optimizers.scaler import GradScaler
+from weigh.records import dataclass, field, replace
 from weigh.techniques.mesh import Mesh
 from weigh.trace.events import BACKWARD, CLIP, FORWARD, GRADIENT, STEP, Trace
 

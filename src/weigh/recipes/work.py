@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from weigh import models
 from weigh.recipes import generation
 from weigh.recipes.generation import Generation
+from weigh.records import dataclass, replace
 from weigh.trace.events import DECODE, PREFILL
 
 if TYPE_CHECKING:

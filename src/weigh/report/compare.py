@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from weigh.records import dataclass
 from weigh.report.header import header
 from weigh.report.text import PLAIN, Style, table
 from weigh.units import format_bytes

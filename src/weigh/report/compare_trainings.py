@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from weigh.recipes.settings import words_of
+from weigh.records import dataclass
 from weigh.report.compare import difference, in_order, short
 from weigh.report.header import header
 from weigh.report.parts import pattern

@@ -7,9 +7,9 @@ where the answer depends on them, the run goes through the allocator with the le
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from weigh.records import dataclass
 from weigh.report.assumption import ASSUMED, MODELLED, Assumption
 from weigh.report.text import Style
 from weigh.units import format_bytes

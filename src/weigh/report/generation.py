@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from weigh.records import dataclass
 from weigh.report.assumption import EXACT
 from weigh.report.run import RunReport
 from weigh.report.text import exactly

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from weigh.models.layout import CHUNKED, CROSS, LATENT, NOTHING, SLIDING
 from weigh.recipes.keeping import CAPPED, COMPRESSED, heads_of_rank, key_value_dtypes
+from weigh.records import dataclass
 from weigh.report.assumption import EXACT
 from weigh.report.explain import explain_assumptions
 from weigh.report.header import header

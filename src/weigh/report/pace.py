@@ -6,13 +6,13 @@ The least is the roofline itself, op by op, with every op moving its own bytes. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from weigh.errors import NotModelledError
 from weigh.hardware.roofline import PEAK, rate
 from weigh.recipes.pace import Machine
 from weigh.recipes.work import by_themselves
+from weigh.records import dataclass, replace
 from weigh.report.assumption import MODELLED, Assumption
 from weigh.report.speed import format_seconds
 from weigh.trace.events import BACKWARD, CLIP, DECODE, FORWARD, PREFILL, STEP

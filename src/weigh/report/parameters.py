@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from weigh import dtypes
 from weigh.dims import product
 from weigh.ghost import nn
+from weigh.records import dataclass
 from weigh.report.assumption import EXACT, Assumption
 from weigh.report.header import header
 from weigh.report.parts import COMPONENTS, OTHER, Parts, layer, pattern
@@ -17,6 +16,7 @@ from weigh.units import format_bytes, format_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from fractions import Fraction
 
     from weigh.dtypes import DType
     from weigh.ghost.nn import Module
@@ -36,7 +36,7 @@ class TensorRow:
     """Of each."""
     component: str
     """The part of the model that it belongs to."""
-    active_share: Fraction = Fraction(1)
+    active_share: Fraction | int = 1
     """The share of it that one token is computed with."""
     trainable: bool = True
     """Whether training changes it."""
@@ -82,7 +82,7 @@ class ParametersReport:
     ) -> ParametersReport:
         """The report of a ghost model."""
         parts = Parts(model)
-        rows: dict[tuple[str, tuple[int, ...], Fraction, bool], list[str]] = {}
+        rows: dict[tuple[str, tuple[int, ...], Fraction | int, bool], list[str]] = {}
         counted: set[int] = set()
         for p in model.parameters():
             counted.add(id(p.tensor))
@@ -116,7 +116,7 @@ class ParametersReport:
     @property
     def active(self) -> int:
         """How many one token is computed with: all, but for the experts that it does not choose."""
-        return round(sum((row.total * row.active_share for row in self.rows), Fraction()))  # whole, unless on average
+        return round(sum(row.total * row.active_share for row in self.rows))  # whole, unless on average
 
     @property
     def num_bytes(self) -> int:

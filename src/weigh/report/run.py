@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from weigh.dtypes import DType
+from weigh.records import dataclass, field, fields
 from weigh.report.assumption import EXACT, MODELLED
 from weigh.report.header import header
 from weigh.report.memory import Memory

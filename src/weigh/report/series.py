@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
+from weigh.records import dataclass
 from weigh.report.text import PLURAL
 from weigh.trace.events import LOAD
 

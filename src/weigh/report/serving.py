@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from weigh.formats.prediction import predict
+from weigh.records import dataclass
 from weigh.report.explain import explain_assumptions
 from weigh.report.header import header
 from weigh.report.text import PLAIN, Style, bar, exactly, share, table, wrap

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from weigh.records import dataclass
 from weigh.report.header import header
 from weigh.report.text import PLAIN, Style, exactly, share, table
 from weigh.trace.events import Allocation

@@ -6,7 +6,6 @@ Modelled, by the roofline over the same run that gives the memory and what the p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from weigh.hardware.roofline import balance, rate
 from weigh.recipes.keeping import Keeping, keep
 from weigh.recipes.pace import Machine, Pace
 from weigh.recipes.work import Pass, Weights, passes, weights_of
+from weigh.records import dataclass
 from weigh.report.assumption import MODELLED, Assumption
 from weigh.report.text import Style, table, wrap
 from weigh.runtimes.engine import WEIGHTS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from weigh import dtypes, formats
@@ -11,6 +10,7 @@ from weigh.formats import gguf
 from weigh.formats.header import differences, grouped, stored_tensors
 from weigh.formats.prediction import predict
 from weigh.ghost import nn
+from weigh.records import dataclass
 from weigh.report.assumption import EXACT, Assumption
 from weigh.report.defaults import as_if_not_quantized
 from weigh.report.parameters import ParametersReport, TensorRow

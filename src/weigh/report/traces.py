@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from weigh.records import dataclass
 from weigh.report.header import header
 from weigh.report.parts import layer
 from weigh.report.svg import COLOURS, style_sheet

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from weigh.dtypes import INT64
 from weigh.optimizers import implementation_of
+from weigh.records import dataclass
 from weigh.report.assumption import EXACT
 from weigh.report.run import RunReport
 from weigh.report.text import exactly, table, wrap

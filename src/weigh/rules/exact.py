@@ -5,13 +5,13 @@ Each method is one quantity. It asks `weigh.api` and divides; nothing is compute
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from weigh import api
 from weigh.ghost import nn
+from weigh.records import replace
 from weigh.report.parts import layer
 from weigh.rules.rule import BYTES, FLOP, PARAMETERS
 from weigh.trace.events import ACTIVATION, BACKWARD, FORWARD, GRADIENT, INPUT, OPTIMIZER_STATE, WEIGHT, Allocation

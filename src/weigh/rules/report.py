@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from weigh.errors import InputError, NotModelledError
+from weigh.records import dataclass
 from weigh.report.header import header
 from weigh.report.text import PLAIN, Style, table, wrap
 from weigh.report.work import format_flops

@@ -8,12 +8,12 @@ says, and what lies outside of the framework's allocator.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from weigh.errors import UnknownNameError, UsageError
 from weigh.recipes import SOFTWARE
+from weigh.records import dataclass, field
 
 if TYPE_CHECKING:
     from weigh.recipes.training import Loop

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from weigh import formats
+from weigh.records import dataclass
 from weigh.runtimes.fused import held, matrices
 from weigh.runtimes.sharding import Rank
 

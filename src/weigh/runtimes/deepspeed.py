@@ -8,10 +8,10 @@ optimizers, is not modelled.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.errors import NotModelledError
+from weigh.records import dataclass
 from weigh.runtimes import Runtime
 
 

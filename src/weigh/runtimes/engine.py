@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -17,6 +16,7 @@ from weigh import models
 from weigh.errors import NotModelledError, UnknownNameError, UsageError
 from weigh.ghost.state import recording
 from weigh.models.layout import CROSS
+from weigh.records import dataclass, field
 
 if TYPE_CHECKING:
     from weigh.dtypes import DType

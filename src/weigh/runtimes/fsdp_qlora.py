@@ -15,7 +15,6 @@ Left out: `custom_lora` and HQQ, DORA, Llama Pro, offloaded activations, hybrid 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 from weigh.dtypes import FLOAT32
@@ -26,6 +25,7 @@ from weigh.ghost.tensor import Tensor
 from weigh.models.common import CausalModel
 from weigh.models.llama import LlamaConfig
 from weigh.recipes.training import Loop, Training, parallel
+from weigh.records import dataclass, replace
 from weigh.runtimes import Runtime
 from weigh.runtimes.transformers import CONTEXT
 from weigh.techniques import Technique

@@ -12,7 +12,6 @@ Read: vLLM 0.6.4 to 0.25 (`model_executor/layers/linear.py`, `vocab_parallel_emb
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from weigh import formats
@@ -22,6 +21,7 @@ from weigh.errors import NotModelledError, UsageError
 from weigh.formats.base import EMBEDDING, EXPERTS, HEAD, LINEAR, Format, Weight
 from weigh.ghost import nn
 from weigh.recipes.keeping import heads_of_rank
+from weigh.records import replace
 from weigh.runtimes.methods import form_of
 from weigh.runtimes.sharding import (
     COLUMN,

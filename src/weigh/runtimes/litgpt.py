@@ -17,7 +17,6 @@ be as long as the longest.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 from weigh.dtypes import BOOL, FLOAT32, INT64, DType
@@ -28,6 +27,7 @@ from weigh.ghost.tensor import Tensor
 from weigh.models.common import CausalModel, CausalOutput
 from weigh.models.config import Keys
 from weigh.recipes.training import Loop, Training, parallel
+from weigh.records import dataclass, replace
 from weigh.runtimes import Runtime
 from weigh.techniques import Technique
 from weigh.techniques.checkpointing import Checkpointing

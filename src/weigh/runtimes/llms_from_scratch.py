@@ -16,7 +16,6 @@ Left out: the evaluation and the sample of text between epochs, which need less 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import BOOL, DType
@@ -27,6 +26,7 @@ from weigh.ghost.tensor import Tensor
 from weigh.models.common import CausalModel, CausalOutput, token_loss
 from weigh.models.config import Keys
 from weigh.recipes.training import Loop, Training
+from weigh.records import dataclass
 from weigh.runtimes import Runtime
 
 

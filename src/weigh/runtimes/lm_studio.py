@@ -7,10 +7,10 @@ models are left out. How it makes layers of a share of the model is not said: he
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from weigh.errors import UsageError
+from weigh.records import dataclass, replace
 from weigh.runtimes.llama_cpp.engine import LlamaCpp, LlamaCppOptions
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ Transformer Engine 2.11. What its layers keep is in `weigh.runtimes.mcore`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dims import Size
@@ -32,6 +31,7 @@ from weigh.models.common import CausalModel
 from weigh.optimizers import Optimizer
 from weigh.optimizers.scaler import GradScaler
 from weigh.recipes.training import VOCAB_PARALLEL_LOSSES, Loop, Training
+from weigh.records import dataclass
 from weigh.runtimes import Runtime
 from weigh.runtimes.mcore.buffers import (
     BUCKET,

@@ -14,13 +14,13 @@ Read: ms-swift at cfcb672 (December 2023: `llm/sft.py`, `llm/utils/argument.py`,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 from weigh.ghost import ops
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import CausalModel
 from weigh.recipes.training import Training
+from weigh.records import dataclass, replace
 from weigh.runtimes import Runtime
 from weigh.runtimes.transformers import CONTEXT, TrainerLoop
 from weigh.techniques.lora import Lora

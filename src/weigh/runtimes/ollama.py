@@ -8,9 +8,9 @@ requests (`--concurrency` is OLLAMA_NUM_PARALLEL).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
+from weigh.records import dataclass, replace
 from weigh.runtimes.llama_cpp.engine import LlamaCpp, LlamaCppOptions
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ Read: vLLM 0.6.4, 0.8.5 (`worker/cache_engine.py`), 0.9.2 to 0.25 (`v1/core/kv_c
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from weigh.errors import NotModelledError
 from weigh.models.layout import CHUNKED, LATENT, NOTHING, SLIDING, LayerCache
 from weigh.recipes.keeping import heads_of_rank, key_value_dtypes
+from weigh.records import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,10 +15,10 @@ Left out: the encoders of models that see or hear, LoRA's and drafts' buffers.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from weigh.dtypes import FLOAT16
+from weigh.records import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

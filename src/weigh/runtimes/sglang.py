@@ -12,12 +12,12 @@ one page more than tokens, for padded writes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from weigh.errors import UsageError
 from weigh.models.layout import CHUNKED, LATENT, SLIDING
 from weigh.recipes.keeping import Keeping, keep
+from weigh.records import dataclass
 from weigh.runtimes import fused, methods, sharding
 from weigh.runtimes.engine import (
     ACTIVATIONS,

@@ -7,8 +7,9 @@ FusedMoEParallelConfig.make`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from weigh.records import dataclass
 
 if TYPE_CHECKING:
     from weigh.runtimes.engine import ServeJob

@@ -10,11 +10,10 @@ KVCacheManager.calculate_max_num_blocks`, `_torch/pyexecutor/_util.py`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from weigh.errors import NotModelledError
 from weigh.kernels.workspaces import workspace_bytes
 from weigh.recipes.keeping import Keeping, keep
+from weigh.records import dataclass
 from weigh.runtimes import fused, methods, profiling, sharding
 from weigh.runtimes.engine import (
     ACTIVATIONS,

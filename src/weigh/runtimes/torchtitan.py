@@ -20,7 +20,6 @@ other models than Llama.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 from weigh.dtypes import BFLOAT16, COMPLEX64, FLOAT32, DType
@@ -32,6 +31,7 @@ from weigh.kernels.compiled import compiled_cross_entropy
 from weigh.models.common import CausalModel, CausalOutput
 from weigh.models.llama import LlamaConfig
 from weigh.recipes.training import COMPILED_LOSS, Loop, Training
+from weigh.records import dataclass, replace
 from weigh.runtimes import Runtime
 from weigh.techniques import Technique
 from weigh.techniques.checkpointing import Checkpointing

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from typing import Any
 
 from weigh.dtypes import FLOAT32, INT64, DType
@@ -34,6 +33,7 @@ from weigh.kernels.compiled import compiled_cross_entropy
 from weigh.models.common import CausalModel, CausalOutput
 from weigh.models.llama import LlamaConfig
 from weigh.recipes.training import Loop, Training, parallel
+from weigh.records import dataclass, replace
 from weigh.runtimes import Runtime
 from weigh.techniques import Technique
 from weigh.techniques.checkpointing import Checkpointing, Packed

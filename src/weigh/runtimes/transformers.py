@@ -12,7 +12,6 @@ Read: transformers 4.45, 4.48 and 5.23, accelerate 1.0, peft 0.13.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 from weigh.dtypes import BFLOAT16, FLOAT16
@@ -20,6 +19,7 @@ from weigh.ghost.autocast import autocast
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import CausalModel, CausalOutput
 from weigh.recipes.training import Loop, Training
+from weigh.records import dataclass, replace
 from weigh.runtimes import Overhead, Runtime
 from weigh.techniques.lora import Lora
 from weigh.trace.events import BACKWARD

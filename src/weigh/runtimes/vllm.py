@@ -11,12 +11,12 @@ Read: 0.6.4, 0.8.5, 0.9.2, 0.12, 0.17, 0.21, 0.22, 0.25 (`v1/worker/gpu_worker.p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from weigh import formats
 from weigh.errors import NotModelledError, UsageError
 from weigh.kernels.workspaces import workspace_bytes
+from weigh.records import dataclass
 from weigh.runtimes import additions, fused, methods, paged, profiling, sharding
 from weigh.runtimes.engine import (
     ACTIVATIONS,

@@ -6,10 +6,10 @@ What the authors count as N differs, and so do their data and tokenizers: losses
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from weigh.errors import UnknownNameError, UsageError
+from weigh.records import dataclass
 from weigh.units import format_count
 
 PF_DAY = 1e15 * 86_400

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import log
 from typing import TYPE_CHECKING, Any
 
 from weigh import api
 from weigh.models import language_config
+from weigh.records import dataclass
 from weigh.sources.catalogue import entries
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ The source is that model's, with the adapter's settings and tensors beside it.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from weigh.errors import InputError
+from weigh.records import replace
 from weigh.sources.strict_json import read_object
 
 if TYPE_CHECKING:

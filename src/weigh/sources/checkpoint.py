@@ -5,8 +5,9 @@ The readers of every format (`safetensors`, `gguf`, `pytorch`) return a `Checkpo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from weigh.records import dataclass, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,10 +7,10 @@ that lists them, for nobody can know which is meant.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from weigh.errors import InputError
+from weigh.records import replace
 from weigh.sources.checkpoint import SUFFIXES
 from weigh.sources.shards import counted, one_set, read_index, read_set
 from weigh.sources.source import Source

@@ -7,7 +7,6 @@ Mirrors `torch/utils/checkpoint.py` (2.13), in both forms, wrapped around every 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -22,6 +21,7 @@ from weigh.ghost.ops.matmul import Mm
 from weigh.ghost.ops.table import Op, apply
 from weigh.ghost.state import enable_grad, no_grad, recomputing, saved_tensors_hooks, state
 from weigh.ghost.tensor import Tensor
+from weigh.records import dataclass
 from weigh.techniques import Technique
 
 MODES = ("full", "reentrant", "selective")

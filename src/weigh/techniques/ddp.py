@@ -9,14 +9,13 @@ Left out: the broadcast of buffers before every forward pass, a copy of them for
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from weigh.dims import Size
 from weigh.dtypes import DType
 from weigh.errors import WeighError
 from weigh.ghost.nn import Module
 from weigh.ghost.state import inside_unit
 from weigh.ghost.tensor import empty
+from weigh.records import dataclass
 from weigh.techniques import Technique
 from weigh.trace.events import COMMUNICATION
 

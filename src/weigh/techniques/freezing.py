@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from weigh.errors import UnknownNameError, WeighError
 from weigh.ghost import nn
 from weigh.ghost.nn import Module, Stack
+from weigh.records import dataclass
 from weigh.techniques import Technique
 
 PARTS = ("embeddings", "all_but_last_layer", "all_but_head", "layers_first_half")

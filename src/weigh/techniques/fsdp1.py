@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dims import Shape, Size
@@ -28,6 +27,7 @@ from weigh.ghost.ledger import Ledger
 from weigh.ghost.nn import Module
 from weigh.ghost.state import inside_unit, no_grad, state
 from weigh.ghost.tensor import Storage, Tensor, empty
+from weigh.records import dataclass
 from weigh.techniques import Technique
 from weigh.techniques.hooks import map_tensors, when_gradients_come
 from weigh.techniques.placing import Place, managed, places

@@ -17,7 +17,6 @@ What decides the memory:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
@@ -29,6 +28,7 @@ from weigh.ghost.autograd import queue_callback
 from weigh.ghost.nn import Module
 from weigh.ghost.state import inside_unit, no_grad, state
 from weigh.ghost.tensor import Storage, Tensor, empty
+from weigh.records import dataclass
 from weigh.techniques import Technique
 from weigh.techniques.hooks import map_tensors, when_gradients_come
 from weigh.techniques.placing import Place, managed, places

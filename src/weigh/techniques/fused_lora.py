@@ -8,7 +8,6 @@ is saved but the input as each dropout left it, and the input's gradient is writ
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeGuard
 
@@ -20,6 +19,7 @@ from weigh.ghost.nn import Module
 from weigh.ghost.ops.table import Op, apply
 from weigh.ghost.state import no_grad
 from weigh.ghost.tensor import Tensor, empty
+from weigh.records import dataclass
 from weigh.techniques import Technique
 from weigh.techniques.lora import LoraLinearBnb
 from weigh.techniques.quantization import Linear4bit

@@ -11,7 +11,6 @@ layer until its backward pass.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dims import Size
@@ -21,6 +20,7 @@ from weigh.ghost.nn import Module, name_modules
 from weigh.ghost.ops.table import Op, apply
 from weigh.ghost.state import no_grad
 from weigh.ghost.tensor import Tensor, empty
+from weigh.records import dataclass
 from weigh.techniques import Technique
 from weigh.techniques.packed import PackedLinear, replace_linear
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dtypes import BFLOAT16, FLOAT16, FLOAT32, DType
@@ -17,6 +16,7 @@ from weigh.ghost import nn, ops
 from weigh.ghost.nn import Module, name_modules
 from weigh.ghost.state import inside_unit, state
 from weigh.ghost.tensor import Tensor
+from weigh.records import dataclass
 from weigh.techniques import Technique
 from weigh.techniques.int8 import Linear8bitLt
 from weigh.techniques.packed import PackedLinear

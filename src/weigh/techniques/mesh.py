@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from weigh.errors import UsageError
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

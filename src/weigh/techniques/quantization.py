@@ -10,7 +10,6 @@ keeps its input as an attribute, not as a saved tensor: no checkpoint drops it, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dims import Size
@@ -21,6 +20,7 @@ from weigh.ghost.nn import Module, name_modules
 from weigh.ghost.ops.table import Op, apply
 from weigh.ghost.state import inside_unit, no_grad
 from weigh.ghost.tensor import Tensor, empty
+from weigh.records import dataclass
 from weigh.techniques import Technique
 from weigh.techniques.packed import PackedLinear, replace_linear
 from weigh.trace.events import WEIGHT

@@ -9,7 +9,6 @@ everything else is on every rank.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dims import Shape
@@ -19,6 +18,7 @@ from weigh.ghost.nn import Module
 from weigh.ghost.ops.table import Op, apply
 from weigh.ghost.state import inside_unit, state
 from weigh.ghost.tensor import Tensor, empty
+from weigh.records import dataclass
 from weigh.techniques import Technique
 from weigh.trace.events import WEIGHT
 

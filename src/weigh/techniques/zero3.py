@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -30,6 +29,7 @@ from weigh.ghost.nn import Module, Parameter
 from weigh.ghost.ops.table import Op, apply
 from weigh.ghost.state import no_grad, state
 from weigh.ghost.tensor import Tensor, empty
+from weigh.records import dataclass
 from weigh.techniques import Technique
 from weigh.techniques.hooks import when_gradients_come
 from weigh.trace.events import COMMUNICATION, UNSHARDED, WEIGHT

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from typing import Any
 
 from weigh.errors import NotModelledError, UnknownNameError, UsageError
+from weigh.records import dataclass, fields
 
 MIB = 1 << 20
 INTERVALS = 16

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from itertools import groupby, zip_longest
 
+from weigh.records import dataclass, field
 from weigh.trace.events import LOAD, PURPOSES, Allocation, Trace
 from weigh.trace.expand import expand
 from weigh.trace.peak import PhasePeak, breakdown, phase_peaks

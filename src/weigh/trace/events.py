@@ -7,9 +7,9 @@ snapshot) and everything that answers a question reads one. It holds no framewor
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from weigh.dims import Shape, Size
+from weigh.records import dataclass, field
 
 WEIGHT = "weight"
 BUFFER = "buffer"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeVar
 
 from weigh.dims import Dim, Size, largest, undominated
+from weigh.records import dataclass
 from weigh.trace.events import Allocation, Mark, Span, Trace
 
 K = TypeVar("K", bound=Hashable)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 
+from weigh.records import dataclass, field
 from weigh.trace.allocator import Block, CachingAllocator, DeviceFull
 from weigh.trace.allocator_settings import AllocatorSettings
 from weigh.trace.events import Allocation, Mark, Trace

@@ -12,11 +12,11 @@ from __future__ import annotations
 import gc
 import pickle
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from weigh.errors import InputError
+from weigh.records import dataclass
 from weigh.trace.allocator import SMALL_SEGMENT
 from weigh.trace.allocator_settings import AllocatorSettings
 from weigh.trace.events import LOAD, UNATTRIBUTED, Allocation, Mark, Trace

@@ -12,7 +12,6 @@ import hashlib
 import json
 import statistics
 from collections import defaultdict
-from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,6 +24,7 @@ from weigh.hardware.roofline import PEAK, Efficiency
 from weigh.recipes.keeping import Keeping, keep
 from weigh.recipes.pace import Machine
 from weigh.recipes.work import AS_RUN, Pass, Weights, passes, weights_of
+from weigh.records import dataclass, replace
 from weigh.sources.catalogue import find
 
 if TYPE_CHECKING:

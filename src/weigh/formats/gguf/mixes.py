@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from weigh import dtypes
 from weigh.dtypes import DType
 from weigh.errors import NotModelledError, UnknownNameError
+from weigh.records import dataclass
 
 BASE = {
     **{name: name.lower() for name in "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q6_K TQ1_0 TQ2_0 Q1_0".split()},

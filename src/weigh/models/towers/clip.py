@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weigh.ghost import nn
 from weigh.models.config import Keys, Pair
 from weigh.models.parts import Parts, positions
 from weigh.models.towers.parts import Maker, Tower, Vision, patches
+from weigh.records import dataclass
 
 PROJECTIONS = ("k_proj", "v_proj", "q_proj", "out_proj")
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from weigh.ghost import nn
 from weigh.models.parts import Parts
 from weigh.models.towers.parts import Audio, Maker, Tower, Vision
+from weigh.records import dataclass
 
 
 def clippable(make: Maker, width_in: int, width_out: int, clipped: bool) -> Parts:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from weigh.ghost import nn
 from weigh.models.config import Pair
 from weigh.models.parts import Parts
 from weigh.models.towers.parts import Maker, Tower, Vision, patches
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 from weigh.ghost import nn
 from weigh.models.config import Pair
 from weigh.models.parts import Parts
 from weigh.models.towers.parts import Maker, Tower, Vision
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

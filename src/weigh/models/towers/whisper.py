@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 from weigh.dtypes import FLOAT32
 from weigh.ghost import nn
 from weigh.models.parts import Parts
 from weigh.models.towers.parts import Audio, Maker, Tower
+from weigh.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import lcm
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from weigh.quant.arrays import numpy_dtype
 from weigh.quant.checkpoint.inspecting import inspect
 from weigh.quant.checkpoint.reading import raw
 from weigh.quant.errors import Errors, compare
+from weigh.records import dataclass
 from weigh.report.header import header
 from weigh.report.text import PLAIN, Style, table
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from weigh.errors import InputError
 from weigh.quant.checkpoint.plan import LARGEST_COPY, MANIFEST, read_config
 from weigh.quant.checkpoint.stored import Matrix, read
+from weigh.records import dataclass
 from weigh.report.header import header
 from weigh.report.text import PLAIN, Style, exactly, table
 from weigh.sources.weights import open_weights

@@ -6,11 +6,11 @@ safetensors: a header of JSON, then the tensors, those of wide elements first, s
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from weigh.errors import InputError
+from weigh.records import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from weigh.errors import InputError, NotModelledError
 from weigh.quant.checkpoint.gguf_file import value
+from weigh.records import dataclass
 from weigh.sources.gguf_config import COMMON, HEAD
 from weigh.sources.strict_json import read_object
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from dataclasses import dataclass
 from functools import cached_property
 from math import lcm
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +18,7 @@ from weigh.errors import InputError, UsageError
 from weigh.quant.checkpoint.layout import File, Output, safetensors_files
 from weigh.quant.checkpoint.rules import FLOATS, Rules, module_of
 from weigh.quant.checkpoint.stored import read as read_stored
+from weigh.records import dataclass
 from weigh.sources.checkpoint import SUFFIXES
 from weigh.sources.strict_json import read_object
 from weigh.units import format_bytes

@@ -7,11 +7,11 @@ models give them; and what the user says. A name that no rule knows is a linear 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from weigh.errors import UsageError
+from weigh.records import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

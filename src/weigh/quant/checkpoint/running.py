@@ -10,7 +10,6 @@ import errno
 import json
 import os
 import shutil
-from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +21,7 @@ from weigh.quant.checkpoint.journal import NAME as JOURNAL
 from weigh.quant.checkpoint.journal import Hashes, Journal, guarded
 from weigh.quant.checkpoint.layout import index
 from weigh.quant.checkpoint.plan import MANIFEST
+from weigh.records import dataclass, replace
 from weigh.units import format_bytes
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ bits of packed integers). What comes out has the model's own number format, roun
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from math import lcm, prod
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from weigh.formats.bitsandbytes import NESTED_BLOCK
 from weigh.formats.compressed_tensors import CompressedTensors
 from weigh.quant.checkpoint.layout import SPELLED
 from weigh.quant.checkpoint.targets.bitsandbytes import check_state
+from weigh.records import dataclass
 from weigh.sources.checkpoint import StoredTensor
 from weigh.sources.opened import damaged
 

@@ -8,7 +8,6 @@ some types). Rows must be whole blocks. The types whose codes are points of a gr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -20,6 +19,7 @@ from weigh.errors import InputError, NotModelledError
 from weigh.quant.arrays import pieces
 from weigh.quant.base import Packed, Part, Quantizer, matrix, one_of, refuse_infinite
 from weigh.quant.blockwise import largest
+from weigh.records import dataclass
 
 TYPES = {
     **dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "q8_0"), "simple"),

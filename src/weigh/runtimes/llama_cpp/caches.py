@@ -6,12 +6,12 @@ Read: llama.cpp b6000 and later (`src/llama-kv-cache.cpp`, `llama-kv-cache-iswa.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from weigh import dtypes
 from weigh.errors import InputError, NotModelledError
 from weigh.models.layout import FULL, LATENT, NOTHING, RECURRENT, SLIDING, LayerCache, State
+from weigh.records import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

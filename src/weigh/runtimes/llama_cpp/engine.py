@@ -7,13 +7,13 @@ defaults of the options) of llama.cpp af6528e6d (2026).
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, ClassVar
 
 from weigh import dtypes
 from weigh.errors import UnknownNameError, UsageError
 from weigh.formats.gguf import numbered, predict
+from weigh.records import dataclass, replace
 from weigh.runtimes.engine import (
     ACTIVATIONS,
     EXACT,

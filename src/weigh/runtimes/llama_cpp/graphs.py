@@ -8,13 +8,13 @@ no size depends on them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from weigh import dtypes
 from weigh.dtypes import FLOAT16, FLOAT32, INT32, INT64
 from weigh.errors import NotModelledError
 from weigh.models.layout import NOTHING, RECURRENT, SLIDING
+from weigh.records import dataclass
 from weigh.runtimes.llama_cpp import gemma4, ggml, hybrid
 from weigh.runtimes.llama_cpp.ggml import Graph, Tensor
 from weigh.runtimes.llama_cpp.releases import NEWER, OLDER, OLDEST

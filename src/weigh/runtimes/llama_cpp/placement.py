@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from weigh import dtypes
 from weigh.models.common import period_of
 from weigh.models.layout import FULL, LATENT, SLIDING, LayerCache, State
+from weigh.records import dataclass, field, replace
 from weigh.runtimes.llama_cpp.allocator import BufferType
 from weigh.runtimes.llama_cpp.releases import NEWER, OLDER, OLDEST
 from weigh.runtimes.llama_cpp.scheduler import GET_ROWS_TYPES, Backend

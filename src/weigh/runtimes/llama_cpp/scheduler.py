@@ -8,9 +8,9 @@ than one copy (pipeline parallelism) inputs are there once a copy, and the alloc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from weigh.records import dataclass
 from weigh.runtimes.llama_cpp.allocator import BufferType, reserve
 from weigh.runtimes.llama_cpp.ggml import VIEWS, Graph, Tensor
 

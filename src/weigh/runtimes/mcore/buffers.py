@@ -10,7 +10,6 @@ multiples of 128 and of the ranks.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import groupby
 from math import lcm
 from weakref import ref
@@ -19,6 +18,7 @@ from weigh.dtypes import BFLOAT16, FLOAT32, DType
 from weigh.ghost.nn import Parameter
 from weigh.ghost.tensor import Tensor, empty
 from weigh.optimizers.base import Choice, Optimizer
+from weigh.records import dataclass
 from weigh.trace.events import GRADIENT, OPTIMIZER_STATE, WEIGHT
 
 ALIGNMENT = 64

@@ -7,12 +7,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weigh.dims import round_up
 from weigh.errors import NotModelledError
 from weigh.models.config import Keys
+from weigh.records import dataclass
 
 ROTARY = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3")
 """RMSNorm, rotary positions and a gated MLP."""

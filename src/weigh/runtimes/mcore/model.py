@@ -7,7 +7,6 @@ Mirrors `models/gpt/gpt_model.py`, `transformer/transformer_layer.py`, `attentio
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import partial
 
 from weigh.dims import Size
@@ -16,6 +15,7 @@ from weigh.ghost import nn, ops
 from weigh.ghost.ops.table import apply
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import CausalModel
+from weigh.records import dataclass, field
 from weigh.runtimes.mcore import rows
 from weigh.runtimes.mcore.config import MegatronConfig
 from weigh.techniques.checkpointing import reentrant_checkpoint

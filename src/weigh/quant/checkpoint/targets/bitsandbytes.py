@@ -7,13 +7,13 @@ known last: in fp32, of at most 9 digits, so that the text can be padded to the 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from weigh.errors import InputError
 from weigh.formats.bitsandbytes import BLOCK, NESTED_BLOCK
 from weigh.quant.checkpoint.targets.base import Encoder, Rows, Target, kept_modules
+from weigh.records import dataclass, replace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

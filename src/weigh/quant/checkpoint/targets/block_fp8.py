@@ -6,10 +6,10 @@ smaller where sizes are no multiples of 128.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from weigh.quant.checkpoint.targets.base import Encoder, Rows, Target, kept_modules
+from weigh.records import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

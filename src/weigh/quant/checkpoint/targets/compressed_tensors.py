@@ -6,13 +6,13 @@ which store nothing: their scales are found when the model runs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from weigh import dtypes
 from weigh.errors import UsageError
 from weigh.formats import compressed_tensors as layout
 from weigh.quant.checkpoint.targets.base import Encoder, Rows, Target, kept_modules
+from weigh.records import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -212,7 +212,7 @@ class Nvfp4Encoder(Rows):
         self.amax = max(self.amax, -least, most)
 
     def encode(self, slab: Any) -> dict[str, Any]:
-        from dataclasses import replace
+        from weigh.records import replace
 
         self.quantizer = replace(self.quantizer, amax=self.amax)
         parts = self.quantizer.quantize(slab.reshape(-1, self.columns)).parts

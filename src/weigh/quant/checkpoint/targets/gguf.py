@@ -7,7 +7,6 @@ its names and key-value pairs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +18,7 @@ from weigh.quant.checkpoint.layout import Output
 from weigh.quant.checkpoint.llama_cpp import Model, model_of, pairs_of
 from weigh.quant.checkpoint.rules import module_of
 from weigh.quant.checkpoint.targets.base import Cast, Encoder, Rows, Target
+from weigh.records import dataclass, field, replace
 from weigh.sources.gguf import read_pairs
 
 if TYPE_CHECKING:

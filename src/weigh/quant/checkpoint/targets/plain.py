@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from weigh import dtypes
 from weigh.quant.checkpoint.layout import Output
 from weigh.quant.checkpoint.targets.base import Encoder, Target
+from weigh.records import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
