@@ -8,7 +8,6 @@ Shapes: S pairs of a token and an expert that it chose, E experts, D hidden size
 
 from __future__ import annotations
 
-
 from weigh.dtypes import FLOAT32, INT32, INT64, DType
 from weigh.errors import NotModelledError
 from weigh.ghost import nn, ops
