@@ -42,6 +42,15 @@ def test_lines_are_read_as_their_parsers_do(line: str, words: dict[str, object])
     assert found.words == words
 
 
+def test_variables_of_the_allocator() -> None:
+    line = "PYTORCH_ALLOC_CONF=expandable_segments:True vllm serve m"
+    found = commands.read([line])
+    assert found.words == {"alloc_conf": "expandable_segments:True"}
+    written, left = commands.write("sglang", "m", found.words, "vllm")
+    assert not left
+    assert written.startswith("PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True python -m sglang.launch_server")
+
+
 def test_models_that_draft() -> None:
     line = 'vllm serve m --speculative-config \'{"model": "d", "num_speculative_tokens": 2}\''
     assert commands.read([line]).draft == "d"

@@ -24,12 +24,10 @@ NOTES = json.loads((Path(__file__).parents[1] / "data/measured/notes.json").read
 CACHES = [name for name in NOTES if name in CASES]
 """Caches that are not predicted."""
 WEIGHTS = {
-    "vl-021": "94 MiB more than tensors and blocks, of which 60 in the run beside it too: not known",
-    "vl-022": "60 MiB more than tensors and blocks: not known",
-    "vl-029": "4 MiB less: as if its allocator had no blocks of 20 MiB (expandable segments)",
-    "vl-038": "26 MiB less: the checkpoint's scheme is not printed",
+    "vl-021": "ROCm: the drop of free memory, 70.0 MiB more than the allocator's segments",
+    "vl-022": "ROCm: the drop of free memory, 40.0 MiB more than the allocator's segments",
     "vl-055": "1 MiB above the rounding: the second rank printed it, which another run has 10 MiB more of",
-    "vl-046": "99 MiB less: what the checkpoint leaves unquantized is not printed",
+    "vl-046": "165 MiB less, where the size of the checkpoint is met: not known",
 }
 """Weights that are not exact."""
 

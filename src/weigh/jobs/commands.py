@@ -38,6 +38,10 @@ class Flag(NamedTuple):
     kind: str = NUMBER
 
 
+ALLOCATOR = {name: Flag("alloc_conf", WORD) for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")}
+"""Variables that set PyTorch's caching allocator."""
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """How a program's command line is read and written."""
@@ -55,6 +59,8 @@ class Command:
     """Flags that matter and are not modelled, and what they ask for."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that stand for flags: what their names begin with, or are, and what takes that place."""
+    variables: Mapping[str, Flag] = field(default_factory=dict)
+    """Variables of its environment that are used and have no flag, the usual one first of those that say the same."""
     positional_model: bool = False
     """The first word that is no option is the model."""
 
@@ -97,7 +103,12 @@ def read(words: Sequence[str]) -> ServeCommand:
             raise UsageError(f"does not parse: {error}", where="the command", hint="Close the quotes.") from None
     assigned, words = _assignments(words)
     program, rest = _program(words)
-    return _Reading(program).read([*_from_environment(program, assigned), *rest])
+    reading = _Reading(program)
+    for name, flag in program.variables.items():
+        if name in assigned:
+            reading.words[flag.word] = _value(assigned[name], flag.kind, name)
+            reading.used.append(name)
+    return reading.read([*_from_environment(program, assigned), *rest])
 
 
 def _assignments(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -288,9 +299,11 @@ def write(engine: str, model: str, words: Mapping[str, Any], of: str) -> tuple[s
     for name, flag in one.flags.items():
         by_word.setdefault(flag.word, (name, flag))
     said, left = [*one.starts[0].split()], []
+    variables = {flag.word: name for name, flag in reversed(one.variables.items())}
+    said = [f"{variables[word]}={value}" for word, value in words.items() if value and word in variables] + said
     said += [model] if one.positional_model else [by_word["model"][0], model]
     for word, value in words.items():
-        if value is None:
+        if value is None or word in variables:
             continue
         name = next((row.get(engine, word) for row in SAME if row.get(of) == word), word)
         if name not in by_word:

@@ -5,7 +5,7 @@ Read: SGLang 0.5.6 (`srt/server_args.py`).
 
 from __future__ import annotations
 
-from weigh.jobs.commands import NUMBER, REAL, TRUE, WORD, Command, Flag
+from weigh.jobs.commands import ALLOCATOR, NUMBER, REAL, TRUE, WORD, Command, Flag
 
 HARMLESS = """
     --allow-auto-truncate --api-key --attention-backend --base-gpu-id --bucket-e2e-request-latency --chat-template
@@ -89,6 +89,7 @@ COMMAND = Command(
     },
     harmless=frozenset(HARMLESS),
     alone=frozenset(ALONE),
+    variables=ALLOCATOR,
     refused={
         "--config": "a file of flags",
         "--cpu-offload-gb": "weights in the host's memory",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from weigh.errors import NotModelledError
-from weigh.jobs.commands import FALSE, JSON, NUMBER, REAL, TOKENS, TRUE, WORD, Command, Flag
+from weigh.jobs.commands import ALLOCATOR, FALSE, JSON, NUMBER, REAL, TOKENS, TRUE, WORD, Command, Flag
 
 HARMLESS = """
     --additional-config --aggregate-engine-logging --all2all-backend --allow-credentials
@@ -115,6 +115,7 @@ COMMAND = Command(
     },
     harmless=frozenset(HARMLESS),
     alone=frozenset(ALONE),
+    variables=ALLOCATOR,
     refused={
         "--config": "a file of flags",
         "--decode-context-parallel-size": "decode context parallelism",

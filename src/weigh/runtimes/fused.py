@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from weigh.dtypes import DType
     from weigh.ghost.nn import Module
     from weigh.runtimes.engine import Served
+    from weigh.trace.allocator_settings import AllocatorSettings
 
 PADDING = 64
 """Rows of the vocabulary are padded to a multiple of it (`DEFAULT_VOCAB_PADDING_SIZE`)."""
@@ -51,7 +52,14 @@ MXFP4_PADDING = {(9, 0): (1, 64), (10, 0): (256, 256), MARLIN: (256, 128)}
 (`mxfp4.py: get_mxfp4_backend, create_weights`: Triton's on Hopper, FlashInfer's on Blackwell, else Marlin)."""
 TOWERS = ("vision", "visual", "audio", "projector")
 """Parts of the names of modules that see or hear."""
+SMALL_GATES = frozenset("gate router shared_expert_gate in_proj_a in_proj_b in_proj_ba".split())
+"""What those who publish quantized checkpoints leave as it is: the choice of experts, whose outputs are few, and the
+gates of linear attention, which have fewer outputs than Marlin's kernels take (llm-compressor's `ignore` and
+AutoRound's, on the pages of Qwen3.6-27B's W4A16)."""
 
+RELAID = ("weight_packed", "weight_scale")
+"""Parts of compressed-tensors' integers that are written anew for the kernels, of a linear layer by way of a copy of
+the transposed one (`mixed_precision/marlin.py`, `compressed_tensors_moe.py: process_weights_after_loading`)."""
 SCALES = 7
 """Numbers of four bytes that every attention has on the device: its scales of q, k, v and p, and ranges of q, k, v."""
 
@@ -69,6 +77,8 @@ class Held(NamedTuple):
     """One that goes when it is there."""
     routed: bool = False
     """Of experts, of which a token goes through some."""
+    relaid: tuple[int, ...] | None = None
+    """Once all are loaded it is written anew in the order that kernels want, by way of these temporaries; None: not."""
 
 
 class _Parameter(NamedTuple):
@@ -116,32 +126,40 @@ def routed(tensors: Iterable[Held]) -> int:
     return sum(one.num_bytes for one in tensors if one.routed)
 
 
-def allocated(tensors: Iterable[Held]) -> int:
+def allocated(tensors: Iterable[Held], settings: AllocatorSettings | None = None) -> int:
     """What PyTorch's allocator counts as allocated once all of them are there.
 
     A request that leaves less than 1 MiB of a large block keeps the whole block: engines print these bytes too.
     """
-    return _loaded(tensors).allocated
+    return _loaded(tensors, settings).allocated
 
 
-def reserved(tensors: Iterable[Held]) -> int:
-    """What PyTorch's allocator has from the driver then, its cache given back."""
-    allocator = _loaded(tensors)
-    allocator.empty_cache()
+def reserved(tensors: Iterable[Held], settings: AllocatorSettings | None = None, with_cache: bool = False) -> int:
+    """What PyTorch's allocator has from the driver then, its cache given back or not."""
+    allocator = _loaded(tensors, settings)
+    if not with_cache:
+        allocator.empty_cache()
     return allocator.reserved
 
 
-def _loaded(tensors: Iterable[Held]) -> CachingAllocator:
-    allocator = CachingAllocator()
+def _loaded(tensors: Iterable[Held], settings: AllocatorSettings | None) -> CachingAllocator:
+    allocator = CachingAllocator(settings)
+    relaid = []
     for one in tensors:
         first = [allocator.malloc(size) for size in one.first if size]
         beside = allocator.malloc(one.beside) if one.beside else None
         for block in first:
             allocator.free(block)
-        if one.num_bytes:
-            allocator.malloc(one.num_bytes)
+        own = allocator.malloc(one.num_bytes) if one.num_bytes else None
         if beside is not None:
             allocator.free(beside)
+        if own is not None and one.relaid is not None:
+            relaid.append((own, one))
+    for own, one in relaid:
+        first = [allocator.malloc(size) for size in one.relaid or ()]
+        allocator.malloc(one.num_bytes)
+        for block in [*first, own]:
+            allocator.free(block)
     return allocator
 
 
@@ -239,7 +257,7 @@ class _Loading:
 
     def _is_quantized(self, one: _Parameter, weight: Weight, form: Format) -> bool:
         """Checkpoints of methods that are only named leave what sees and hears as it is."""
-        if self.wanted is not None and any(part in one.module for part in TOWERS):
+        if self.wanted is not None and (one.leaf in SMALL_GATES or any(part in one.module for part in TOWERS)):
             return False
         return form.converts(replace(weight, name=f"{one.module}.weight"))
 
@@ -249,7 +267,10 @@ class _Loading:
             size = stored.num_bytes
             if form.method == "compressed-tensors" and stored.name.endswith("weight_scale") and self._is_float(form):
                 size = FLOAT32.num_bytes(stored.elements)  # `ChannelQuantScaleParameter` and its like
-            yield Held(stored.name, size * experts, "weights", routed=weight.kind == EXPERTS)
+            is_routed, relaid = weight.kind == EXPERTS, None
+            if form.title.startswith("pack-quantized") and stored.name.endswith(RELAID):
+                relaid = () if is_routed else (size,)
+            yield Held(stored.name, size * experts, "weights", routed=is_routed, relaid=relaid)
 
     @staticmethod
     def _is_float(form: Format) -> bool:

@@ -35,10 +35,12 @@ from weigh.runtimes.engine import (
     Served,
     ServeJob,
     Share,
+    Text,
     Version,
     check_cache,
     check_limits,
 )
+from weigh.trace.allocator_settings import AllocatorSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,6 +92,8 @@ class SglangOptions:
     """Tokens of the windows' pool for each of the other."""
     num_draft_tokens: int | None = None
     """Tokens that a draft proposes."""
+    alloc_conf: Text | None = None
+    """How PyTorch's allocator is set (PYTORCH_CUDA_ALLOC_CONF): "expandable_segments:True"."""
 
 
 class Sglang(Engine):
@@ -128,7 +132,8 @@ class _Start:
         experts_over = self.job.tensor if self.options.enable_dp_attention else self.job.tensor * self.job.data
         rank = sharding.Rank(self.ranks, experts_over, self.job.expert, 0, self.job.pipeline)
         held = list(fused.held(self.served, rank, self.job.quantization, self.capability))
-        weights = fused.reserved(held)
+        settings = None if self.options.alloc_conf is None else AllocatorSettings.parse(self.options.alloc_conf)
+        weights = fused.reserved(held, settings)
         draft = self._draft()
         rest = self._rest(weights + draft)
         state, states = self._states(rest)

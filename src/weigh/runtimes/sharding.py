@@ -14,7 +14,14 @@ from weigh.records import dataclass
 if TYPE_CHECKING:
     from weigh.runtimes.engine import ServeJob
 
-FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"), ("wi_0", "wi_1"))
+FUSED = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("gate_proj", "up_proj"),
+    ("w1", "w3"),
+    ("wi_0", "wi_1"),
+    ("in_proj_qkv", "in_proj_z"),
+    ("in_proj_b", "in_proj_a"),
+)
 """Matrices that become one."""
 COLUMN = frozenset(
     """q_proj k_proj v_proj qkv_proj query_key_value c_attn Wqkv W_pack qkv gate_proj up_proj gate_up_proj w1 w3 wi

@@ -38,6 +38,7 @@ from weigh.runtimes.engine import (
     check_cache,
     check_limits,
 )
+from weigh.trace.allocator_settings import AllocatorSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +49,9 @@ LATER_SHARE = (0, 21)
 """From here on it takes 0.92 of a device where nobody says, 0.9 before; and graphs come off the cache."""
 FILTERS_IN_PLACE = (0, 17)
 """From here on the sampler filters with a kernel of its own, and sorts no more."""
+FREE_MEMORY = (0, 7, 3), (0, 25)
+"""From the first on and before the second, weights on AMD's devices are the drop of the device's free memory: segments
+of the allocator, those it has cached too (0.9.2, 0.10, 0.14 were read, and 0.25, which asks the allocator again)."""
 CALIBRATED = (0, 17)
 """From here on a checkpoint's own scheme of keys and values is followed."""
 CALIBRATION = ("kv_cache_scheme", "kv_cache_quant_algo")
@@ -103,6 +107,8 @@ class VllmOptions:
     """GiB of weights on each rank that stay in the host's memory."""
     language_model_only: bool = False
     """The parts that see or hear are not loaded."""
+    alloc_conf: Text | None = None
+    """How PyTorch's allocator is set (PYTORCH_CUDA_ALLOC_CONF): "expandable_segments:True"."""
 
 
 class Vllm(Engine):
@@ -168,7 +174,7 @@ class _Start:
         """The parts of a rank of a pipeline stage, without the cache."""
         rank = sharding.rank_of(self.job, stage)
         held = list(self._held(rank))
-        total = fused.allocated(held)
+        total = self._counted(held)
         self.routed += fused.routed(held)
         loaded = sum(one.num_bytes for one in held if one.of == "weights")
         buffers = sum(one.num_bytes for one in held) - loaded
@@ -186,6 +192,14 @@ class _Start:
         size, why = (NON_TORCH_RANKS, "kernels and NCCL") if ranks else (NON_TORCH, "kernels as they are loaded")
         parts.append(Part("outside of PyTorch", OVERHEAD, size, ASSUMED, f"{why}: 0.01 to 0.2 GiB in published logs"))
         return parts
+
+    def _counted(self, held: list[fused.Held]) -> int:
+        """What loading takes, as the log has it (`platforms/cuda.py, rocm.py: get_current_memory_usage`)."""
+        settings = None if self.options.alloc_conf is None else AllocatorSettings.parse(self.options.alloc_conf)
+        is_amd = self.device is not None and self.device.maker == "AMD"
+        if is_amd and FREE_MEMORY[0] <= self.version.numbers < FREE_MEMORY[1]:
+            return fused.reserved(held, settings, with_cache=True)
+        return fused.allocated(held, settings)
 
     def _held(self, rank: sharding.Rank) -> Iterator[fused.Held]:
         found = fused.held(self.served, rank, self.job.quantization, self.capability, self.options.runner == "pooling")

@@ -154,6 +154,7 @@ def _vllm(row: Mapping[str, Any], where: str) -> dict[str, int]:
         speculative_method="mtp" if "mtp" in draft else None,
         max_cudagraph_capture_size=captured or None,
         language_model_only=_is_blind(serving.get("limit_mm_per_prompt")),
+        alloc_conf=_extra(row).get("alloc_conf"),
         runner="pooling" if "without an output layer" in str(_extra(row).get("config_parameters_note")) else "auto",
     )
     release = engine.version(vllm.ENGINE, str(row.get("runtime_version") or ""))
