@@ -299,7 +299,7 @@ def write(engine: str, model: str, words: Mapping[str, Any], of: str) -> tuple[s
     for name, flag in one.flags.items():
         by_word.setdefault(flag.word, (name, flag))
     said, left = [*one.starts[0].split()], []
-    variables = {flag.word: name for name, flag in reversed(one.variables.items())}
+    variables = {flag.word: name for name, flag in reversed([*one.variables.items()])}
     said = [f"{variables[word]}={value}" for word, value in words.items() if value and word in variables] + said
     said += [model] if one.positional_model else [by_word["model"][0], model]
     for word, value in words.items():
