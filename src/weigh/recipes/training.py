@@ -224,7 +224,8 @@ class Training:
     def mesh(self) -> Mesh:
         """The devices. Raises `UsageError` where they do not divide."""
         world = self.nodes * self.gpus_per_node
-        return Mesh(world, self.tensor, self.pipeline, self.context, self.expert, self.replicas)
+        shares = self.expert, self.expert_tensor, self.replicas
+        return Mesh(world, self.tensor, self.pipeline, self.context, *shares)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,9 @@ class Mesh:
     context: int = 1
     """That share each sequence."""
     expert: int = 1
-    """That share the experts; they stand among those that share the data (and the sequence)."""
+    """That share the experts; they stand among those of one pipeline stage."""
+    expert_tensor: int | None = None
+    """That share each expert; None is as many as share each layer."""
     replicas: int = 1
     """Of those that share the data, groups that hold all parameters (hybrid sharding)."""
 
@@ -41,11 +43,12 @@ class Mesh:
                 where="replicas",
                 hint=f"Give a divisor of {self.data}.",
             )
-        if self.data * self.context % self.expert:
+        stage, group = self.world // self.pipeline, self.expert * (self.expert_tensor or self.tensor)
+        if stage % group:
             raise UsageError(
-                f"{self.data * self.context} devices do not divide into groups of {self.expert} that share the experts",
+                f"{stage} devices of a stage do not divide into groups of {group} that share the experts",
                 where="expert",
-                hint="It must divide the devices that share the data times those that share the sequence.",
+                hint="Devices that share the experts, times those that share each of them, must divide a stage's.",
             )
 
     @property

@@ -37,6 +37,8 @@ class PhaseReserve:
     """torch.cuda.max_memory_allocated()"""
     reserved: int
     """torch.cuda.max_memory_reserved()"""
+    after: int
+    """torch.cuda.memory_allocated() at its end: the bytes in blocks, with what each has beyond its request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +237,7 @@ class _Run:
                 reserved = allocator.reserved
                 if reserved > self.reserved:
                     self.reserved, self.event, self.grown = reserved, number, len(allocator.growth)
-        return PhaseReserve(mark, allocated, reserved)
+        return PhaseReserve(mark, allocated, reserved, allocator.allocated)
 
     def _free(self, block: Block, stream: int) -> None:
         if stream in self.dead:

@@ -71,12 +71,12 @@ class Measured:
     @property
     def allocated_after_first_step(self) -> int:
         """The same after the first step."""
-        return int([p for p in phase_peaks(self.trace, True) if p.mark.round == 0][-1].after)  # type: ignore[arg-type]
+        return [p.after for p in self.replayed.phases if p.mark.round == 0][-1]
 
     @property
     def after_load(self) -> int:
         """torch.cuda.memory_allocated() before the first step."""
-        return int([p for p in phase_peaks(self.trace, True) if p.mark.phase == LOAD][-1].after)  # type: ignore[arg-type]
+        return [p.after for p in self.replayed.phases if p.mark.phase == LOAD][-1]
 
     @property
     def reserved_after_load(self) -> int:
