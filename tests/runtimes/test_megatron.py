@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import weigh
-from weigh.dtypes import BFLOAT16, FLOAT16
+from weigh.dtypes import BFLOAT16, FLOAT16, FLOAT32
 from weigh.errors import NotModelledError, UsageError, WeighError
 from weigh.recipes.training import Training, run
 from weigh.runtimes import get
@@ -174,6 +174,36 @@ def test_experts_are_shared_over_their_own_ranks() -> None:
     one = run(MOE, replace(RECIPE, shard="distributed_optimizer"), loop=LOOP)
     total = sum(int(a.num_bytes) for a in one.trace.allocations if a.path == "main_params")  # type: ignore[call-overload]
     assert sum(states) == total
+
+
+ROUTED: dict[str, Any] = {**GPT, "mlp_bias": False, "attention_bias": False, "n_routed_experts": 8} | {
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 512,
+}
+
+
+def kept(recipe: Training) -> tuple[int, int]:
+    """Bytes after loading, and what the first forward pass adds."""
+    found = run(ROUTED, replace(recipe, accumulation=1), loop=LOOP, unroll=True)
+    after = {p.mark.phase: int(p.after) for p in phase_peaks(found.trace) if p.mark.round == 0}  # type: ignore[arg-type]
+    return after[LOAD], after[FORWARD] - after[LOAD]
+
+
+@pytest.mark.parametrize("settings", [{}, {"tensor": 2, "sequence_parallel": True, "expert_tensor": 1, "expert": 4}])
+@pytest.mark.parametrize("dispatcher", ["alltoall", "allgather"])
+def test_experts_one_by_one_keep_what_a_grouped_product_keeps(settings: dict[str, Any], dispatcher: str) -> None:
+    """The same inputs, and four workspaces less."""
+    recipe = replace(RECIPE, gpus_per_node=4, token_dispatcher=dispatcher, **settings)
+    grouped, alone = kept(recipe), kept(replace(recipe, grouped_experts=False))
+    assert grouped[0] == alone[0]
+    assert grouped[1] - alone[1] == 4 * ((32 << 20) + 1024)
+
+
+def test_weights_of_tokens_are_in_the_dtype_of_the_router() -> None:
+    """fp32 where it says so: probabilities of each layer, and weights of the chosen tokens, 2 bytes more each."""
+    tokens, chosen, layers = 2 * 256, 2, 8
+    more = kept(replace(RECIPE, router_dtype=FLOAT32))[1] - kept(RECIPE)[1]
+    assert more == layers * tokens * chosen * 2
 
 
 @pytest.mark.parametrize(

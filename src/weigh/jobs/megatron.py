@@ -18,13 +18,14 @@ HARMLESS = """
     distributed_timeout_minutes distributed_backend use_mcore_models timing_*
     profile* manual_gc* no_mmap_bin_files tiktoken_pattern
     empty_unused_memory_level calculate_per_token_loss override_opt_param_scheduler global_batch_size bias_*
-    no_bias_* no_masked_softmax_fusion rotary_* norm_epsilon use_flash_attn train_iters position_embedding_type
+    no_bias_dropout_fusion
+    no_masked_softmax_fusion rotary_* norm_epsilon use_flash_attn train_iters position_embedding_type
     normalization apply_layernorm_1p clip_grad rampup_batch_size no_rope_fusion
     overlap_param_gather tp_comm_overlap* initial_loss_scale
     check_for_nan_in_loss_and_grad attention_softmax_in_fp32 moe_aux_loss_coeff
     moe_router_load_balancing_type enable_experimental no_check_for_nan_in_loss_and_grad
-    use_rotary_position_embeddings moe_router_dtype recompute_num_layers recompute_method fp8_amax_*
-    make_vocab_size_divisible_by accumulate_allreduce_grads_in_fp32 moe_grouped_gemm moe_permute_fusion
+    use_rotary_position_embeddings recompute_num_layers recompute_method fp8_amax_*
+    make_vocab_size_divisible_by accumulate_allreduce_grads_in_fp32
 """
 MODEL = """
     num_layers hidden_size ffn_hidden_size num_attention_heads group_query_attention num_query_groups kv_channels
@@ -135,7 +136,16 @@ def _layers(book: Book) -> None:
     if flag(book.take("cross_entropy_loss_fusion")):
         book.say("loss", FUSED_LOSSES.get(implementation, implementation), "cross_entropy_loss_fusion")
     dispatcher = book.take("moe_token_dispatcher_type") or "allgather"
+    unfused = [name for name in ("no_bias_gelu_fusion", "no_bias_swiglu_fusion") if flag(book.take(name))]
+    if unfused:
+        book.say("activation_fusion", False, unfused[0])
+    grouped, fused = flag(book.take("moe_grouped_gemm")), flag(book.take("moe_permute_fusion"))
+    router_dtype = book.take("moe_router_dtype")
     if book.document.keys.get("num_experts"):
+        book.say("grouped_experts", grouped, "moe_grouped_gemm")
+        book.say("permute_fusion", fused, "moe_permute_fusion")
+        if router_dtype is not None:
+            book.say("router_dtype", router_dtype, "moe_router_dtype")
         if dispatcher in ("alltoall", "allgather"):
             book.say("token_dispatcher", dispatcher, "moe_token_dispatcher_type")
         else:

@@ -185,6 +185,14 @@ class Training:
     """Megatron-LM: every expert takes so many times its even share of the tokens; None: what comes, taken as even."""
     token_dispatcher: str = "alltoall"
     """Megatron-LM: how tokens come to experts on other devices: "alltoall" or "allgather"."""
+    grouped_experts: bool = True
+    """Megatron-LM: all experts of a device in one grouped product; False runs them one by one."""
+    router_dtype: DType | None = None
+    """Megatron-LM: of the experts' weights for each token; None is the model's."""
+    permute_fusion: bool = False
+    """Megatron-LM: Transformer Engine puts tokens in the order of their experts."""
+    activation_fusion: bool = True
+    """Megatron-LM: an activation is one kernel with its bias and its weights, where there is one."""
     hidden_dropout: float = 0.1
     """Megatron-LM: after the embedding, attention and the MLP."""
     attention_dropout: float = 0.1
@@ -489,7 +497,7 @@ def run(
 
 MEGATRON = (
     *("sequence_parallel", "virtual_pipeline", "context_exchange", "expert_tensor", "capacity_factor"),
-    "token_dispatcher",
+    *("token_dispatcher", "grouped_experts", "router_dtype", "permute_fusion", "activation_fusion"),
     *("hidden_dropout", "attention_dropout", "deterministic", "gradient_accumulation_fusion", "overlap_grad_reduce"),
     *("mask_in_batch", "local_layers", "own_stand_ins"),
 )

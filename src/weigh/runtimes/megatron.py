@@ -7,9 +7,9 @@ Transformer Engine 2.11. What its layers keep is in `weigh.runtimes.mcore`.
 - Attention: Transformer Engine takes cuDNN's kernel from compute capability 9 on and FlashAttention before, and
   (`--deterministic-mode`) FlashAttention from 10 on (`dot_product_attention/utils.py`, `get_attention_backend`).
 - Transformer Engine's workspace: 32 MiB + 1 KiB from compute capability 9 on, else 4 MiB (`cpp_extensions/gemm.py`).
-- Experts: tokens go by all-to-all or are gathered (`--moe-token-dispatcher-type`), through grouped products, in equal
-  shares.
-- Not described: other dispatchers, experts run one by one, uneven stages, Megatron-FSDP, FP8, multi-token prediction,
+- Experts: tokens go by all-to-all or are gathered (`--moe-token-dispatcher-type`), through grouped products or one
+  by one, in equal shares.
+- Not described: other dispatchers, uneven stages, Megatron-FSDP, FP8, multi-token prediction,
   packed sequences, CUDA graphs, user buffers.
 """
 
@@ -42,7 +42,9 @@ from weigh.runtimes.mcore.buffers import (
     main_grad_dtype,
 )
 from weigh.runtimes.mcore.config import MegatronConfig
-from weigh.runtimes.mcore.model import FLASH, FUSED, UNFUSED, GPTModel, GPTStage, Setup, TEGroupedMLP
+from weigh.runtimes.mcore.experts import TEGroupedMLP
+from weigh.runtimes.mcore.layers import FLASH, FUSED, UNFUSED, ExpertLinear, Setup
+from weigh.runtimes.mcore.model import GPTModel, GPTStage
 from weigh.runtimes.mcore.schedules import schedule
 from weigh.techniques import Technique
 from weigh.techniques.checkpointing import Checkpointing
@@ -128,12 +130,13 @@ class Megatron(Loop):
         return MixedPrecisionOptimizer(main_grad_dtype(recipe.dtype) is not FLOAT32, MOMENTS[recipe.optimizer])
 
     def workspaces(self, recipe: Training, model: CausalModel) -> Any:
-        """PyTorch's where PyTorch multiplies (the output layer, the router, Megatron's own layers), and TE's."""
+        """PyTorch's where PyTorch multiplies (the output layer, Megatron's own layers), and TE's (the router too)."""
         assert isinstance(model, GPTModel)
         setup, chunks = model.setup, model.chunks
-        torchs = setup.local or any(c.last for c in chunks) or bool(model.config.num_moe_experts)
+        experts = bool(model.config.num_moe_experts)
+        torchs = setup.local or any(c.last for c in chunks)
         grouped = any(isinstance(m, TEGroupedMLP) for m in model.modules())
-        return _Workspaces(recipe, torchs, 0 if setup.local else 1 + GROUPED_STREAMS * grouped)
+        return _Workspaces(recipe, torchs, (experts or not setup.local) + GROUPED_STREAMS * grouped)
 
     def step(
         self,
@@ -232,6 +235,11 @@ def _setup(shape: MegatronConfig, recipe: Training) -> Setup:
         attention_dropout=recipe.attention_dropout,
         capacity_factor=recipe.capacity_factor,
         dispatcher=recipe.token_dispatcher,
+        grouped=recipe.grouped_experts,
+        router_dtype=recipe.router_dtype,
+        permute_fusion=recipe.permute_fusion,
+        activation_fusion=recipe.activation_fusion,
+        deterministic=recipe.deterministic,
     )
 
 
@@ -291,7 +299,7 @@ def _is_vocabulary(parameter: Parameter) -> bool:
 
 
 def _is_expert(parameter: Parameter) -> bool:
-    return isinstance(parameter.module, TEGroupedMLP)
+    return isinstance(parameter.module, (TEGroupedMLP, ExpertLinear))
 
 
 GROUPED_STREAMS = 4

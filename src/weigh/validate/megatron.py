@@ -122,6 +122,7 @@ def _kernels(case: Mapping[str, Any], extra: Mapping[str, Any], args: Mapping[st
         given = extra.get(name, scripted)
         if given is not None:
             yield name, given
+    yield "activation_fusion", not any(args.get(f"no-bias-{name}-fusion") for name in ("gelu", "swiglu"))
     yield "deterministic", bool(args.get("deterministic-mode"))
     yield "gradient_accumulation_fusion", not args.get("no-gradient-accumulation-fusion")
     yield "overlap_grad_reduce", bool(args.get("overlap-grad-reduce"))
@@ -140,6 +141,9 @@ def _experts(experts: Mapping[str, Any], args: Mapping[str, Any]) -> Iterator[tu
         dispatcher = args.get("moe-token-dispatcher-type", experts.get("dispatcher", "allgather"))
         if dispatcher not in DISPATCHERS:
             raise NotModelledError(f"the token dispatcher {dispatcher!r} in Megatron-LM", where="extra.moe")
-        if "num-experts" in args and not args.get("moe-grouped-gemm"):
-            raise NotModelledError("experts run one by one in Megatron-LM", where="extra.megatron_args")
         yield "token_dispatcher", dispatcher
+        yield "grouped_experts", bool(args.get("moe-grouped-gemm", experts.get("grouped_gemm", not args)))
+        yield "permute_fusion", bool(args.get("moe-permute-fusion", experts.get("permute_fusion")))
+        router_dtype = args.get("moe-router-dtype", experts.get("router_dtype"))
+        if router_dtype is not None:
+            yield "router_dtype", router_dtype

@@ -19,6 +19,7 @@ ROTARY = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe", "deepsee
 QKV_BIAS = ("qwen2",)
 QK_NORM = ("qwen3", "qwen3_moe")
 EXPLICIT = ("gpt2", "megatron_gpt")
+SQUARED_RELU = ("relu2", "squared_relu")
 VOCAB_DIVISOR = 128
 """`--make-vocab-size-divisible-by`."""
 
@@ -37,6 +38,7 @@ class MegatronConfig:
     max_position_embeddings: int = 0
     normalization: str = "RMSNorm"
     gated_linear_unit: bool = True
+    squared_relu: bool = False
     add_bias_linear: bool = False
     add_qkv_bias: bool = False
     position_embedding_type: str = "rope"
@@ -54,6 +56,11 @@ class MegatronConfig:
     qk_head_dim: int = 0
     qk_pos_emb_head_dim: int = 0
     v_head_dim: int = 0
+
+    @property
+    def activation(self) -> str:
+        """Of the MLP."""
+        return "swiglu" if self.gated_linear_unit else "squared_relu" if self.squared_relu else "gelu"
 
     def is_expert_layer(self, number: int) -> bool:
         """Whether a layer, counted from 0, has experts."""
@@ -95,6 +102,7 @@ class MegatronConfig:
             "max_position_embeddings": keys.size("max_position_embeddings", "n_positions", default=1024),
             "normalization": keys.word("norm_type", default="LayerNorm" if plain else "RMSNorm"),
             "gated_linear_unit": gated,
+            "squared_relu": config.get("hidden_act") in SQUARED_RELU,
             "add_bias_linear": biased,
             "add_qkv_bias": keys.flag("attention_bias", default=plain or kind in QKV_BIAS),
             "position_embedding_type": keys.word(

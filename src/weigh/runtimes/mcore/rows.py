@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from weigh.dims import Shape, Size
-from weigh.dtypes import BOOL, FLOAT32, INT32, INT64
+from weigh.dtypes import BOOL, FLOAT32, INT32, INT64, DType
 from weigh.ghost import ops
 from weigh.ghost.ops.table import Op, apply
 from weigh.ghost.state import inside_unit, state
@@ -425,20 +425,21 @@ class VocabParallelLoss(Op):
 
 
 class Route(Op):
-    """The router's product, scores and choice: logits (T, E) to fp32 probabilities. Saves its input and the choice."""
+    """The router's product, scores and choice: (s, b, H) to probabilities (T, E). Saves its input and scores."""
 
     name = "megatron::router"
-    source = "megatron/core/transformer/moe/router.py, moe_utils.py"
+    source = "megatron/core/transformer/moe/router.py, moe_utils.py: RouterGatingLinearFunction, topk_routing_..."
 
     @classmethod
-    def forward(cls, ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(cls, ctx: Any, x: Tensor, weight: Tensor, *, dtype: DType) -> Tensor:
         shape = (x.shape[0] * x.shape[1], weight.shape[0])
         if ctx:
             ctx.save(x, weight)
-        logits = empty(shape, x.dtype, cls.name)
+            ctx.meta = dtype
+        logits = empty(shape, dtype, cls.name)
         scores = empty(shape, FLOAT32, cls.name)
         routing_map = empty(shape, BOOL, cls.name)
-        probs = empty(shape, FLOAT32, cls.name)
+        probs = empty(shape, dtype, cls.name)
         if ctx:
             ctx.save_output(scores)
             ctx.save_output(routing_map)
@@ -448,32 +449,42 @@ class Route(Op):
     @classmethod
     def backward(cls, ctx: Any, grad: Tensor) -> list[Any]:
         x, weight = ctx.unpack()[:2]
-        return [ops.new_like(x, cls.name), ops.new_like(weight, cls.name)]
+        if ctx.meta is x.dtype:
+            return [ops.new_like(x, cls.name), ops.new_like(weight, cls.name)]
+        whole = empty(x.shape, ctx.meta, cls.name)
+        cast = empty(x.shape, ctx.meta, "aten::_to_copy")
+        del cast
+        made = [empty(x.shape, x.dtype, "aten::_to_copy"), ops.new_like(weight, cls.name)]
+        del whole
+        return made
 
 
 class Permute(Op):
-    """Tokens (T, H) in the order of their experts (K, H), and the weight of each. Saves a map of int32 a token.
+    """Tokens (T, H) in the order of their experts (K, H), and the weight of each.
 
-    Where every expert has its capacity, the map is the index of each place instead.
+    Saves the place of each chosen token, or Transformer Engine's map of int32 (`fused`).
     """
 
-    name = "te::moe_permute"
-    source = "transformer_engine/pytorch/permutation.py; megatron/core/transformer/moe/moe_utils.py, permute"
+    name = "megatron::permute"
+    source = "megatron/core/transformer/moe/moe_utils.py, permute; transformer_engine/pytorch/permutation.py"
     differentiable = 2
 
     @classmethod
-    def forward(cls, ctx: Any, tokens: Tensor, probs: Tensor, *, places: Size) -> list[Tensor]:
-        row_id_map = empty((tokens.shape[0], 2 * probs.shape[1] + 1), INT32, cls.name)
+    def forward(cls, ctx: Any, tokens: Tensor, probs: Tensor, *, places: Size, fused: bool) -> list[Tensor]:
+        if fused:
+            places_of = empty((tokens.shape[0], 2 * probs.shape[1] + 1), INT32, cls.name)
+        else:
+            places_of = empty((places,), INT64, cls.name)
         if ctx:
             ctx.meta = tokens.shape, probs.shape
-            ctx.save_output(row_id_map)
+            ctx.save_output(places_of)
         return [empty((places, tokens.shape[1]), tokens.dtype, cls.name), empty((places,), probs.dtype, cls.name)]
 
     @classmethod
     def backward(cls, ctx: Any, grad: Tensor | None, probs_grad: Tensor | None) -> list[Any]:
         tokens, probs = ctx.meta
-        dtype = ctx.inputs[0][1]
-        return [empty(tokens, dtype, cls.name), empty(probs, FLOAT32, cls.name)]
+        (_, tokens_dtype), (_, probs_dtype) = ctx.inputs[:2]
+        return [empty(tokens, tokens_dtype, cls.name), empty(probs, probs_dtype, cls.name)]
 
 
 class GatherTokens(Op):
