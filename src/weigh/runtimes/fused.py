@@ -12,6 +12,7 @@ Read: vLLM 0.6.4 to 0.25 (`model_executor/layers/linear.py`, `vocab_parallel_emb
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from weigh import formats
@@ -90,16 +91,10 @@ class _Parameter(NamedTuple):
     owner: Module
     block: int | None
     """The number of its block."""
-
-    @property
-    def leaf(self) -> str:
-        """What the module is called in its parent."""
-        return self.module.rpartition(".")[2]
-
-    @property
-    def parent(self) -> str:
-        """The name of the module that has it."""
-        return self.module.rpartition(".")[0]
+    parent: str
+    """The name of the module that has its module."""
+    leaf: str
+    """What its module is called there."""
 
 
 def held(
@@ -131,18 +126,17 @@ def allocated(tensors: Iterable[Held], settings: AllocatorSettings | None = None
 
     A request that leaves less than 1 MiB of a large block keeps the whole block: engines print these bytes too.
     """
-    return _loaded(tensors, settings).allocated
+    return _loaded(tuple(tensors), settings)[0]
 
 
 def reserved(tensors: Iterable[Held], settings: AllocatorSettings | None = None, with_cache: bool = False) -> int:
     """What PyTorch's allocator has from the driver then, its cache given back or not."""
-    allocator = _loaded(tensors, settings)
-    if not with_cache:
-        allocator.empty_cache()
-    return allocator.reserved
+    return _loaded(tuple(tensors), settings)[1 if with_cache else 2]
 
 
-def _loaded(tensors: Iterable[Held], settings: AllocatorSettings | None) -> CachingAllocator:
+@lru_cache(maxsize=64)
+def _loaded(tensors: tuple[Held, ...], settings: AllocatorSettings | None) -> tuple[int, int, int]:
+    """Bytes allocated, reserved, and reserved without the cache; many jobs load the same."""
     allocator = CachingAllocator(settings)
     relaid = []
     for one in tensors:
@@ -160,7 +154,9 @@ def _loaded(tensors: Iterable[Held], settings: AllocatorSettings | None) -> Cach
         allocator.malloc(one.num_bytes)
         for block in [*first, own]:
             allocator.free(block)
-    return allocator
+    allocated, with_cache = allocator.allocated, allocator.reserved
+    allocator.empty_cache()
+    return allocated, with_cache, allocator.reserved
 
 
 def _loading(
@@ -186,13 +182,11 @@ class _Loading:
         self.is_pooling = is_pooling
         self.seen_layers = _seen_layers(served)
         self.rotary = list(_rotary(served))
-        if "parameters" not in served.memo:
-            served.memo["parameters"] = _in_order(served.model)
-        self.parameters: list[_Parameter] = served.memo["parameters"]
+        if "fused" not in served.memo:
+            served.memo["fused"] = _fused(_in_order(served.model))
+        self.fused: list[list[_Parameter]] = served.memo["fused"]
         self.made: tuple[Held, ...] | None = None
-        self.beside: dict[tuple[str, str], list[_Parameter]] = {}
-        for one in self.parameters:
-            self.beside.setdefault((one.parent, one.attribute), []).append(one)
+        self.weights: dict[tuple[Module, str], Weight | None] = {}
 
     def tensors(self) -> tuple[Held, ...]:
         """All of them, in the order in which they are made."""
@@ -202,9 +196,9 @@ class _Loading:
 
     def _tensors(self) -> Iterator[Held]:
         blocks = stage_layers(len(self.served.layers), self.rank.stages)[self.rank.stage]
-        for one in self.parameters:
-            together = self._fused_with(one)
-            if one is not together[0] or not self._is_here(one, blocks):
+        for together in self.fused:
+            one = together[0]
+            if not self._is_here(one, blocks):
                 continue
             yield from self._made(together)
             if one.block is not None and one.leaf in ROW and "att" in one.module:
@@ -212,9 +206,8 @@ class _Loading:
 
     def matrices(self) -> Iterator[Matrix]:
         """Those that vectors are multiplied by."""
-        for one in self.parameters:
-            together = self._fused_with(one)
-            weight = self._weight(together) if one is together[0] else None
+        for together in self.fused:
+            one, weight = together[0], self._weight(together)
             if weight is not None and weight.kind in (LINEAR, HEAD, EXPERTS):
                 packed = 3 if one.leaf in PACKED else 2 if one.leaf == "gate_up_proj" else 1
                 parts, experts = max(packed, len(together)), weight.experts if weight.kind == EXPERTS else 0
@@ -235,25 +228,17 @@ class _Loading:
             return self.rank.stage in (0, self.rank.stages - 1)
         return self.rank.stage == (0 if first else self.rank.stages - 1)
 
-    def _fused_with(self, one: _Parameter) -> list[_Parameter]:
-        """The parameters that become one with it, itself among them."""
-        for names in FUSED:
-            if one.leaf in names and len(one.shape) < 3:
-                return [p for p in self.beside[one.parent, one.attribute] if p.leaf in names]
-        return [one]
-
     def _made(self, together: list[_Parameter]) -> Iterator[Held]:
         """A matrix with what its format stores beside it, a vector, or the experts' matrices."""
         one = together[0]
-        weight = self._weight(together)
+        name, weight = f"{one.module}.{one.attribute}", self._weight(together)
         if weight is None:
-            shape = self._vector(together)
-            yield Held(f"{one.module}.{one.attribute}", self._dtype(one).num_bytes(_count(shape)), "weights")
+            yield Held(name, self._dtype(one).num_bytes(_count(self._vector(together))), "weights")
         elif self.form is not None and self._is_quantized(one, weight, self.form):
-            yield from self._quantized(weight, self.form)
+            yield from self._quantized(replace(weight, name=name), self.form)
         else:
             size = self.dtype.num_bytes(weight.elements * weight.experts)
-            yield Held(weight.name, size, "weights", routed=weight.kind == EXPERTS)
+            yield Held(name, size, "weights", routed=weight.kind == EXPERTS)
 
     def _is_quantized(self, one: _Parameter, weight: Weight, form: Format) -> bool:
         """Checkpoints of methods that are only named leave what sees and hears as it is."""
@@ -280,6 +265,13 @@ class _Loading:
         return FLOAT32 if one.attribute in ("A_log", "e_score_correction_bias") else self.dtype
 
     def _weight(self, together: list[_Parameter]) -> Weight | None:
+        """The matrix that they become; in alike blocks the first one's."""
+        key = (together[0].owner, together[0].attribute)
+        if key not in self.weights:
+            self.weights[key] = self._joined(together)
+        return self.weights[key]
+
+    def _joined(self, together: list[_Parameter]) -> Weight | None:
         one = together[0]
         name = f"{one.module}.{one.attribute}"
         if len(one.shape) == 3 and one.owner.active_share != 1:
@@ -394,13 +386,23 @@ def _in_order(model: Module) -> list[_Parameter]:
         for name in names:
             module, _, attribute = name.rpartition(".")
             block = next((int(part) for part in module.split(".") if part.isdecimal()), None)
-            one = _Parameter(module, attribute, shape, parameter.module, block)
+            parent, _, leaf = module.rpartition(".")
+            one = _Parameter(module, attribute, shape, parameter.module, block, parent, leaf)
             prefix = "" if block is None else name.partition(f".{block}.")[0]
             if prefix != stack:
                 segment, stack = segment + 1, prefix
             found.append((segment, block or 0, one))
     found.sort(key=lambda entry: entry[:2])
     return [one for _, _, one in found]
+
+
+def _fused(parameters: list[_Parameter]) -> list[list[_Parameter]]:
+    """Those that engines make one of, at the place of the first."""
+    beside: dict[tuple[str, str, str], list[_Parameter]] = {}
+    for one in parameters:
+        names = next((names for names in FUSED if one.leaf in names and len(one.shape) < 3), (one.leaf,))
+        beside.setdefault((one.parent, one.attribute, names[0]), []).append(one)
+    return list(beside.values())
 
 
 def _up(size: int, step: int) -> int:
@@ -488,6 +490,10 @@ class Matrix(NamedTuple):
         return self.leaf in ROW and "att" in self.name
 
 
-def matrices(served: Served, rank: Rank) -> Iterator[Matrix]:
+def matrices(served: Served, rank: Rank) -> tuple[Matrix, ...]:
     """The matrices of a rank, fused and cut, the embedding left out."""
-    yield from _loading(served, rank, None, None, is_pooling=False).matrices()
+    key = ("matrices", rank)
+    if key not in served.memo:
+        served.memo[key] = tuple(_loading(served, rank, None, None, is_pooling=False).matrices())
+    found: tuple[Matrix, ...] = served.memo[key]
+    return found

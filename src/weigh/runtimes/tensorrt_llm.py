@@ -88,7 +88,7 @@ class TensorrtLlm(Engine):
             experts_per_token=served.experts_per_token,
             workspace=workspace_bytes(spelled),
         )
-        peak = profiling.peak(step, list(fused.matrices(served, rank)))
+        peak = profiling.peak(step, fused.matrices(served, rank))
         layers = served.layers[: -(-len(served.layers) // job.pipeline)]
         kept = keep(layers, Keeping(1, kv_dtype=job.kv_dtype, tensor=job.tensor), served.dtype)
         per_token = sum(layer.bytes_per_token for layer in kept)

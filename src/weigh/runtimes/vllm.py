@@ -241,7 +241,7 @@ class _Start:
             chunk=16 * 1024 if numbers >= (0, 10) else 64 * 1024,
             dequantizes=form is not None and self.job.quantization == "awq",
         )
-        found = profiling.peak(step, list(fused.matrices(self.served, rank)))
+        found = profiling.peak(step, fused.matrices(self.served, rank))
         why = (
             f"the profiling run of {step.tokens:,} tokens and {step.requests} requests, at {found.what}: {found.alive}"
         )
