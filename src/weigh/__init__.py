@@ -7,9 +7,9 @@
 
 __version__ = "0.1.0"
 
-__all__ = ["compare", "dtypes", "generate", "job", "kv", "model", "params", "serve", "train"]
+__all__ = ["compare", "dtypes", "generate", "job", "kv", "model", "params", "serve", "serve_grid", "train"]
 
-_FUNCTIONS = ("compare", "generate", "job", "kv", "model", "params", "serve", "train")
+_FUNCTIONS = ("compare", "generate", "job", "kv", "model", "params", "serve", "serve_grid", "train")
 
 
 def __getattr__(name: str) -> object:

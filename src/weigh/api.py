@@ -13,7 +13,7 @@ Every function takes the model in any of the forms that `model` accepts, and ret
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from weigh import dtypes, models
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from weigh.report.parameters import ParametersReport
     from weigh.report.parts import Parts
     from weigh.report.serving import ServingReport
+    from weigh.report.serving_grid import ServingGrid
     from weigh.report.training import TrainingReport
     from weigh.runtimes import Runtime
     from weigh.runtimes.engine import Launch, Place, Served, ServeJob
@@ -322,52 +323,98 @@ def serve(
         NotModelledError: the job asks for what is not modelled.
         UsageError: there is no such setting or device, or the program refuses the job.
     """
+    return _server(source, runtime, draft, command, settings)(device)
+
+
+def _server(
+    source: Any, runtime: str | None, draft: Any, command: str | Sequence[str] | None, settings: Mapping[str, Any]
+) -> Callable[[str | Device | None], ServingReport]:
+    """What `serve` answers on whatever device: the model is built once."""
     from weigh.recipes.settings import did_you_mean, make
     from weigh.recipes.settings import settings as fields_of
     from weigh.report.assumption import Assumption
     from weigh.report.serving import ServingReport
     from weigh.runtimes import engine
 
-    words = {name.replace("-", "_"): value for name, value in settings.items() if value is not None}
+    given = {name.replace("-", "_"): value for name, value in settings.items() if value is not None}
     said = None
     if command is not None:
         from weigh.jobs import commands
 
         said = commands.read([command] if isinstance(command, str) else command)
         source, draft = source if source is not None else said.model, draft or said.draft
-        runtime, words = runtime or said.engine, {**said.words, **words}
+        runtime, given = runtime or said.engine, {**said.words, **given}
     if source is None:
         raise UsageError("no model is named", hint="Name one before the options, or in the command.")
     program, version = engine.named(runtime or "vllm")
-    shared: list[Assumption] = []
-    number = _number_of(device)
-    if number > 1 and said is None and program.told_ranks and not {"tensor", "pipeline", "data"} & words.keys():
-        words["tensor"] = number
-        why, else_ = "several devices are named, and no way to share it", "--pipeline or --data share it otherwise"
-        shared.append(Assumption(f"tensor parallelism of {number}", why, else_))
     common = {s.name for s in fields_of(engine.ServeJob)}
     known = (*common, *(s.name for s in fields_of(program.options)))
-    for name in words:
+    for name in given:
         if name not in known:
             raise UsageError(f"{program.name} has no setting {name!r}", hint=did_you_mean(name, known))
-    served, taken = _served(source, str(words.get("dtype", "auto")), draft)
-
-    def started(changed: Mapping[str, Any]) -> tuple[Launch, ServeJob, Any, Place]:
-        wanted = {**words, **changed}
-        job = make(engine.ServeJob, {name: value for name, value in wanted.items() if name in common})
-        options = make(program.options, {name: value for name, value in wanted.items() if name not in common})
-        place = _place(device, program.devices(job, options), bool(changed))
-        return program.launch(served, job, options, place, version), job, options, place
-
-    launch, job, options, place = started({})
-    assumed = (*taken, *shared, *(Assumption(*one) for one in launch.assumptions))
+    served, taken = _served(source, str(given.get("dtype", "auto")), draft)
     named = os.fspath(source) if isinstance(source, str | os.PathLike) else served.source.name
-    return ServingReport(
-        *(served, f"{program.name} {version}", job, options, place, launch, assumed),
-        named=named,
-        command=said,
-        again=lambda changed: started(changed)[:2],
-    )
+
+    def on(device: str | Device | None) -> ServingReport:
+        words, shared, number = dict(given), list[Assumption](), _number_of(device)
+        if number > 1 and said is None and program.told_ranks and not {"tensor", "pipeline", "data"} & words.keys():
+            words["tensor"] = number
+            why, else_ = "several devices are named, and no way to share it", "--pipeline or --data share it otherwise"
+            shared.append(Assumption(f"tensor parallelism of {number}", why, else_))
+
+        def started(changed: Mapping[str, Any]) -> tuple[Launch, ServeJob, Any, Place]:
+            wanted = {**words, **changed}
+            job = make(engine.ServeJob, {name: value for name, value in wanted.items() if name in common})
+            options = make(program.options, {name: value for name, value in wanted.items() if name not in common})
+            place = _place(device, program.devices(job, options), bool(changed))
+            return program.launch(served, job, options, place, version), job, options, place
+
+        launch, job, options, place = started({})
+        assumed = (*taken, *shared, *(Assumption(*one) for one in launch.assumptions))
+        return ServingReport(
+            *(served, f"{program.name} {version}", job, options, place, launch, assumed),
+            named=named,
+            command=said,
+            again=lambda changed: started(changed)[:2],
+        )
+
+    return on
+
+
+def serve_grid(
+    source: Any,
+    devices: Sequence[str | Device],
+    contexts: Sequence[int | str] = (),
+    users: Sequence[int | str] = (1,),
+    runtime: str | None = None,
+    draft: Any = None,
+    command: str | Sequence[str] | None = None,
+    **settings: Any,
+) -> ServingGrid:
+    """Serving on several devices, for several contexts and numbers of users at once: what fits, and how fast it is.
+
+    `contexts` are tokens of each request; the model's longest alone where none is named. The others are those of
+    `serve`. On each device one server is weighed, started for the longest of the contexts and the most of the users.
+
+    >>> grid = serve_grid("llama-3-8b", ["h100", "rtx-4090"], ["1k", "8k"], [1, 64])
+    >>> [one.fitting for one in grid.devices]
+    [4, 2]
+
+    Raises:
+        InputError: a model cannot be read.
+        NotModelledError: the job asks for what is not modelled.
+        UsageError: there is no such setting or device, no device is named, or the program refuses the job.
+    """
+    from weigh.report.serving_grid import ServingGrid
+    from weigh.units import parse_tokens
+
+    if not devices:
+        raise UsageError("no device is named", where="device", hint="A table over contexts and users needs one.")
+    lengths, counts = (sorted({parse_tokens(one) for one in some}) for some in (contexts, users))
+    most = {"context": lengths[-1] if lengths else None, "concurrency": counts[-1]}
+    on = _server(source, runtime, draft, command, {**settings, **most})
+    reports = [on(device) for device in devices]
+    return ServingGrid(reports, lengths or [reports[0].context], counts)
 
 
 def _served(source: Any, dtype: str, draft: Any) -> tuple[Served, list[Assumption]]:

@@ -36,6 +36,7 @@ ANSWERS = {
     "serve llama-3-8b --device h100x2 --tensor 2 --context 8k --kv-dtype fp8": "serve",
     "serve gpt-oss-20b --runtime sglang --device h100": "serve",
     "serve qwen3-8b --runtime tensorrt-llm --device h100": "serve",
+    "serve llama-3-8b --device h100,l4 --context 1k..8k --concurrency 1,64": "serve_grid",
     "compare gpt2 llama-3-8b": "compare",
     "rules": "rules",
     "rules --rule 12Ld2": "rules",

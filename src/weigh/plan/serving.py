@@ -59,7 +59,7 @@ def short_of(launch: Launch, context: int, users: int, engine: str) -> int:
     return max(over, launch.demand(context, users) - launch.supply)
 
 
-AS_ASKED = ("llama.cpp",)
+AS_ASKED = ("llama.cpp", "lm-studio", "ollama")
 """Engines whose cache is as large as the requests need; others give it what is left."""
 
 

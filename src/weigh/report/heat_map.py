@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 _CELL_WIDTH, _CELL_HEIGHT = 66, 30
 _LEFT, _TOP, _BOTTOM, _RIGHT = 84, 96, 66, 24
 
-_STEPS = ("#deebf7", "#c6dbef", "#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#08519c", "#08306b")
+STEPS = ("#deebf7", "#c6dbef", "#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#08519c", "#08306b")
 """Blues of ColorBrewer (https://colorbrewer2.org), told apart by the colour-blind: an eighth of the room each."""
-_BEYOND = "#d55e00"
+BEYOND = "#d55e00"
 """Where there is no room."""
 
 
@@ -61,8 +61,8 @@ def _cells(report: ServingReport) -> Iterator[str]:
     for row, needs in enumerate(held.demand):
         for column, need in enumerate(needs):
             x, y = _LEFT + column * _CELL_WIDTH, _TOP + row * _CELL_HEIGHT
-            step = len(_STEPS) if need > whole else min(len(_STEPS) - 1, len(_STEPS) * need // max(1, whole))
-            colour = _BEYOND if step == len(_STEPS) else _STEPS[step]
+            step = len(STEPS) if need > whole else min(len(STEPS) - 1, len(STEPS) * need // max(1, whole))
+            colour = BEYOND if step == len(STEPS) else STEPS[step]
             ink = "#ffffff" if step > 3 else "#1f2328"
             yield (
                 f'<rect x="{x + 1}" y="{y + 1}" width="{_CELL_WIDTH - 2}" height="{_CELL_HEIGHT - 2}" rx="3" '
@@ -94,12 +94,12 @@ def _axes(report: ServingReport) -> Iterator[str]:
 
 def _legend(report: ServingReport, height: int) -> Iterator[str]:
     y = height - 40
-    for step, colour in enumerate(_STEPS):
+    for step, colour in enumerate(STEPS):
         yield f'<rect x="{_LEFT + step * 22}" y="{y}" width="22" height="12" fill="{colour}"/>'
-    end = _LEFT + len(_STEPS) * 22
+    end = _LEFT + len(STEPS) * 22
     what = "all of the room" if report.table.supply is not None else "the most"
     yield f'<text class="quiet" x="{_LEFT}" y="{y + 28}">nothing</text>'
     yield f'<text class="quiet end" x="{end}" y="{y + 28}">{what}</text>'
     if report.table.supply is not None:
-        yield f'<rect x="{end + 24}" y="{y}" width="22" height="12" fill="{_BEYOND}"/>'
+        yield f'<rect x="{end + 24}" y="{y}" width="22" height="12" fill="{BEYOND}"/>'
         yield f'<text class="quiet" x="{end + 52}" y="{y + 10}">does not fit</text>'

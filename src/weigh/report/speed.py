@@ -70,7 +70,7 @@ class Speed:
     def __init__(self, report: ServingReport) -> None:
         self._report = report
         self.program, _, _ = report.runtime.partition(" ")
-        self._run: dict[int, tuple[Pass, Pass]] = {}
+        self._kept_by: dict[int, float] = {}
 
     @cached_property
     def unsaid(self) -> str | None:
@@ -79,7 +79,7 @@ class Speed:
             return "no device is named"
         try:
             self._check()
-            _ = self.decodes
+            _ = self.decode(1, self._report.context)
         except WeighError as error:
             return str(error)
         return None
@@ -133,42 +133,58 @@ class Speed:
     def prefills(self) -> tuple[Prefill, ...]:
         """Of a prompt of 1,024 tokens, and of one that leaves room for one token more."""
         longest = max(1, self._report.context - 1)
-        return tuple(self._prefill(prompt) for prompt in sorted({min(1024, longest), longest}))
+        return tuple(self.prefill(prompt) for prompt in sorted({min(1024, longest), longest}))
 
     @cached_property
     def decodes(self) -> tuple[Decode, ...]:
         """Of one request, of those asked for, and of as many as there is room for, each with its whole context."""
         job = self._report.job
-        asked = -(-job.concurrency // job.data)
-        counts = {1, asked}
+        counts = {1, self.of_replica(job.concurrency)}
         most = self._report.launch.most_users(self._report.context)
         if most is not None and self._report.verdict == "yes":
             limit = self._report.launch.most_sequences
-            counts.add(max(1, -(-min(most, limit or most) // job.data)))
-        return tuple(self._decode(users) for users in sorted(counts))
+            counts.add(max(1, self.of_replica(min(most, limit or most))))
+        return tuple(self.decode(users, self._report.context) for users in sorted(counts))
 
-    def _prefill(self, prompt: int) -> Prefill:
+    def of_replica(self, users: int) -> int:
+        """Of so many requests, those that one replica has at most."""
+        return -(-users // self._report.job.data)
+
+    def prefill(self, prompt: int) -> Prefill:
+        """Reading so many tokens."""
         first, _ = self._passes(prompt)
         return Prefill(prompt, self.machine.pace(first, self._kept(prompt), self._stored))
 
-    def _decode(self, users: int) -> Decode:
-        context = self._report.context
-        step = self._passes(max(1, context - 1))[1].times(users)
+    def decode(self, users: int, context: int) -> Decode:
+        """A step of so many requests of one replica, each with so many tokens."""
+        step = self._step(users, context)
         pace = self.machine.pace(step, users * self._kept(context), self._stored)
         return Decode(users, context, pace, step.flops)
 
     def _passes(self, prompt: int) -> tuple[Pass, Pass]:
-        """Of one request; others beside it do the same."""
+        """Of one request; others beside it do the same, on whatever device."""
         served = self._report.served
-        if prompt not in self._run:
-            self._run[prompt] = passes(served.config, served.dtype, 1, prompt, served.source.where)
-        return self._run[prompt]
+        key = ("passes", prompt)
+        if key not in served.memo:
+            served.memo[key] = passes(served.config, served.dtype, 1, prompt, served.source.where)
+        found: tuple[Pass, Pass] = served.memo[key]
+        return found
+
+    def _step(self, users: int, context: int) -> Pass:
+        """Of so many requests, on whatever device."""
+        memo, key = self._report.served.memo, ("step", users, context)
+        if key not in memo:
+            memo[key] = self._passes(max(1, context - 1))[1].times(users)
+        found: Pass = memo[key]
+        return found
 
     def _kept(self, tokens: int) -> float:
         """Bytes of keys, values and states of one request on one rank."""
-        job, served = self._report.job, self._report.served
-        held = keep(served.layers, Keeping(tokens, kv_dtype=job.kv_dtype, tensor=job.tensor), served.dtype)
-        return sum(layer.num_bytes for layer in held)
+        if tokens not in self._kept_by:
+            job, served = self._report.job, self._report.served
+            held = keep(served.layers, Keeping(tokens, kv_dtype=job.kv_dtype, tensor=job.tensor), served.dtype)
+            self._kept_by[tokens] = sum(layer.num_bytes for layer in held)
+        return self._kept_by[tokens]
 
     @cached_property
     def _stored(self) -> Weights:
@@ -210,7 +226,7 @@ class Speed:
             ),
         ]
         if self._has_experts:
-            low, high = self._ends(1)
+            low, high = self.ends(1)
             said.append(
                 Assumption(
                     "every expert equally likely for every token",
@@ -230,14 +246,14 @@ class Speed:
             "basis": MODELLED,
             "program": self.measured.program,
             "prefill": [
-                {"prompt": p.prompt, **self._times(p.pace.seconds, 1), "waits_for": p.pace.waits_for}
+                {"prompt": p.prompt, **self.times(p.pace.seconds, 1), "waits_for": p.pace.waits_for}
                 for p in self.prefills
             ],
             "decode": [
                 {
                     "users": d.users,
                     "context": d.context,
-                    **self._times(d.pace.seconds, d.users),
+                    **self.times(d.pace.seconds, d.users),
                     "tokens_per_second": {"each": d.each, "together": d.together},
                     "waits_for": d.pace.waits_for,
                     "flops": d.flops,
@@ -246,7 +262,7 @@ class Speed:
             ],
         }
 
-    def _ends(self, users: int) -> tuple[float, float]:
+    def ends(self, users: int) -> tuple[float, float]:
         """Measured speed over predicted, at the slow end and at the fast one."""
         kind = EXPERTS if self._has_experts else USERS
         if (users > 1 or self._has_experts) and kind in self.measured.ranges:
@@ -257,8 +273,9 @@ class Speed:
     def _has_experts(self) -> bool:
         return any(row.active_share < 1 for row in self._report.served.model.parameters())
 
-    def _times(self, seconds: float, users: int) -> dict[str, float]:
-        low, high = self._ends(users)
+    def times(self, seconds: float, users: int) -> dict[str, float]:
+        """A time with the range of the measured cases about it."""
+        low, high = self.ends(users)
         return {"seconds": seconds, "least_seconds": seconds / high, "most_seconds": seconds / low}
 
     def lines(self, style: Style) -> list[str]:
@@ -267,7 +284,7 @@ class Speed:
             return []
         if self.unsaid is not None:
             return [*wrap(f"How fast is not said: {self.unsaid}", style.width, "  "), ""]
-        low, high = self._ends(1)
+        low, high = self.ends(1)
         rows = [("first token", "", "", "", "waits for")]
         for p in self.prefills:
             least, most = p.pace.seconds / high, p.pace.seconds / low
@@ -276,10 +293,10 @@ class Speed:
             rows.append((f"  after {p.prompt:,} tokens", took, between, "", p.pace.waits_for))
         rows.append(("tokens/s", "each", "", "in all", ""))
         for d in self.decodes:
-            low, high = self._ends(d.users)
-            between = f"{_few(d.each * low)} to {_few(d.each * high)}"
+            low, high = self.ends(d.users)
+            between = f"{few(d.each * low)} to {few(d.each * high)}"
             users = "1 user" if d.users == 1 else f"{d.users:,} users"
-            rows.append((f"  {users}, {d.context:,} tokens", _few(d.each), between, _few(d.together), d.pace.waits_for))
+            rows.append((f"  {users}, {d.context:,} tokens", few(d.each), between, few(d.together), d.pace.waits_for))
         per = " (each of the replicas)" if self._report.job.data > 1 else ""
         return [f"  speed, modelled{per}", *table(rows, "<>>><"), ""]
 
@@ -293,5 +310,10 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
 
 
-def _few(number: float) -> str:
+def few(number: float) -> str:
+    """A rate for people.
+
+    >>> few(12.34), few(1234.5)
+    ('12.3', '1,234')
+    """
     return f"{number:,.0f}" if number >= 100 else f"{number:.1f}"
