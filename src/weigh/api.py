@@ -499,11 +499,8 @@ def _adapt(built: CausalModel, lora: Any) -> None:
     """Put adapters beside a model's layers: in words, or as an `adapter_config.json` has them."""
     from weigh.recipes.settings import Setting
 
-    if isinstance(lora, Mapping) and "peft_type" in lora:
-        from weigh.techniques.lora import of_peft
-
-        lora = of_peft(lora)
-    Setting("lora", "Lora", None).read(lora).apply(built)
+    kind = "Adapter" if isinstance(lora, Mapping) and "peft_type" in lora else "Lora"
+    Setting("lora", kind, None).read(lora).apply(built)
 
 
 def _on(device: str | Device | None, settings: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -331,10 +331,10 @@ def _lora(model: Any) -> Lora | None:
     adapter = next(p for n, p in model.named_parameters() if "lora_" in n)
     upcast = adapter.dtype == torch.float32
     return Lora(
-        config.r,
-        tuple(sorted(config.target_modules)),
-        config.lora_dropout,
-        upcast,
+        rank=config.r,
+        targets=tuple(sorted(config.target_modules)),
+        dropout=config.lora_dropout,
+        autocast_adapter=upcast,
         dora=bool(config.use_dora),
         modules_to_save=tuple(config.modules_to_save or ()),
     )

@@ -21,7 +21,10 @@ from weigh.techniques.lora import Lora
     st.integers(1, 64),
     st.sampled_from([None, BFLOAT16]),
     st.booleans() | st.none(),
-    st.none() | st.builds(Lora, st.integers(1, 64), st.just(("q_proj", 'odd "name"')), st.sampled_from([0.0, 0.125])),
+    st.none()
+    | st.builds(
+        Lora, rank=st.integers(1, 64), targets=st.just(("q_proj", 'odd "name"')), dropout=st.sampled_from([0.0, 0.125])
+    ),
     st.sampled_from([None, 0.25]),
     st.sampled_from(["toml", "json"]),
 )

@@ -24,7 +24,7 @@ MIXTRAL: dict[str, Any] = {
 
 
 def adapted(unroll: bool = False, **settings: Any) -> TrainingRun:
-    lora = Lora(4, ("q_proj", "v_proj"))
+    lora = Lora(rank=4, targets=("q_proj", "v_proj"))
     recipe = Training(batch=2, sequence=64, dtype=BFLOAT16, lora=lora, looped_experts=True, **settings)
     return run(MIXTRAL, recipe, unroll=unroll)
 

@@ -68,7 +68,7 @@ SMALL = replace(CHECKPOINTED, sequence=64)
         SMALL,
         replace(SMALL, checkpointing=None, compile=False),
         replace(SMALL, compile=False, loss="upcast"),
-        replace(SMALL, lora=Lora(4, ("q_proj", "o_proj", "gate_proj"), 0.1)),
+        replace(SMALL, lora=Lora(rank=4, targets=("q_proj", "o_proj", "gate_proj"), dropout=0.1)),
         replace(SMALL, shard="fsdp2", gpus_per_node=4),
     ],
 )

@@ -63,7 +63,7 @@ def adapted(settings: FlatShard, **lora: Any) -> None:
     """Blocks that hold adapters, which peft's policy would wrap by themselves."""
     with recording():
         model = models.build(LLAMA, BFLOAT16)
-        Lora(4, ("q_proj",), **lora).apply(model)
+        Lora(rank=4, targets=("q_proj",), **lora).apply(model)
         settings.apply(model)
 
 

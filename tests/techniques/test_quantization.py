@@ -25,7 +25,7 @@ LLAMA: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-ADAPTERS = Lora(4, ("q_proj", "k_proj", "v_proj", "o_proj"), 0.1, input_gradients=True)
+ADAPTERS = Lora(rank=4, targets=("q_proj", "k_proj", "v_proj", "o_proj"), dropout=0.1, input_gradients=True)
 
 
 def qlora(unroll: bool = False, **settings: Any) -> TrainingRun:
@@ -96,6 +96,6 @@ def test_what_cannot_be_done_is_refused() -> None:
         Quantization("nf3").apply(nn.Module())
     with pytest.raises(WeighError, match="no linear layers"):
         weigh.train("gpt2", quantization="nf4", lora="4:c_attn")
-    everything = Lora(4, ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"))
+    everything = Lora(rank=4, targets=("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"))
     with pytest.raises(NotModelledError, match="MLPs"):
         qlora(fused_kernels="unsloth", lora=everything)

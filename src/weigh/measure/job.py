@@ -58,8 +58,9 @@ class Job:
 RUN = frozenset(
     # of trainings
     "batch sequence target dtype autocast attention attention_kernel checkpointing checkpoint_every optimizer "
-    "implementation momentum weight_decay clip accumulation set_to_none freeze lora nodes gpus_per_node shard replicas "
-    "reshard_after_forward param_dtype reduce_dtype tensor pipeline context expert rank device steps labels_are_inputs "
+    "implementation momentum weight_decay clip accumulation set_to_none freeze lora adapter nodes gpus_per_node shard "
+    "replicas reshard_after_forward param_dtype reduce_dtype tensor pipeline context expert rank device steps "
+    "labels_are_inputs "
     # of generations
     "prompt new_tokens cache logits_to_keep beams returned bare "
     # of predictions only: a real model is made whole on its device before it is sharded
@@ -101,7 +102,8 @@ def _word(value: Any) -> Any:
     if isinstance(value, DType):
         return value.name
     if hasattr(value, "__dataclass_fields__"):
-        return {f.name: _word(getattr(value, f.name)) for f in fields(value)}
+        kind = {"kind": value.kind} if hasattr(value, "kind") else {}
+        return kind | {f.name: _word(getattr(value, f.name)) for f in fields(value)}
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -15,7 +15,7 @@ from weigh.trace.events import BACKWARD, CLIP, FORWARD, STEP
 
 if TYPE_CHECKING:
     from weigh.recipes.training import Training
-    from weigh.techniques.lora import Lora
+    from weigh.techniques.adapters.base import Adapter
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adadelta": torch.optim.Adadelta,
@@ -70,30 +70,23 @@ def apply_techniques(model: Any, recipe: Training) -> Any:
                 block.gradient_checkpointing = number % recipe.checkpoint_every == 0
         if hasattr(model.config, "use_cache"):
             model.config.use_cache = False
-    return model if recipe.lora is None else adapt(model, recipe.lora)
+    return model if recipe.tuned is None else adapt(model, recipe.tuned)
 
 
-def adapt(model: Any, lora: Lora) -> Any:
+def adapt(model: Any, adapter: Adapter) -> Any:
     """The model with adapters, as peft places them."""
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+    from peft.utils import PeftType
 
-    from weigh.techniques.lora import ALL_LINEAR
-
-    if lora.input_gradients:
+    if adapter.input_gradients:
         model.enable_input_require_grads()
-    settings = LoraConfig(
-        r=lora.rank,
-        lora_alpha=16,
-        target_modules=ALL_LINEAR if lora.targets == (ALL_LINEAR,) else list(lora.targets),
-        lora_dropout=lora.dropout,
-        use_dora=lora.dora,
-        modules_to_save=list(lora.modules_to_save) or None,
-        task_type="CAUSAL_LM",
-    )
+    settings = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[adapter.kind.upper()]](**adapter.as_peft(), task_type="CAUSAL_LM")
     try:
-        return get_peft_model(model, settings, autocast_adapter_dtype=lora.autocast_adapter)
+        return get_peft_model(model, settings, autocast_adapter_dtype=adapter.autocast_adapter)
     except ValueError as error:
-        raise UsageError(str(error), where="lora", hint="Name layers that the model has.") from None
+        where = "lora" if adapter.kind == "lora" else "adapter"
+        raise UsageError(str(error), where=where, hint="Name layers that the model has.") from None
 
 
 def freeze(model: Any, part: str) -> None:

@@ -309,7 +309,7 @@ def _has_gpu() -> bool:
 
 
 def _also(recipe: Any) -> tuple[str, ...]:
-    adapters = ("peft",) if getattr(recipe, "lora", None) is not None else ()
+    adapters = ("peft",) if getattr(recipe, "tuned", None) is not None else ()
     return (*adapters, "bitsandbytes") if getattr(recipe, "optimizer", None) == "adamw_8bit" else adapters
 
 

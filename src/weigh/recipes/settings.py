@@ -24,7 +24,7 @@ COMPUTE_DTYPES = ("fp32", "bf16", "fp16", "fp64")
 RENAMED = {"device": "kernels"}
 """Fields that people know under another word: a device is a GPU by its name, and kernels are CUDA's or the CPU's."""
 
-AT_LEAST_ZERO = ("logits_to_keep", "rank")
+AT_LEAST_ZERO = ("hybrid_rank", "layers", "logits_to_keep", "rank")
 
 FACTORS = ("capacity_factor", "cpu_offload_gb", "gpu_memory_utilization")
 """Numbers that may be 1 and more."""
@@ -118,7 +118,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dtypes.DType):
         return value.name
     if hasattr(value, "__dataclass_fields__"):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        kind = {"kind": value.kind} if hasattr(value, "kind") else {}
+        return kind | {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -200,16 +201,45 @@ def _dtype(value: Any, where: str, _: Setting) -> dtypes.DType:
 
 
 def _lora(value: Any, where: str, setting: Setting) -> Any:
-    """A `Lora`, a mapping of its fields, or "RANK" or "RANK:LAYER,LAYER"."""
+    """A `Lora`, a mapping of its fields or of peft's, or "RANK" or "RANK:LAYER,LAYER"."""
     from weigh.techniques.lora import Lora
 
     if isinstance(value, Lora):
         return value
     if isinstance(value, Mapping):
-        return make(Lora, value)
+        found = _adapter({"kind": Lora.kind, **value} if "peft_type" not in value else value, where, setting)
+        if not isinstance(found, Lora):
+            raise UsageError(f"{found.kind} is no LoRA", where=where, hint="Give it as the adapter.")
+        return found
     rank, _, targets = str(value).partition(":")
     number = _whole(rank, where, setting)
-    return Lora(number, tuple(targets.split(","))) if targets else Lora(number)
+    return Lora(rank=number, targets=tuple(targets.split(","))) if targets else Lora(rank=number)
+
+
+def _adapter(value: Any, where: str, setting: Setting) -> Any:
+    """One of peft's methods: itself, a mapping of its kind and fields or of peft's, "KIND" or "KIND:LAYER,LAYER"."""
+    from weigh.techniques.adapters import method, of_peft
+    from weigh.techniques.adapters.base import Adapter
+
+    if isinstance(value, Adapter):
+        return value
+    if isinstance(value, Mapping):
+        if "peft_type" in value:
+            return make(*of_peft(value))
+        if "kind" not in value:
+            raise UsageError(f"{setting.name} does not say its kind", where=where, hint="Name one of peft's methods.")
+        return make(method(str(value["kind"])), {name: word for name, word in value.items() if name != "kind"})
+    kind, _, targets = str(value).partition(":")
+    return make(method(kind), {"targets": targets} if targets else {})
+
+
+def _numbers(value: Any, where: str, setting: Setting) -> tuple[int, ...]:
+    return tuple(_whole(each, where, setting) for each in (value.split(",") if isinstance(value, str) else value))
+
+
+def _pairs(value: Any, where: str, setting: Setting) -> tuple[tuple[str, int], ...]:
+    pairs = value.items() if isinstance(value, Mapping) else value
+    return tuple((str(name), _whole(number, where, setting)) for name, number in pairs)
 
 
 def _names(value: Any, _: str, __: Setting) -> tuple[str, ...]:
@@ -223,11 +253,15 @@ _READERS: dict[str, Callable[[Any, str, Setting], Any]] = {
     "bool": _flag,
     "DType": _dtype,
     "Lora": _lora,
+    "Adapter": _adapter,
     "tuple[str, ...]": _names,
+    "tuple[int, ...]": _numbers,
+    "tuple[tuple[str, int], ...]": _pairs,
     "Text": lambda value, where, setting: str(value),
 }
 
 _CHOICES: dict[str, tuple[str, ...] | str] = {
+    "bias": ("none", "all", "lora_only"),
     "attention": "weigh.ghost.state:ATTENTION",
     "attention_kernel": "weigh.kernels.cuda:ATTENTION_KERNELS",
     "cache": "weigh.recipes.generation:CACHES",

@@ -33,6 +33,7 @@ from weigh.trace.events import BACKWARD, CLIP, FORWARD, GRADIENT, STEP, Trace
 
 if TYPE_CHECKING:
     from weigh.techniques import Technique
+    from weigh.techniques.adapters.base import Adapter
     from weigh.techniques.lora import Lora
     from weigh.trace.replay import Streams
 
@@ -121,6 +122,9 @@ class Training:
     """What is made fp32 before training: "all" (peft's `prepare_model_for_kbit_training`), "norms" (TRL)."""
     lora: Lora | None = None
     """Adapters beside frozen layers (see `weigh.techniques.lora`)."""
+    adapter: Adapter | None = None
+    """Another of peft's methods: its name ("ia3", "vera", "prompt_tuning", ...) or that and its settings (see
+    `weigh.techniques.adapters`)."""
     compute_capability: str = "8.0"
     """Of the CUDA device: it decides how large the matrix library's workspaces are."""
     nodes: int = 1
@@ -229,6 +233,13 @@ class Training:
     """CUDA's choice of the attention kernel without its checks of heads and widths (as the recorded rows have it)."""
 
     @property
+    def tuned(self) -> Adapter | None:
+        """What alone is trained. Raises `UsageError` where two things are."""
+        if self.lora is not None and self.adapter is not None:
+            raise UsageError("a LoRA is an adapter too", where="adapter", hint="Give one of the two.")
+        return self.lora or self.adapter
+
+    @property
     def mesh(self) -> Mesh:
         """The devices. Raises `UsageError` where they do not divide."""
         world = self.nodes * self.gpus_per_node
@@ -296,6 +307,8 @@ class Loop:
 
     unpacked_gptq: ClassVar[bool] = False
     """GPTQ's layers unpack their weights by single operations (see `weigh.techniques.gptq`)."""
+    peft: ClassVar[bool] = True
+    """Adapters are peft's; programs that bring their own have LoRA alone."""
     early_bitsandbytes: ClassVar[bool] = False
     """Four-bit layers are those of bitsandbytes before 0.43."""
 
@@ -338,8 +351,8 @@ class Loop:
             from weigh.techniques.freezing import Freezing
 
             yield Freezing(recipe.freeze)
-        if recipe.lora is not None:
-            yield recipe.lora
+        if recipe.tuned is not None:
+            yield recipe.tuned
         if fuses_adapters(recipe):
             from weigh.techniques.fused_lora import FusedLora
 
@@ -366,7 +379,7 @@ class Loop:
         """What scales the loss, if anything does."""
         if not recipe.loss_scaling:
             return None
-        if recipe.dtype is FLOAT16 and not (recipe.lora is not None and recipe.lora.autocast_adapter):
+        if recipe.dtype is FLOAT16 and not (recipe.tuned is not None and recipe.tuned.autocast_adapter):
             raise UsageError(
                 "a GradScaler refuses gradients in fp16",
                 where="loss_scaling",
@@ -535,6 +548,8 @@ def parallel(recipe: Training) -> Iterator[Technique]:
     if recipe.shard == "fsdp1":
         from weigh.techniques.fsdp1 import FlatShard
 
+        if recipe.adapter is not None:
+            raise NotModelledError(f"{recipe.adapter.kind} under FSDP1", where="adapter", hint="Shard by FSDP2.")
         if mesh.replicas > 1:
             raise NotModelledError("hybrid sharding with FSDP1", where="replicas")
         adapters = (".lora_A", ".lora_B") if recipe.lora is not None else ()
@@ -593,6 +608,8 @@ def _zero3(recipe: Training) -> Technique:
 
 def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop) -> TrainingRun:
     models.check_attention(config, recipe.attention)
+    if recipe.adapter is not None and not loop.peft:
+        raise NotModelledError(f"{recipe.adapter.kind} in a program that brings its own modules", where="adapter")
     chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced, recipe.unchecked_attention)
     chosen |= loop.kernels(recipe, str(config.get("model_type")))
     with recording(chosen, traced=recipe.traced, attention=recipe.attention) as ledger:

@@ -128,6 +128,8 @@ class TrainingReport(RunReport):
             said.append(f"{r.freeze.replace('_', ' ')} frozen")
         if r.lora:
             said.append(f"LoRA of rank {r.lora.rank}")
+        if r.adapter:
+            said.append(r.adapter.kind)
         if r.loss_scaling:
             said.append("loss scaled")
         if r.clip:

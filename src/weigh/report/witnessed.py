@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from weigh.report.assumption import Assumption
+from weigh.techniques.adapters import KINDS
 
 _OPTIMIZERS = "tests/torch/test_optimizers.py"
 _RECORDED = "tests/optimizers/test_recorded.py"
@@ -49,6 +50,7 @@ WITNESSES: dict[str, dict[str, str | None]] = {
     "accumulation": {_ANY: _THREE},
     "freeze": {_ANY: _ROWS},
     "lora": {_ANY: _THREE},
+    "adapter": dict.fromkeys(KINDS, "tests/torch/test_adapters.py"),
     "quantization": {"nf4": _CASES, "fp4": _CASES, "gptq": _CASES, "int8": "tests/torch/test_int8.py"},
     "fused_kernels": {"unsloth": _CASES},
     "loss": {"shifted": _CASES, "rebound": _CASES, "native": _CASES, "liger_fused_linear": _KERNELS},
@@ -65,7 +67,7 @@ def unverified(recipe: Any) -> tuple[Assumption, ...]:
     found = []
     for setting, known in WITNESSES.items():
         chosen = getattr(recipe, setting, None)
-        value = _ANY if _ANY in known and chosen not in (None, False, 1) else str(chosen)
+        value = _ANY if _ANY in known and chosen not in (None, False, 1) else str(getattr(chosen, "kind", chosen))
         if value in known and known[value] is None:
             named = setting.replace("_", " ")
             found.append(

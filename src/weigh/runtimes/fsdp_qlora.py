@@ -42,6 +42,7 @@ class Train(Loop):
     """`fsdp_main`."""
 
     waits_after = (BACKWARD,)  # loss.item()
+    peft = False
 
     def build(self, config: Mapping[str, Any], recipe: Training, where: str) -> CausalModel:
         """With tables of cosines and sines in every layer, as long as the model's context.
@@ -100,7 +101,7 @@ class FsdpQlora(Runtime):
         found.setdefault("loss", "rebound")
         if found.get("quantization") is not None:
             found["double_quantization"] = True
-        lora = found.setdefault("lora", Lora(64, TARGETS, 0.1))
+        lora = found.setdefault("lora", Lora(rank=64, targets=TARGETS, dropout=0.1))
         if isinstance(lora, Lora):
             reentrant = found.get("checkpointing") == "reentrant"
             found["lora"] = replace(lora, autocast_adapter=False, input_gradients=reentrant)

@@ -482,6 +482,7 @@ class Finetune(Loop):
     """`finetune/lora.py`, `adapter.py`, `adapter_v2.py` and `full.py`."""
 
     no_sync = True
+    peft = False
 
     def build(self, config: Mapping[str, Any], recipe: Training, where: str) -> CausalModel:
         """The GPT, with its adapters, everything else frozen."""

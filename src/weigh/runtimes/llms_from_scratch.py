@@ -219,6 +219,7 @@ class Book(Loop):
     """`train_model_simple_with_timing`."""
 
     zero_grad_first = True
+    peft = False
 
     def build(self, config: Mapping[str, Any], recipe: Training, where: str) -> CausalModel:
         """The book's `GPTModel`."""

@@ -55,8 +55,8 @@ OWN_STAND_INS = (0, 14)
 SOFTMAX_IN_PLACE = (0, 8)
 """From this release of Megatron Core on the loss subtracts the highest logit in place."""
 ELSEWHERE = (
-    *("freeze", "lora", "autocast", "param_dtype", "reduce_dtype", "target", "fused_kernels", "quantization"),
-    *("optimizer_in_backward", "loss_scaling"),
+    *("freeze", "lora", "adapter", "autocast", "param_dtype", "reduce_dtype", "target", "fused_kernels"),
+    *("quantization", "optimizer_in_backward", "loss_scaling"),
 )
 """Settings of other loops."""
 SHARDS = ("distributed_optimizer",)

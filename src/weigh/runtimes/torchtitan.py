@@ -151,6 +151,7 @@ class Trainer(Loop):
     """`train.py`."""
 
     zero_grad_first = True
+    peft = False
 
     def kernels(self, recipe: Training, family: str) -> dict[str, Any]:
         """The compiled loss is the model's own."""

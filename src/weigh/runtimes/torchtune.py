@@ -277,6 +277,8 @@ class _Offloaded(Packed):
 class Recipe(Loop):
     """`FullFinetuneRecipe*` and `LoRAFinetuneRecipe*`."""
 
+    peft = False
+
     def build(self, config: Mapping[str, Any], recipe: Training, where: str) -> CausalModel:
         """The decoder, frozen but for its adapters where there are any.
 

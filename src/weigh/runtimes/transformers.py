@@ -21,7 +21,7 @@ from weigh.models.common import CausalModel, CausalOutput
 from weigh.recipes.training import Loop, Training
 from weigh.records import dataclass, replace
 from weigh.runtimes import Overhead, Runtime
-from weigh.techniques.lora import Lora
+from weigh.techniques.adapters.base import Adapter
 from weigh.trace.events import BACKWARD
 
 LOSS_FUNCTIONS = (4, 46)
@@ -88,9 +88,10 @@ class Transformers(Runtime):
             found |= {"param_dtype": found["autocast"], "reduce_dtype": found["autocast"], "fp32_shards": True}
         if found.get("shard") == "fsdp1":
             found.setdefault("sync_module_states", True)
-        lora = found.get("lora")
-        if isinstance(lora, Lora) and found.get("checkpointing"):
-            found["lora"] = replace(lora, input_gradients=True)
+        for name in ("lora", "adapter"):
+            adapter = found.get(name)
+            if isinstance(adapter, Adapter) and found.get("checkpointing"):
+                found[name] = replace(adapter, input_gradients=True)
         return found
 
 

@@ -17,7 +17,8 @@ from weigh.recipes import training
 from weigh.recipes.settings import make
 from weigh.recipes.training import Training
 from weigh.runtimes.litgpt import ADAPTERS, DROPOUT
-from weigh.techniques.lora import ALL_LINEAR, Lora
+from weigh.techniques.adapters.base import ALL_LINEAR
+from weigh.techniques.lora import Lora
 from weigh.validate.counts import counting_case
 from weigh.validate.measured import training_metrics
 from weigh.validate.megatron import megatron_version, megatron_words
