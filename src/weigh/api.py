@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from weigh.report.training import TrainingReport
     from weigh.runtimes import Runtime
     from weigh.runtimes.engine import Launch, Place, Served, ServeJob
+    from weigh.techniques.adapters.base import Adapter
 
     R = TypeVar("R")
 
@@ -116,13 +117,14 @@ def _named(name: str) -> Source:
 
 
 def params(
-    source: Any, dtype: str | DType | None = None, lora: Any = None, gguf: str | None = None
+    source: Any, dtype: str | DType | None = None, lora: Any = None, gguf: str | None = None, adapter: Any = None
 ) -> ParametersReport:
     """How many parameters a model has, by component, layer and tensor, and what they weigh in `dtype` (else its own).
 
-    `lora` is a rank, or "RANK:LAYER,...": adapters are counted too, and they alone are trainable. So are those of a
-    source that is an adapter. Of a checkpoint whose family is not described, the header is counted. `gguf` is a file
-    type of llama.cpp ("Q4_K_M"): the tensors are stored as its converter and quantizer would store them.
+    `lora` is a rank, or "RANK:LAYER,...", `adapter` another of peft's methods ("ia3", "vera:LAYER,..."): they are
+    counted too, and they alone are trainable. So are those of a source that is an adapter. Of a checkpoint whose family
+    is not described, the header is counted. `gguf` is a file type of llama.cpp ("Q4_K_M"): the tensors are stored as its
+    converter and quantizer would store them.
 
     >>> params("llama-3-8b", lora="8:q_proj,v_proj").trainable
     3407872
@@ -130,6 +132,7 @@ def params(
     Raises:
         InputError: the model cannot be read, or a live module's tensors are not those of its config.
     """
+    from weigh.recipes.settings import Setting
     from weigh.report.defaults import own_dtype, unread_keys
     from weigh.report.parameters import ParametersReport
     from weigh.report.stored import as_gguf, as_stored, header_only
@@ -140,7 +143,12 @@ def params(
     chosen, assumptions = own_dtype(_checked(found)) if dtype is None else (_dtype(dtype), [])
     built = ghost(found)
     stored, taken = as_stored(found, built, chosen) if gguf is None else as_gguf(found, built, gguf)
-    adapter = found.adapter if lora is None else lora
+    if adapter is not None:
+        if lora is not None:
+            raise UsageError("a LoRA is an adapter too", where="adapter", hint="Give one of the two.")
+        adapter = Setting("adapter", "Adapter", None).read(adapter)
+    else:
+        adapter = found.adapter if lora is None else lora
     if adapter is not None:
         built = ghost(found, adapter)
     taken += unread_keys(found, built.unread)
@@ -495,12 +503,13 @@ def _side(source: Any, dtype: str | DType | None) -> Side:
     return Side(counted, kept)
 
 
-def _adapt(built: CausalModel, lora: Any) -> None:
-    """Put adapters beside a model's layers: in words, or as an `adapter_config.json` has them."""
+def _adapter(lora: Any) -> Adapter:
+    """A method of peft's that was read already, or as an `adapter_config.json` has it; or a LoRA in words."""
     from weigh.recipes.settings import Setting
 
-    kind = "Adapter" if isinstance(lora, Mapping) and "peft_type" in lora else "Lora"
-    Setting("lora", kind, None).read(lora).apply(built)
+    kind = "Adapter" if hasattr(lora, "kind") or (isinstance(lora, Mapping) and "peft_type" in lora) else "Lora"
+    found: Adapter = Setting("lora", kind, None).read(lora)
+    return found
 
 
 def _on(device: str | Device | None, settings: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -555,12 +564,14 @@ def _dtype(dtype: str | DType) -> DType:
 
 def ghost(source: Source, lora: Any = None) -> CausalModel:
     """The model of a source, on ghost tensors, and its adapters; both are born into one ledger, as stacks need it."""
+    from weigh.ghost.repeat import unrolled
     from weigh.ghost.state import recording
 
-    with recording():
+    adapter = None if lora is None else _adapter(lora)
+    with unrolled(adapter is not None and adapter.uneven), recording():
         built = models.build(source.config, dtypes.FLOAT32, source.where)
-        if lora is not None:
-            _adapt(built, lora)
+        if adapter is not None:
+            adapter.apply(built)
         return built
 
 

@@ -213,6 +213,11 @@ def test_an_adapters_parameters_alone_are_trainable() -> None:
     [
         ({"use_dora": True}, lambda c: c["num_hidden_layers"] * c["hidden_size"]),
         ({"modules_to_save": ["lm_head"]}, lambda c: c["vocab_size"] * c["hidden_size"]),
+        ({"rank_pattern": {"layers.1.self_attn.q_proj": 7}}, lambda c: 3 * 2 * c["hidden_size"]),
+        (
+            {"target_modules": r".*\.[01]\.self_attn\.q_proj"},
+            lambda c: -8 * c["hidden_size"] * (c["num_hidden_layers"] - 2),
+        ),
     ],
 )
 def test_an_adapter_s_lengths_and_whole_modules_are_counted(more: dict[str, Any], adds: Any) -> None:
@@ -224,9 +229,9 @@ def test_an_adapter_s_lengths_and_whole_modules_are_counted(more: dict[str, Any]
 @pytest.mark.parametrize(
     "adapter",
     [
+        {"peft_type": "XLORA"},
         {"peft_type": "IA3"},
-        {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], "rank_pattern": {"q_proj": 8}},
-        {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], "bias": "all"},
+        {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], "layer_replication": [[0, 2]]},
         {"peft_type": "LORA", "target_modules": ["q_proj"]},
     ],
 )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 COMPARING = ("bare", "labels_are_inputs", "traced", "unchecked_attention", "warm")
 """Fields that say how a recording was made, not how a model is run."""
 
-_VALUES = {"Size": "N", "int": "N", "float": "X", "Lora": "RANK[:LAYER,...]"}
+_VALUES = {"Size": "N", "int": "N", "float": "X", "Lora": "RANK[:LAYER,...]", "Adapter": "KIND[:LAYER,...]"}
 
 
 class Parser(argparse.ArgumentParser):

@@ -40,12 +40,13 @@ def _params(parser: Parser, words: Sequence[str]) -> tuple[str, int]:
     parser.add_argument("--tensors", action="store_true", help="every tensor with its shape")
     parser.add_argument("--dtype", help="weigh them in this number format instead of the model's own")
     parser.add_argument("--lora", metavar="RANK[:LAYER,...]", help="count adapters too, which alone are trainable")
+    parser.add_argument("--adapter", metavar="KIND[:LAYER,...]", help="count another of peft's methods: ia3, vera, ...")
     parser.add_argument("--gguf", metavar="TYPE", help="as llama.cpp would store it: Q4_K_M, Q8_0, IQ2_XXS, ...")
     found = parser.read(words)
     if found is None:
         return parser.format_help(), 0
     _check_way(found.by, ways)
-    report = api.params(found.model, found.dtype, found.lora, found.gguf)
+    report = api.params(found.model, found.dtype, found.lora, found.gguf, found.adapter)
     if found.json:
         return _json(report.as_dict()), 0
     return report.text(style(), "tensor" if found.tensors else found.by, found.explain), 0

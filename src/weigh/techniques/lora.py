@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from weigh.errors import NotModelledError
@@ -16,7 +15,7 @@ from weigh.ghost import nn, ops
 from weigh.ghost.nn import Module
 from weigh.ghost.state import state
 from weigh.ghost.tensor import Tensor
-from weigh.records import dataclass
+from weigh.records import dataclass, replace
 from weigh.techniques.adapters.base import LINEAR, AdaptedLayer, LayerAdapter, widths
 from weigh.techniques.int8 import Linear8bitLt
 from weigh.techniques.packed import PackedLinear

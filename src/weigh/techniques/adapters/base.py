@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import fields
 from typing import Any, ClassVar
 
 from weigh.dims import Size
@@ -19,7 +18,7 @@ from weigh.ghost import nn
 from weigh.ghost.nn import Module, name_modules
 from weigh.ghost.state import inside_unit
 from weigh.ghost.tensor import Tensor
-from weigh.records import dataclass
+from weigh.records import dataclass, fields
 from weigh.techniques import Technique
 from weigh.techniques.packed import PackedLinear
 from weigh.trace.events import WEIGHT
