@@ -123,8 +123,8 @@ def params(
 
     `lora` is a rank, or "RANK:LAYER,...", `adapter` another of peft's methods ("ia3", "vera:LAYER,..."): they are
     counted too, and they alone are trainable. So are those of a source that is an adapter. Of a checkpoint whose family
-    is not described, the header is counted. `gguf` is a file type of llama.cpp ("Q4_K_M"): the tensors are stored as its
-    converter and quantizer would store them.
+    is not described, the header is counted. `gguf` is a file type of llama.cpp ("Q4_K_M"): the tensors are stored as
+    its converter and quantizer would store them.
 
     >>> params("llama-3-8b", lora="8:q_proj,v_proj").trainable
     3407872

@@ -215,8 +215,8 @@ def test_an_adapters_parameters_alone_are_trainable() -> None:
         ({"modules_to_save": ["lm_head"]}, lambda c: c["vocab_size"] * c["hidden_size"]),
         ({"rank_pattern": {"layers.1.self_attn.q_proj": 7}}, lambda c: 3 * 2 * c["hidden_size"]),
         (
-            {"target_modules": r".*\.[01]\.self_attn\.q_proj"},
-            lambda c: -8 * c["hidden_size"] * (c["num_hidden_layers"] - 2),
+            {"target_modules": r".*\.0\.self_attn\.q_proj"},
+            lambda c: 8 * c["hidden_size"] * (1 - c["num_hidden_layers"]),
         ),
     ],
 )

@@ -230,7 +230,10 @@ def _adapter(value: Any, where: str, setting: Setting) -> Any:
             raise UsageError(f"{setting.name} does not say its kind", where=where, hint="Name one of peft's methods.")
         return make(method(str(value["kind"])), {name: word for name, word in value.items() if name != "kind"})
     kind, _, targets = str(value).partition(":")
-    return make(method(kind), {"targets": targets} if targets else {})
+    try:
+        return make(method(kind), {"targets": targets} if targets else {})
+    except UnknownNameError as error:
+        raise UsageError(error.what, where=where, hint=error.hint) from None
 
 
 def _numbers(value: Any, where: str, setting: Setting) -> tuple[int, ...]:
