@@ -13,7 +13,7 @@ from weigh.errors import NotModelledError, UsageError, WeighError
 from weigh.recipes.training import Training, run
 from weigh.runtimes import get
 from weigh.runtimes.mcore.buffers import Sharing, layout
-from weigh.runtimes.mcore.schedules import in_flight
+from weigh.runtimes.mcore.schedules import in_flight, stages_of
 from weigh.trace.events import FORWARD, LOAD
 from weigh.trace.expand import expand
 from weigh.trace.peak import phase_peaks
@@ -143,6 +143,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"tensor": 2, "sequence_parallel": True, "gpus_per_node": 4},
     {"pipeline": 2, "virtual_pipeline": 2, "gpus_per_node": 2, "rank": 1},
     {"context": 2, "gpus_per_node": 2, "checkpointing": "full"},
+    {"context": 4, "gpus_per_node": 4, "context_exchange": "a2a+p2p", "context_heads": 2},
     {"checkpointing": "selective", "compute_capability": "8.0", "gradient_accumulation_fusion": False},
 ]
 
@@ -174,6 +175,58 @@ def test_experts_are_shared_over_their_own_ranks() -> None:
     one = run(MOE, replace(RECIPE, shard="distributed_optimizer"), loop=LOOP)
     total = sum(int(a.num_bytes) for a in one.trace.allocations if a.path == "main_params")  # type: ignore[call-overload]
     assert sum(states) == total
+
+
+@pytest.mark.parametrize(
+    ("layout", "stages"),
+    [("Et*2|(tt|)*2tL", ["Ett", "tt", "tt", "tL"]), ("E|t*8,|L", ["E", "tttttttt", "L"]), ("(Et|)*1mL", ["Et", "mL"])],
+)
+def test_layouts_say_the_layers_of_each_stage(layout: str, stages: list[str]) -> None:
+    assert stages_of(layout) == stages
+
+
+def test_uneven_stages_hold_what_even_ones_do_in_all() -> None:
+    """Layers move between stages, and no parameter is lost; the loss alone can be a stage."""
+
+    def parameters(layout: str | None, rank: int) -> int:
+        recipe = replace(RECIPE, pipeline=4, gpus_per_node=4, rank=rank, pipeline_layout=layout)
+        return sum(int(p.numel) * p.count for p in run(LLAMA, recipe, loop=LOOP).parameters)  # type: ignore[arg-type, call-overload]
+
+    even = [parameters(None, rank) for rank in range(4)]
+    uneven = [parameters("Et|t*4|t*3|L", rank) for rank in range(4)]
+    layer = even[1] // 2
+    assert uneven == [even[0] - layer, even[1] + 2 * layer, even[2] + layer, even[3] - 2 * layer]
+
+
+def test_deferred_gradients_of_the_output_layer_wait() -> None:
+    """Each waiting micro-batch keeps the gradient of its logits, in 16 bits."""
+
+    def peak(deferred: int | None) -> int:
+        settings: dict[str, Any] = {"pipeline": 2, "gpus_per_node": 2, "rank": 1, "defer_embedding_wgrad": deferred}
+        found = run({**LLAMA, "vocab_size": 64_000}, replace(RECIPE, **settings), loop=LOOP)
+        return max(int(p.peak) for p in phase_peaks(found.trace) if p.mark.round == 0)  # type: ignore[arg-type]
+
+    logits = 2 * 256 * 64_000 * 2
+    assert peak(2) - peak(1) == pytest.approx(logits, rel=0.02)
+    assert peak(0) == peak(4) > peak(2) > peak(None)  # the last one's is there anyway
+
+
+def test_replicas_share_states_among_fewer_ranks() -> None:
+    recipe = replace(RECIPE, gpus_per_node=8, shard="distributed_optimizer")
+    states = []
+    for replicas in (1, 2):
+        found = run(GPT, replace(recipe, replicas=replicas), loop=LOOP)
+        main = [a for a in found.trace.allocations if a.path == "main_params"]
+        states.append(sum(int(a.num_bytes) for a in main))  # type: ignore[call-overload]
+    assert states[1] == pytest.approx(2 * states[0], rel=0.01)
+
+
+def test_gradients_in_bf16_are_copied_to_fp32_for_the_step() -> None:
+    recipe = replace(RECIPE, gpus_per_node=4, shard="distributed_optimizer")
+    plain, halved = (run(GPT, replace(recipe, grad_reduce_in_bf16=b), loop=LOOP).trace for b in (False, True))
+    buffers = [sum(int(a.num_bytes) for a in t.allocations if a.path == "grad_data") for t in (plain, halved)]  # type: ignore[call-overload]
+    assert buffers[0] == 2 * buffers[1]
+    assert {a.path for a in halved.allocations} - {a.path for a in plain.allocations} == {"main_grads"}
 
 
 ROUTED: dict[str, Any] = {**GPT, "mlp_bias": False, "attention_bias": False, "n_routed_experts": 8} | {
@@ -214,6 +267,10 @@ def test_weights_of_tokens_are_in_the_dtype_of_the_router() -> None:
         ({"expert": 2, "gpus_per_node": 2}, UsageError),
         ({"virtual_pipeline": 2}, UsageError),
         ({"rank": 1}, UsageError),
+        ({"pipeline": 2, "gpus_per_node": 2, "pipeline_layout": "Et*9|L"}, UsageError),
+        ({"pipeline": 2, "gpus_per_node": 2, "pipeline_layout": "Et*4|xt*4L"}, UsageError),
+        ({"defer_embedding_wgrad": 0}, UsageError),
+        ({"context": 4, "gpus_per_node": 4, "context_exchange": "a2a+p2p"}, UsageError),
         ({"shard": "fsdp2", "gpus_per_node": 2}, NotModelledError),
         ({"loss": "upcast"}, NotModelledError),
         ({"optimizer": "sgd"}, NotModelledError),

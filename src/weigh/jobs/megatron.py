@@ -59,18 +59,29 @@ VALUES = {
     "context_exchange": "cp_comm_type",
     "capacity_factor": "moe_expert_capacity_factor",
     "virtual_pipeline": "num_virtual_stages_per_pipeline_rank",
+    "virtual_pipeline_group": "microbatch_group_size_per_virtual_pipeline_stage",
+    "replicas": "num_distributed_optimizer_instances",
 }
 """Settings, and the arguments whose value is theirs."""
 FUSED_LOSSES = {"native": "fused", "te": "te_fused"}
 """`--cross-entropy-fusion-impl`."""
+UNEVEN = {
+    "first": "decoder_first_pipeline_num_layers",
+    "last": "decoder_last_pipeline_num_layers",
+    "embedding": "account_for_embedding_in_pipeline_split",
+    "loss": "account_for_loss_in_pipeline_split",
+}
+"""Arguments that deal layers unevenly."""
 REFUSED = (
     *("fp8_format", "fp8_param_gather", "fp8_recipe", "use_torch_fsdp2", "use_megatron_fsdp", "optimizer_cpu_offload"),
     *("cpu_offloading_num_layers", "use_precision_aware_optimizer", "main_grads_dtype", "main_params_dtype"),
-    *("exp_avg_dtype", "exp_avg_sq_dtype", "defer_embedding_wgrad_compute"),
-    *("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers"),
+    *("exp_avg_dtype", "exp_avg_sq_dtype"),
     *("recompute_modules", "distribute_saved_activations", "overlap_moe_expert_parallel_comm"),
     *("virtual_pipeline_model_parallel_size", "enable_cuda_graph", "use_transformer_engine_op_fuser"),
     *("external_cuda_graph", "use_te_rng_tracker", "ddp_bucket_size", "ddp_num_buckets", "attention_backend"),
+    *("cuda_graph_impl", "fine_grained_activation_offloading", "cpu_offloading", "delay_wgrad_compute"),
+    *("moe_shared_expert_overlap", "use_te_activation_func", "experimental_attention_variant", "moe_latent_size"),
+    *("first_last_layers_bf16", "attention_output_gate", "moe_use_legacy_grouped_gemm", "fp4_format"),
 )
 
 
@@ -132,6 +143,17 @@ def _layers(book: Book) -> None:
         if of_a_stage % each:
             book.refusal(key, each)
         book.say("virtual_pipeline", of_a_stage // each, key)
+    book.copy("pipeline_layout", "pipeline_model_parallel_layout")
+    dealt = {name: (key, value) for name, key in UNEVEN.items() if (value := book.take(key)) not in (None, False)}
+    if dealt:
+        stages = book.words.get("pipeline", 1), book.words.get("virtual_pipeline", 1)
+        numbers = {name: int(value) for name, (_, value) in dealt.items()}
+        layout = uneven(book.document.keys["num_layers"], *stages, **numbers)
+        key, value = next(iter(dealt.values()))
+        book.refusal(key, value) if layout is None else book.say("pipeline_layout", layout, key)
+    limit = book.take("wgrad_deferral_limit")
+    if flag(book.take("defer_embedding_wgrad_compute")):
+        book.say("defer_embedding_wgrad", limit or 0, "defer_embedding_wgrad_compute")
     implementation = book.take("cross_entropy_fusion_impl") or "native"
     if flag(book.take("cross_entropy_loss_fusion")):
         book.say("loss", FUSED_LOSSES.get(implementation, implementation), "cross_entropy_loss_fusion")
@@ -150,6 +172,35 @@ def _layers(book: Book) -> None:
             book.say("token_dispatcher", dispatcher, "moe_token_dispatcher_type")
         else:
             book.refusal("moe_token_dispatcher_type", dispatcher)
+
+
+def uneven(
+    layers: int,
+    stages: int,
+    chunks: int,
+    *,
+    first: int | None = None,
+    last: int | None = None,
+    embedding: int = 0,
+    loss: int = 0,
+) -> str | None:
+    """The layout of stages of which some have layers of their own number; None where the rest do not divide.
+
+    `first` and `last` are layers of those stages; `embedding` and `loss` count as a layer (`get_num_layers_to_build`).
+
+    >>> uneven(12, 4, 1, first=2, last=2), uneven(6, 4, 2, embedding=1, loss=1)
+    ('Ett|tttt|tttt|ttL', 'E|t|t|t|t|t|t|L')
+    """
+    ends = [n for n in (first, last) if n is not None]
+    middle, rest = divmod(layers + embedding + loss - sum(ends), max(stages - len(ends), 1))
+    each = [middle] * stages
+    each[0], each[-1] = first or each[0], last or each[-1]
+    if rest or any(n % chunks for n in each):
+        return None
+    counts = [n // chunks for _ in range(chunks) for n in each]
+    counts[0] -= embedding
+    counts[-1] -= loss
+    return "E" + "|".join("t" * n for n in counts) + "L" if sum(counts) == layers else None
 
 
 def _model(book: Book) -> dict[str, Any]:

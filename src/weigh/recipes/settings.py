@@ -18,13 +18,16 @@ from weigh.units import parse_tokens
 
 R = TypeVar("R")
 
+Text = str
+"""A setting's type: words that are a program's own, taken as they are."""
+
 COMPUTE_DTYPES = ("fp32", "bf16", "fp16", "fp64")
 """Those that PyTorch trains and generates in without further help."""
 
 RENAMED = {"device": "kernels"}
 """Fields that people know under another word: a device is a GPU by its name, and kernels are CUDA's or the CPU's."""
 
-AT_LEAST_ZERO = ("hybrid_rank", "layers", "logits_to_keep", "rank")
+AT_LEAST_ZERO = ("defer_embedding_wgrad", "hybrid_rank", "layers", "logits_to_keep", "rank")
 
 FACTORS = ("capacity_factor", "cpu_offload_gb", "gpu_memory_utilization")
 """Numbers that may be 1 and more."""
@@ -269,7 +272,7 @@ _CHOICES: dict[str, tuple[str, ...] | str] = {
     "attention_kernel": "weigh.kernels.cuda:ATTENTION_KERNELS",
     "cache": "weigh.recipes.generation:CACHES",
     "checkpointing": ("full", "reentrant", "selective"),
-    "context_exchange": ("p2p", "a2a"),
+    "context_exchange": ("p2p", "a2a", "a2a+p2p"),
     "device": ("cuda", "cpu"),
     "fused_kernels": "weigh.kernels:FUSED",
     "freeze": "weigh.techniques.freezing:PARTS",

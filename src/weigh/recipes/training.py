@@ -27,6 +27,7 @@ from weigh.optimizers import Choice, Optimizer, implementation_of, optimizer
 from weigh.optimizers.base import clip_grad_norm
 from weigh.optimizers.in_backward import InBackward
 from weigh.optimizers.scaler import GradScaler
+from weigh.recipes.settings import Text
 from weigh.records import dataclass, field, replace
 from weigh.techniques.mesh import Mesh
 from weigh.trace.events import BACKWARD, CLIP, FORWARD, GRADIENT, STEP, Trace
@@ -181,8 +182,17 @@ class Training:
     """Megatron-LM: what tensor ranks do alike outside of the linear layers is shared along the sequence."""
     virtual_pipeline: int = 1
     """Megatron-LM: chunks of layers on each stage, run in turn (the interleaved schedule)."""
+    pipeline_layout: Text | None = None
+    """Megatron-LM: the layers of each stage, as `--pipeline-model-parallel-layout` writes them ("Et*2|(tt|)*2tL")."""
+    virtual_pipeline_group: int | None = None
+    """Megatron-LM: micro-batches that go through one chunk before the next one's turn; None is as many as stages."""
+    defer_embedding_wgrad: int | None = None
+    """Megatron-LM: for how many micro-batches the output layer's weight waits for its gradients; 0 is all of them."""
     context_exchange: str = "p2p"
-    """Megatron-LM: how attention sees a shared sequence: "p2p" (a ring) or "a2a" (heads are shared instead)."""
+    """Megatron-LM: how attention sees a shared sequence: "p2p" (a ring), "a2a" (heads are shared instead) or "a2a+p2p"
+    (a ring of groups that share heads)."""
+    context_heads: int = 1
+    """Megatron-LM: devices of a group that shares heads, with "a2a+p2p"."""
     expert_tensor: int | None = None
     """Megatron-LM: devices that share each expert; None is as many as share other layers."""
     capacity_factor: float | None = None
@@ -210,6 +220,8 @@ class Training:
     0.14 on)."""
     overlap_grad_reduce: bool = False
     """Megatron-LM: gradients are reduced bucket by bucket while the backward pass runs."""
+    grad_reduce_in_bf16: bool = False
+    """Megatron-LM: the gradient buffer is bf16, and the optimizer makes fp32 copies of its share."""
     mask_in_batch: bool = True
     """Megatron-LM: batches have an attention mask; False is `--no-create-attention-mask-in-dataloader`."""
     local_layers: bool = False
@@ -510,9 +522,10 @@ def run(
 
 MEGATRON = (
     *("sequence_parallel", "virtual_pipeline", "context_exchange", "expert_tensor", "capacity_factor"),
+    *("pipeline_layout", "virtual_pipeline_group", "defer_embedding_wgrad", "context_heads"),
     *("token_dispatcher", "grouped_experts", "router_dtype", "permute_fusion", "activation_fusion"),
     *("hidden_dropout", "attention_dropout", "deterministic", "gradient_accumulation_fusion", "overlap_grad_reduce"),
-    *("mask_in_batch", "local_layers", "own_stand_ins"),
+    *("grad_reduce_in_bf16", "mask_in_batch", "local_layers", "own_stand_ins"),
 )
 """Settings that only Megatron-LM's loop reads."""
 COMPILED = ("compile", "offload_activations")

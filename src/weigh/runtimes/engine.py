@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from weigh.hardware import Device
     from weigh.models.common import CausalModel
     from weigh.models.layout import LayerCache
+    from weigh.recipes.settings import Text
     from weigh.sources.source import Source
 
 ENGINES = {
@@ -34,9 +35,6 @@ ENGINES = {
     "vllm": "weigh.runtimes.vllm",
 }
 """Name -> the module that describes it, as `ENGINE`."""
-
-Text = str
-"""A setting's type: words that are the engine's own, taken as they are."""
 
 EXACT, MODELLED, ASSUMED = "exact", "modelled", "assumed"
 """How far a part can be trusted; the words of `weigh.report.assumption`."""

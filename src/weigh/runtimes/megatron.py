@@ -45,7 +45,7 @@ from weigh.runtimes.mcore.config import MegatronConfig
 from weigh.runtimes.mcore.experts import TEGroupedMLP
 from weigh.runtimes.mcore.layers import FLASH, FUSED, UNFUSED, ExpertLinear, Setup
 from weigh.runtimes.mcore.model import GPTModel, GPTStage
-from weigh.runtimes.mcore.schedules import schedule
+from weigh.runtimes.mcore.schedules import schedule, stages_of
 from weigh.techniques import Technique
 from weigh.techniques.checkpointing import Checkpointing
 from weigh.trace.events import BACKWARD, FORWARD, STEP, WORKSPACE
@@ -127,7 +127,8 @@ class Megatron(Loop):
         """Adam over this rank's share, once `build` has made the buffers."""
         if recipe.optimizer not in MOMENTS:
             raise NotModelledError(f"the optimizer {recipe.optimizer!r} in Megatron-LM", where="optimizer")
-        return MixedPrecisionOptimizer(main_grad_dtype(recipe.dtype) is not FLOAT32, MOMENTS[recipe.optimizer])
+        copies = main_grad_dtype(recipe.dtype, recipe.grad_reduce_in_bf16) is not FLOAT32
+        return MixedPrecisionOptimizer(copies, recipe.dtype is FLOAT16, MOMENTS[recipe.optimizer])
 
     def workspaces(self, recipe: Training, model: CausalModel) -> Any:
         """PyTorch's where PyTorch multiplies (the output layer, Megatron's own layers), and TE's (the router too)."""
@@ -152,7 +153,8 @@ class Megatron(Loop):
         assert isinstance(model, GPTModel)
         ledger, place = state.ledger, Place.of(recipe)
         waiting: dict[tuple[int, int], tuple[Tensor | None, Tensor]] = {}
-        for action in schedule(recipe.pipeline, place.pipeline, recipe.accumulation, recipe.virtual_pipeline):
+        stages = recipe.pipeline, place.pipeline, recipe.accumulation, recipe.virtual_pipeline
+        for action in schedule(*stages, recipe.virtual_pipeline_group):
             chunk, key = model.chunks[action.chunk], (action.chunk, action.micro_batch)
             if action.forward:
                 ledger.mark(FORWARD, number)
@@ -162,6 +164,9 @@ class Megatron(Loop):
             else:
                 ledger.mark(BACKWARD, number)
                 _backward(chunk, *waiting.pop(key))
+        for chunk in model.chunks:
+            if chunk.last:
+                chunk.output_layer.drain()
         ledger.mark(STEP, number)
         chosen.step()
 
@@ -215,6 +220,12 @@ def _setup(shape: MegatronConfig, recipe: Training) -> Setup:
             raise UsageError(f"{divisor} ranks do not divide {size}", where=name, hint="Give a divisor.")
     if recipe.expert > 1 and not shape.num_moe_experts:
         raise UsageError("the model has no experts", where="expert", hint="Leave it out.")
+    if recipe.defer_embedding_wgrad is not None and (recipe.pipeline == 1 or not recipe.gradient_accumulation_fusion):
+        hint = "It needs pipeline stages, and gradients that are added to the buffer as they are made."
+        raise UsageError("nothing is deferred here", where="defer_embedding_wgrad", hint=hint)
+    if recipe.context % recipe.context_heads or (recipe.context_exchange == "a2a+p2p") != (recipe.context_heads > 1):
+        hint = "They divide the devices that share a sequence, and are only needed for a2a+p2p."
+        raise UsageError(f"groups of {recipe.context_heads} devices share heads", where="context_heads", hint=hint)
     if recipe.token_dispatcher != "alltoall" and recipe.capacity_factor is not None:
         raise NotModelledError("capacity beside gathered tokens in Megatron-LM", where="capacity_factor")
     selective = recipe.checkpointing == "selective"
@@ -231,6 +242,8 @@ def _setup(shape: MegatronConfig, recipe: Training) -> Setup:
         attention=_attention(recipe),
         recompute_attention=selective,
         loss=recipe.loss,
+        defer_wgrad=recipe.defer_embedding_wgrad,
+        context_heads=recipe.context_heads,
         hidden_dropout=recipe.hidden_dropout,
         attention_dropout=recipe.attention_dropout,
         capacity_factor=recipe.capacity_factor,
@@ -255,21 +268,44 @@ def _attention(recipe: Training) -> str:
 
 
 def _stages(shape: MegatronConfig, recipe: Training) -> list[tuple[range, bool, bool]]:
-    """The layers of each of the rank's chunks, and whether it is the first and the last of all stages."""
+    """The layers of each of the rank's chunks, and whether it has the embedding and the loss."""
     stages, chunks, rank = recipe.pipeline, recipe.virtual_pipeline, Place.of(recipe).pipeline
     if chunks > 1 and stages == 1:
         raise UsageError("there is one pipeline stage", where="virtual_pipeline", hint="Give pipeline too.")
-    if shape.num_layers % (stages * chunks):
+    layout = _layout(shape, recipe)
+    found, start = [], 0
+    for number, letters in enumerate(layout):
+        layers = range(start, start + letters.count("t"))
+        start = layers.stop
+        if number % stages == rank:
+            found.append((layers, "E" in letters, "L" in letters))
+    return found
+
+
+def _layout(shape: MegatronConfig, recipe: Training) -> list[str]:
+    """The layers of all stages, chunk by chunk, as letters."""
+    count, layers = recipe.pipeline * recipe.virtual_pipeline, shape.num_layers
+    if recipe.pipeline_layout is None:
+        if layers % count:
+            hint = "Say with pipeline_layout which stage has which."
+            raise UsageError(f"{layers} layers do not divide into {count} stages", where="pipeline", hint=hint)
+        layout = ["t" * (layers // count)] * count
+        return ["E" + layout[0], *layout[1:-1], layout[-1] + "L"] if count > 1 else ["E" + layout[0] + "L"]
+    found = stages_of(recipe.pipeline_layout)
+    written = "".join(found)
+    if (
+        len(found) != count
+        or written.count("t") != layers
+        or written[0] != "E"
+        or written.find("L") != len(written) - 1
+    ):
         raise UsageError(
-            f"{shape.num_layers} layers do not divide into {stages * chunks} stages",
-            where="pipeline",
-            hint="Layouts with uneven stages are not described.",
+            f"{recipe.pipeline_layout!r} has {len(found)} stages and {written.count('t')} layers",
+            where="pipeline_layout",
+            hint=f"It must have {count} stages and {layers} layers, E first and L last.",
         )
-    each = shape.num_layers // (stages * chunks)
-    found = []
-    for chunk in range(chunks):
-        number = chunk * stages + rank
-        found.append((range(number * each, (number + 1) * each), number == 0, number == stages * chunks - 1))
+    if "m" in written:
+        raise NotModelledError("layers that predict further tokens", where="pipeline_layout")
     return found
 
 
@@ -284,14 +320,14 @@ def _buffers(model: GPTModel, recipe: Training) -> Iterator[GradBuffer]:
             group = [p for p in chunk.parameters() if (setup.expert > 1 and _is_expert(p)) == experts]
             if not group:
                 continue
-            ranks, rank = mesh.shard, place.data * mesh.context + place.context
+            ranks, rank = mesh.shard, (place.data * mesh.context + place.context) % mesh.shard
             if experts:
                 model_ranks = setup.expert_tensor * setup.expert
-                ranks = mesh.world // mesh.pipeline // model_ranks
-                rank = recipe.rank % (mesh.world // mesh.pipeline) // model_ranks
+                ranks = mesh.world // mesh.pipeline // model_ranks // mesh.replicas
+                rank = recipe.rank % (mesh.world // mesh.pipeline) // model_ranks % ranks
             size = max(BUCKET, BUCKET_PER_RANK * ranks) if recipe.overlap_grad_reduce and number == 0 else None
             sharing = Sharing(ranks, rank, distributed, size)
-            yield GradBuffer(group, alone, main_grad_dtype(recipe.dtype), sharing)
+            yield GradBuffer(group, alone, main_grad_dtype(recipe.dtype, recipe.grad_reduce_in_bf16), sharing)
 
 
 def _is_vocabulary(parameter: Parameter) -> bool:

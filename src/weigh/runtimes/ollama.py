@@ -14,7 +14,8 @@ from weigh.records import dataclass, replace
 from weigh.runtimes.llama_cpp.engine import LlamaCpp, LlamaCppOptions
 
 if TYPE_CHECKING:
-    from weigh.runtimes.engine import Launch, Place, Served, ServeJob, Text, Version
+    from weigh.recipes.settings import Text
+    from weigh.runtimes.engine import Launch, Place, Served, ServeJob, Version
 
 CONTEXTS = ((48 * 2**30, 262144), (24 * 2**30, 32768), (0, 4096))
 """Tokens where nobody says, by the memory that there is at least."""

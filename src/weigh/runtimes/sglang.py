@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from weigh.errors import UsageError
 from weigh.models.layout import CHUNKED, LATENT, SLIDING
 from weigh.recipes.keeping import Keeping, keep
+from weigh.recipes.settings import Text
 from weigh.records import dataclass
 from weigh.runtimes import fused, methods, sharding
 from weigh.runtimes.engine import (
@@ -35,7 +36,6 @@ from weigh.runtimes.engine import (
     Served,
     ServeJob,
     Share,
-    Text,
     Version,
     check_cache,
     check_limits,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from weigh import formats
 from weigh.errors import NotModelledError, UsageError
 from weigh.kernels.workspaces import workspace_bytes
+from weigh.recipes.settings import Text
 from weigh.records import dataclass
 from weigh.runtimes import additions, fused, methods, paged, profiling, sharding
 from weigh.runtimes.engine import (
@@ -33,7 +34,6 @@ from weigh.runtimes.engine import (
     Served,
     ServeJob,
     Share,
-    Text,
     Version,
     check_cache,
     check_limits,

@@ -7,13 +7,21 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from weigh.errors import NotModelledError, WeighError
+from weigh.jobs.megatron import REFUSED, UNEVEN, uneven
 from weigh.recipes.training import DISPATCHERS, VOCAB_PARALLEL_LOSSES
 
 LOCAL = "local"
 """`--transformer-impl`: Megatron's own layers."""
 
-REFUSED = ("defer-embedding-wgrad-compute", "overlap-moe-expert-parallel-comm", "use-transformer-engine-op-fuser")
-"""Arguments that change what is kept, and that are not described."""
+HANDLED = (
+    "attention_backend",
+    "recompute_modules",
+    "use_megatron_fsdp",
+    "fp8_format",
+    "fp8_recipe",
+    "fp8_param_gather",
+)
+"""Arguments that the reader of scripts refuses, and cases say in words of their own."""
 SIMUMAX = "simumax"
 """A publisher whose scripts (`simu_tools/megatron_scripts`) run without dropout and without masks in batches."""
 
@@ -60,9 +68,6 @@ def megatron_words(case: Mapping[str, Any]) -> dict[str, Any]:
     extra = case.get("extra") or {}
     if extra.get("megatron_fsdp"):
         raise NotModelledError("Megatron-FSDP", where="extra.megatron_fsdp")
-    for key in ("num_distributed_optimizer_instances", "pipeline_layout"):
-        if extra.get(key) not in (None, 1):
-            raise NotModelledError(f"{key} in Megatron-LM", where=f"extra.{key}")
     for key in ("batch", "sequence"):
         if case.get(key) is None:
             raise WeighError(f"the case does not say its {key}", where=key)
@@ -74,21 +79,39 @@ def megatron_words(case: Mapping[str, Any]) -> dict[str, Any]:
             raise NotModelledError("a run that makes no optimizer states", where="extra.optimizer_states_allocated")
         words["steps"] = 1  # the first is skipped, for its loss is scaled too far; so was every other of the run
     words |= dict(_parallel(case.get("parallel") or {}))
-    mode = (case.get("checkpointing") or {}).get("mode")
-    words["checkpointing"] = None if mode == "none" else mode
+    words["checkpointing"] = _recomputed(case.get("checkpointing") or {})
     words |= dict(_kernels(case, extra, extra.get("megatron_args") or {}))
+    words |= dict(_stages(case, extra, extra.get("megatron_args") or {}))
     name = (case.get("optimizer") or {}).get("name")
     if name is not None:
         words["optimizer"] = name
     return words
 
 
+CORE_ATTENTION = "core_attn"
+"""What `--recompute-granularity selective` recomputes, unless `--recompute-modules` says otherwise."""
+
+
+def _recomputed(found: Mapping[str, Any]) -> str | None:
+    listed = re.search(r"modules: (.*)", str(found.get("detail")))
+    modules = re.findall(r"\w+", listed[1]) if listed else [CORE_ATTENTION]
+    if found.get("mode") == "selective" and modules != [CORE_ATTENTION]:
+        raise NotModelledError(f"recomputing {', '.join(modules)} in Megatron-LM", where="checkpointing")
+    return None if found.get("mode") == "none" else found.get("mode")
+
+
 def _precision(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     dtype = (case.get("weights") or {}).get("dtype")
     if (case.get("weights") or {}).get("quantization") or dtype == "fp8":
         raise NotModelledError("quantized weights in Megatron-LM", where="weights")
-    if (case.get("precision") or {}).get("compute") not in (None, dtype):
+    precision = case.get("precision") or {}
+    if precision.get("compute") not in (None, dtype):
         raise NotModelledError("computing in another precision in Megatron-LM", where="precision")
+    if precision.get("gradients") is None and "Bridge" in str(case.get("runtime_version")):
+        raise WeighError("the case does not say in what its gradients are, which recipes choose", where="precision")
+    if precision.get("gradients") not in (None, "fp32", dtype):
+        raise NotModelledError(f"gradients in {precision['gradients']} in Megatron-LM", where="precision.gradients")
+    yield "grad_reduce_in_bf16", dtype == "bf16" and precision.get("gradients") == "bf16"
     if dtype is not None:
         yield "dtype", dtype
 
@@ -98,6 +121,10 @@ def _parallel(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name in ("tensor", "pipeline", "context", "expert", "virtual_pipeline", "expert_tensor"):
         if found.get(name):
             yield name, found[name]
+    stage, tensor, expert = ((found.get(name) or 1) for name in ("world", "tensor", "expert"))
+    stage //= found.get("pipeline") or 1
+    if not found.get("expert_tensor") and expert > 1 and stage % (tensor * expert) and stage % expert == 0:
+        yield "expert_tensor", 1  # as many as share other layers is impossible here
     yield "sequence_parallel", bool(found.get("sequence_parallel"))
     if found.get("shard") not in (None, "none"):
         yield "shard", found["shard"]
@@ -126,12 +153,40 @@ def _kernels(case: Mapping[str, Any], extra: Mapping[str, Any], args: Mapping[st
     yield "deterministic", bool(args.get("deterministic-mode"))
     yield "gradient_accumulation_fusion", not args.get("no-gradient-accumulation-fusion")
     yield "overlap_grad_reduce", bool(args.get("overlap-grad-reduce"))
-    if extra.get("cp_comm_type"):
-        yield "context_exchange", extra["cp_comm_type"]
+    exchange = extra.get("cp_comm_type", args.get("cp-comm-type"))
+    if exchange:
+        yield "context_exchange", exchange
+        groups = re.findall(r"\d+", str(args.get("hierarchical-context-parallel-sizes", "")))
+        if groups:
+            yield "context_heads", int(groups[0])
     yield from _experts(extra.get("moe") or {}, args)
     for name in REFUSED:
-        if args.get(name):
-            raise NotModelledError(f"--{name} of Megatron-LM", where="extra.megatron_args")
+        if args.get(name.replace("_", "-")) and name not in HANDLED:
+            raise NotModelledError(f"--{name.replace('_', '-')} of Megatron-LM", where="extra.megatron_args")
+
+
+def _stages(case: Mapping[str, Any], extra: Mapping[str, Any], args: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Which stage has which layers, and in what order micro-batches go through them."""
+    layout = extra.get("pipeline_layout")
+    dealt = layout if isinstance(layout, Mapping) else {key: args.get(key.replace("_", "-")) for key in UNEVEN.values()}
+    found = {name: int(value) for name, key in UNEVEN.items() if (value := dealt.get(key))}
+    if isinstance(layout, str):
+        yield "pipeline_layout", layout
+    elif found:
+        parallel = case["parallel"]
+        stages = parallel.get("pipeline") or 1, parallel.get("virtual_pipeline") or 1
+        text = uneven(case["model"]["config"]["num_hidden_layers"], *stages, **found)
+        if text is None:
+            raise WeighError(f"layers do not divide over stages as {found} says", where="extra")
+        yield "pipeline_layout", text
+    instances = extra.get("num_distributed_optimizer_instances", args.get("num-distributed-optimizer-instances"))
+    if instances:
+        yield "replicas", instances
+    group = args.get("microbatch-group-size-per-virtual-pipeline-stage")
+    if group:
+        yield "virtual_pipeline_group", group
+    if args.get("defer-embedding-wgrad-compute"):
+        yield "defer_embedding_wgrad", args.get("wgrad-deferral-limit", 0)
 
 
 def _experts(experts: Mapping[str, Any], args: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -33,7 +33,8 @@ from weigh.runtimes.llama_cpp.releases import MIDDLE, NEWER, OLDER, OLDEST
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from weigh.runtimes.engine import Place, Served, ServeJob, Text, Version
+    from weigh.recipes.settings import Text
+    from weigh.runtimes.engine import Place, Served, ServeJob, Version
     from weigh.sources.checkpoint import Checkpoint
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")

@@ -40,15 +40,22 @@ class CoreAttention(nn.Module):
     def _over_ranks(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.setup.context == 1:
             return apply(rows.CoreAttention, q, k, v)  # type: ignore[no-any-return]
-        ranks = self.setup.context
-        if self.setup.context_exchange == "a2a":
-            q, k, v = (
-                rows.exchanged(t, "nccl::all_to_all", (t.shape[0] * ranks, t.shape[1], t.shape[2] // ranks, t.shape[3]))
-                for t in (q, k, v)
-            )
-            out: Tensor = apply(rows.CoreAttention, q, k, v)
-            shape = out.shape
-            return rows.exchanged(out, "nccl::all_to_all", (shape[0] // ranks, shape[1], shape[2] * ranks, shape[3]))
+        sharing = {"p2p": 1, "a2a": self.setup.context}.get(self.setup.context_exchange, self.setup.context_heads)
+        if sharing == 1:
+            return self._around(q, k, v, self.setup.context)
+        q, k, v = (
+            rows.exchanged(t, "nccl::all_to_all", (t.shape[0] * sharing, t.shape[1], t.shape[2] // sharing, t.shape[3]))
+            for t in (q, k, v)
+        )
+        out = self._around(q, k, v, self.setup.context // sharing)
+        shape = out.shape
+        return rows.exchanged(out, "nccl::all_to_all", (shape[0] // sharing, shape[1], shape[2] * sharing, shape[3]))
+
+    @staticmethod
+    def _around(q: Tensor, k: Tensor, v: Tensor, ranks: int) -> Tensor:
+        """Over a ring of ranks."""
+        if ranks == 1:
+            return apply(rows.CoreAttention, q, k, v)  # type: ignore[no-any-return]
         return apply(rows.RingAttention, q, k, v, ranks=ranks)  # type: ignore[no-any-return]
 
     def _unfused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

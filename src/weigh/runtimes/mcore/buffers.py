@@ -145,11 +145,11 @@ def _hook(parameter: Parameter) -> _Drop:
 class MixedPrecisionOptimizer(Optimizer):
     """fp32 copies of this rank's share of the parameters, and Adam's two moments from the first step on."""
 
-    def __init__(self, copies_gradients: bool, moments: int) -> None:
+    def __init__(self, copies_gradients: bool, scales_loss: bool, moments: int) -> None:
         super().__init__(Choice("adamw", "fused"))
         self.buffers: list[GradBuffer] = []
         self.copies_gradients = copies_gradients
-        self.scale_is_initial = copies_gradients
+        self.scale_is_initial = scales_loss
         self.moments = moments
         self.main_params: list[Tensor] = []
         self.main_grads: list[Tensor] = []
@@ -190,6 +190,6 @@ class MixedPrecisionOptimizer(Optimizer):
         return made
 
 
-def main_grad_dtype(dtype: DType) -> DType:
-    """`accumulate_allreduce_grads_in_fp32`: always with bf16."""
-    return FLOAT32 if dtype is BFLOAT16 else dtype
+def main_grad_dtype(dtype: DType, reduced_in_bf16: bool) -> DType:
+    """`accumulate_allreduce_grads_in_fp32`: with bf16, unless `--grad-reduce-in-bf16` says otherwise."""
+    return FLOAT32 if dtype is BFLOAT16 and not reduced_in_bf16 else dtype

@@ -27,7 +27,11 @@ class Setup:
     expert: int = 1
     expert_tensor: int = 1
     context_exchange: str = "p2p"
-    """How attention sees the whole sequence: "p2p" (a ring) or "a2a" (the heads are shared instead)."""
+    """How attention sees the whole sequence: "p2p" (a ring), "a2a" (the heads are shared instead) or "a2a+p2p"."""
+    context_heads: int = 1
+    """Ranks of a group that shares heads, with "a2a+p2p"."""
+    defer_wgrad: int | None = None
+    """Micro-batches for which the output layer's weight waits for its gradients; 0 is all of them."""
     local: bool = False
     """Megatron's own layers instead of Transformer Engine's."""
     fused_wgrad: bool = True
@@ -73,6 +77,12 @@ class ParallelLinear(nn.Module):
         self.scatters = setup.sequence_ranks if row else 1
         self.weight = nn.parameter((outputs, inputs), dtype)
         self.bias = nn.parameter((outputs,), dtype) if bias else None
+        self.deferred: rows.Deferred | None = None
+
+    def drain(self) -> None:
+        """Compute the gradients that were deferred, once the schedule is through (`drain_embedding_wgrad_compute`)."""
+        if self.deferred is not None:
+            self.deferred.drain(self.gathers, self.setup.scratch)
 
     def forward(self, x: Tensor) -> Tensor:
         """Without the bias, which whoever called adds (`skip_bias_add`)."""
@@ -86,6 +96,7 @@ class ParallelLinear(nn.Module):
             cached=not self.setup.local and (self.setup.own_stand_ins or not self.own),
             scratch=self.setup.scratch,
             own=self.own,
+            deferred=self.deferred,
         )
         return out
 

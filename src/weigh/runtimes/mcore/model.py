@@ -103,6 +103,8 @@ class GPTStage(nn.Module):
                 setup, config.hidden_size, config.padded_vocab_size(setup.tensor), dtype, "column"
             )
             self.output_layer.own = True
+            if setup.defer_wgrad is not None:
+                self.output_layer.deferred = rows.Deferred(setup.defer_wgrad)
             if first and config.share_embeddings:
                 self.output_layer.weight = self.embedding.word_embeddings.weight
 

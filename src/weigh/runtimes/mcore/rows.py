@@ -59,6 +59,31 @@ class Norm(Op):
         ]
 
 
+class Deferred:
+    """Inputs of a layer and gradients of its outputs, kept until there is time for the products of both.
+
+    `limit` is for how many micro-batches; 0 is all of them.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.kept: list[tuple[Tensor, Tensor]] = []
+
+    def takes(self, x: Tensor, grad: Tensor) -> bool:
+        """Keep them, unless there are enough."""
+        if self.limit and len(self.kept) >= self.limit:
+            return False
+        self.kept.append((x, grad))
+        return True
+
+    def drain(self, gathers: int, scratch: Scratch) -> None:
+        """Let go of them in order; whole inputs are gathered into two buffers that stay."""
+        for number, (x, _) in enumerate(self.kept):
+            if gathers > 1:
+                memory_buffer(first(x, x.shape[0] * gathers), x, scratch, f"mpu_{number % 2}")
+        self.kept.clear()
+
+
 class Linear(Op):
     """A linear layer over tensor ranks. Saves its input as it came: under sequence parallelism this rank's share.
 
@@ -66,7 +91,7 @@ class Linear(Op):
     among which the sum of the outputs is scattered (a row-parallel one). With `fused`, the product for the weight's
     gradient is added to the main gradient, and autograd is handed a tensor that stands for it: one for each shape of a
     weight, which stays (`cached`: Transformer Engine is there, and Megatron Core is 0.14 or later), else a new one.
-    `own`: Megatron's own layer, which gathers into a buffer that stays.
+    `own`: Megatron's own layer, which gathers into a buffer that stays, and may defer its weight's gradients.
     """
 
     name = "te::linear"
@@ -85,10 +110,11 @@ class Linear(Op):
         cached: bool,
         scratch: Scratch,
         own: bool,
+        deferred: Deferred | None,
     ) -> Tensor:
         if ctx:
             ctx.save(x, weight)
-            ctx.meta = gathers, scatters, fused, cached, scratch, own
+            ctx.meta = gathers, scatters, fused, cached, scratch, own, deferred
         total = _gather(x, gathers, scratch, own)
         out = empty((*total.shape[:-1], weight.shape[0]), x.dtype, cls.name)
         del total
@@ -97,9 +123,10 @@ class Linear(Op):
     @classmethod
     def backward(cls, ctx: Any, grad: Tensor) -> list[Any]:
         x, weight = ctx.unpack()
-        gathers, scatters, fused, cached, scratch, own = ctx.meta
+        gathers, scatters, fused, cached, scratch, own, deferred = ctx.meta
         grad = _gather(grad, scatters, scratch, own)
-        total = _gather(x, gathers, scratch, own) if ctx.needs[1] else x
+        later = deferred is not None and deferred.takes(x, grad)
+        total = _gather(x, gathers, scratch, own) if ctx.needs[1] and not later else x
         dgrad = None
         for needed in ctx.needs[:2]:
             if needed:
@@ -133,16 +160,16 @@ def _gather(x: Tensor, ranks: int, scratch: Scratch, own: bool) -> Tensor:
     return memory_buffer(shape, x, scratch)
 
 
-def memory_buffer(shape: Shape, x: Tensor, scratch: Scratch) -> Tensor:
-    """`GlobalMemoryBuffer.get_tensor(shape, dtype, "mpu")`: grows to the largest that was asked for, and stays."""
+def memory_buffer(shape: Shape, x: Tensor, scratch: Scratch, name: str = "mpu") -> Tensor:
+    """`GlobalMemoryBuffer.get_tensor(shape, dtype, name)`: grows to the largest that was asked for, and stays."""
     numel: Size = 1
     for size in shape:
         numel = numel * size
-    key = "mpu", x.dtype.name
+    key = name, x.dtype.name
     kept = scratch.get(key)
     if kept is None or kept.numel < numel:
         with inside_unit(None):
-            scratch[key] = kept = empty((numel,), x.dtype, "mpu buffer", purpose=WORKSPACE)
+            scratch[key] = kept = empty((numel,), x.dtype, f"{name} buffer", purpose=WORKSPACE)
     return Tensor(kept.storage, shape, None, x.dtype, numel)
 
 

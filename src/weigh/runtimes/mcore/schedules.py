@@ -1,12 +1,34 @@
-"""Pipeline schedules: in which order a rank runs its micro-batches forward and back.
+"""Pipeline schedules: which layers a stage has, and in which order a rank runs its micro-batches forward and back.
 
-Mirrors `megatron/core/pipeline_parallel/schedules.py` (0.17): 1F1B, and interleaved 1F1B over virtual stages.
+Mirrors `megatron/core/pipeline_parallel/schedules.py` and `transformer/pipeline_parallel_layer_layout.py` (0.17): 1F1B,
+and interleaved 1F1B over virtual stages.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
+
+from weigh.errors import UsageError
+
+LAYERS = "EtmL"
+"""In a layout: the embedding, a layer, one that predicts further tokens, the loss."""
+
+
+def stages_of(layout: str) -> list[str]:
+    """The layers of each stage (`--pipeline-model-parallel-layout`), a letter each.
+
+    >>> stages_of("Et*2|(tt|)*2tL")
+    ['Ett', 'tt', 'tt', 'tL']
+    """
+    text = layout.replace(",", "").replace(" ", "")
+    text = re.sub(r"\(([^)]+)\)\*(\d+)", lambda found: found[1] * int(found[2]), text)
+    text = re.sub(r"(.)\*(\d+)", lambda found: found[1] * int(found[2]), text)
+    if strange := sorted(set(text) - {*LAYERS, "|"}):
+        hint = "E is the embedding, t a layer, m one that predicts further tokens, L the loss; | ends a stage."
+        raise UsageError(f"{layout!r} has {' '.join(strange)}", where="pipeline_layout", hint=hint)
+    return text.split("|")
 
 
 class Action(NamedTuple):
@@ -17,15 +39,15 @@ class Action(NamedTuple):
     micro_batch: int
 
 
-def schedule(stages: int, rank: int, micro_batches: int, chunks: int = 1) -> Iterator[Action]:
-    """What stage `rank` of `stages` does in a step, in order.
+def schedule(stages: int, rank: int, micro_batches: int, chunks: int = 1, group: int | None = None) -> Iterator[Action]:
+    """What stage `rank` of `stages` does in a step, in order; `group` micro-batches go through one chunk in turn.
 
     >>> ["FB"[not a.forward] for a in schedule(4, 1, 4)]
     ['F', 'F', 'F', 'B', 'F', 'B', 'B', 'B']
     """
-    table = _table(stages, micro_batches, chunks)
+    table = _table(group or stages, micro_batches, chunks)
     ahead = stages - rank - 1
-    warmup = ahead if chunks == 1 else 2 * ahead + (chunks - 1) * stages
+    warmup = ahead if chunks == 1 else 2 * ahead + (chunks - 1) * (group or stages)
     warmup = min(warmup, len(table))
     back = [(micro_batch, chunks - 1 - chunk) for micro_batch, chunk in table]
     for number in range(len(table) + warmup):
@@ -36,13 +58,13 @@ def schedule(stages: int, rank: int, micro_batches: int, chunks: int = 1) -> Ite
             yield Action(False, chunk, micro_batch)
 
 
-def _table(stages: int, micro_batches: int, chunks: int) -> list[tuple[int, int]]:
-    """`get_schedule_table`: groups of as many micro-batches as stages go through one chunk after the other."""
+def _table(group_size: int, micro_batches: int, chunks: int) -> list[tuple[int, int]]:
+    """`get_schedule_table`: groups of so many micro-batches go through one chunk after the other."""
     if chunks == 1:
         return [(number, 0) for number in range(micro_batches)]
     found = []
-    for start in range(0, micro_batches, stages):
-        group = range(start, min(start + stages, micro_batches))
+    for start in range(0, micro_batches, group_size):
+        group = range(start, min(start + group_size, micro_batches))
         found += [(number, chunk) for chunk in range(chunks) for number in group]
     return found
 
