@@ -11,8 +11,7 @@ Read: vLLM 0.6.4 to 0.25 (`model_executor/layers/linear.py`, `vocab_parallel_emb
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from weigh import formats
@@ -116,27 +115,44 @@ def held(
     yield from _loading(served, rank, wanted, capability, is_pooling).tensors()
 
 
-def routed(tensors: Iterable[Held]) -> int:
-    """Bytes of experts' matrices, of which a token goes through some."""
-    return sum(one.num_bytes for one in tensors if one.routed)
+class Loaded(NamedTuple):
+    """Bytes of a rank with all its tensors there."""
+
+    weights: int
+    besides: int
+    """Rotary tables, scales of attention, slots."""
+    routed: int
+    """Of the weights, experts' matrices, of which a token goes through some."""
+    allocated: int
+    """What PyTorch's allocator counts as allocated: a request that leaves less than 1 MiB of a large block keeps the
+    whole block, and engines print these bytes too."""
+    with_cache: int
+    """What the allocator has from the driver then."""
+    reserved: int
+    """The same, its cache given back."""
 
 
-def allocated(tensors: Iterable[Held], settings: AllocatorSettings | None = None) -> int:
-    """What PyTorch's allocator counts as allocated once all of them are there.
+def loaded(
+    served: Served,
+    rank: Rank,
+    wanted: str | None = None,
+    capability: tuple[int, int] | None = None,
+    is_pooling: bool = False,
+    settings: AllocatorSettings | None = None,
+    is_blind: bool = False,
+) -> Loaded:
+    """What `held` comes to; a blind model leaves out what sees and hears. Raises as `held` does."""
+    key = ("loaded", rank, wanted, capability, is_pooling, settings, is_blind)
+    if key not in served.memo:
+        tensors: Sequence[Held] = _loading(served, rank, wanted, capability, is_pooling).tensors()
+        if is_blind:
+            tensors = [one for one in tensors if not any(part in one.name for part in TOWERS)]
+        served.memo[key] = _load(tensors, settings)
+    found: Loaded = served.memo[key]
+    return found
 
-    A request that leaves less than 1 MiB of a large block keeps the whole block: engines print these bytes too.
-    """
-    return _loaded(tuple(tensors), settings)[0]
 
-
-def reserved(tensors: Iterable[Held], settings: AllocatorSettings | None = None, with_cache: bool = False) -> int:
-    """What PyTorch's allocator has from the driver then, its cache given back or not."""
-    return _loaded(tuple(tensors), settings)[1 if with_cache else 2]
-
-
-@lru_cache(maxsize=64)
-def _loaded(tensors: tuple[Held, ...], settings: AllocatorSettings | None) -> tuple[int, int, int]:
-    """Bytes allocated, reserved, and reserved without the cache; many jobs load the same."""
+def _load(tensors: Sequence[Held], settings: AllocatorSettings | None) -> Loaded:
     allocator = CachingAllocator(settings)
     relaid = []
     for one in tensors:
@@ -154,9 +170,12 @@ def _loaded(tensors: tuple[Held, ...], settings: AllocatorSettings | None) -> tu
         allocator.malloc(one.num_bytes)
         for block in [*first, own]:
             allocator.free(block)
-    allocated, with_cache = allocator.allocated, allocator.reserved
+    with_cache = allocator.reserved
     allocator.empty_cache()
-    return allocated, with_cache, allocator.reserved
+    weights = sum(one.num_bytes for one in tensors if one.of == "weights")
+    besides = sum(one.num_bytes for one in tensors) - weights
+    routed = sum(one.num_bytes for one in tensors if one.routed)
+    return Loaded(weights, besides, routed, allocator.allocated, with_cache, allocator.reserved)
 
 
 def _loading(
@@ -232,10 +251,12 @@ class _Loading:
         """A matrix with what its format stores beside it, a vector, or the experts' matrices."""
         one = together[0]
         name, weight = f"{one.module}.{one.attribute}", self._weight(together)
+        if weight is not None and self.form is not None:
+            weight = replace(weight, name=name)  # which may say that it is left as it is, or stored in other bits
         if weight is None:
             yield Held(name, self._dtype(one).num_bytes(_count(self._vector(together))), "weights")
         elif self.form is not None and self._is_quantized(one, weight, self.form):
-            yield from self._quantized(replace(weight, name=name), self.form)
+            yield from self._quantized(weight, self.form)
         else:
             size = self.dtype.num_bytes(weight.elements * weight.experts)
             yield Held(name, size, "weights", routed=weight.kind == EXPERTS)
@@ -244,7 +265,7 @@ class _Loading:
         """Checkpoints of methods that are only named leave what sees and hears as it is."""
         if self.wanted is not None and (one.leaf in SMALL_GATES or any(part in one.module for part in TOWERS)):
             return False
-        return form.converts(replace(weight, name=f"{one.module}.weight"))
+        return form.converts(weight if one.attribute == "weight" else replace(weight, name=f"{one.module}.weight"))
 
     def _quantized(self, weight: Weight, form: Format) -> Iterator[Held]:
         experts = 1 if form.method == "mxfp4" else weight.experts  # it says all experts' bytes itself

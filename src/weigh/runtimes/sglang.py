@@ -131,9 +131,9 @@ class _Start:
     def launch(self) -> Launch:
         experts_over = self.job.tensor if self.options.enable_dp_attention else self.job.tensor * self.job.data
         rank = sharding.Rank(self.ranks, experts_over, self.job.expert, 0, self.job.pipeline)
-        held = list(fused.held(self.served, rank, self.job.quantization, self.capability))
         settings = None if self.options.alloc_conf is None else AllocatorSettings.parse(self.options.alloc_conf)
-        weights = fused.reserved(held, settings)
+        loaded = fused.loaded(self.served, rank, self.job.quantization, self.capability, settings=settings)
+        weights, sums = loaded.reserved, loaded.weights + loaded.besides
         draft = self._draft()
         rest = self._rest(weights + draft)
         state, states = self._states(rest)
@@ -145,7 +145,6 @@ class _Start:
         users = self.job.concurrency
         cache = pools.demand(self.job.context or self.served.longest or 1, users) if tokens is None else 0
         pages = 0 if tokens is None else (tokens + self.options.page_size) * pools.bytes_per_token
-        sums = sum(one.num_bytes for one in held)
         parts = [
             Part("weights", WEIGHTS, sums, EXACT, "each tensor of a rank, fused and padded"),
             Part(
@@ -174,13 +173,13 @@ class _Start:
             printed={"weights": weights} | ({} if tokens is None else {"kv_cache_tokens": tokens}),
             assumptions=tuple(self.taken),
             most_sequences=self.options.max_running_requests,
-            routed=fused.routed(held),
+            routed=loaded.routed,
         )
 
     def _draft(self) -> int:
         if self.served.draft is None:
             return 0
-        return fused.reserved(list(fused.held(self.served.draft, sharding.Rank(self.ranks, self.job.tensor))))
+        return fused.loaded(self.served.draft, sharding.Rank(self.ranks, self.job.tensor)).reserved
 
     def _defaults(self) -> tuple[int, int]:
         memory = self.place.memory_bytes

@@ -72,8 +72,8 @@ class TensorrtLlm(Engine):
             raise NotModelledError("a model that keeps no keys and values, in TensorRT-LLM,", where=served.source.name)
         capability = None if place.device is None else place.device.compute_capability
         rank = sharding.rank_of(job)
-        held = list(fused.held(served, rank, job.quantization, capability))
-        weights = fused.reserved(held)
+        loaded = fused.loaded(served, rank, job.quantization, capability)
+        weights = loaded.reserved
         config = served.text_config
         spelled = ".".join(map(str, capability or (8, 0)))
         step = profiling.Step(
@@ -119,7 +119,7 @@ class TensorrtLlm(Engine):
             block_size=size,
             assumptions=(*self.unread(version), *methods.stored_otherwise(served, "TensorRT-LLM")),
             most_sequences=options.max_batch_size,
-            routed=fused.routed(held),
+            routed=loaded.routed,
         )
 
 

@@ -173,17 +173,14 @@ class _Start:
     def _stage(self, stage: int) -> list[Part]:
         """The parts of a rank of a pipeline stage, without the cache."""
         rank = sharding.rank_of(self.job, stage)
-        held = list(self._held(rank))
-        total = self._counted(held)
-        self.routed += fused.routed(held)
-        loaded = sum(one.num_bytes for one in held if one.of == "weights")
-        buffers = sum(one.num_bytes for one in held) - loaded
-        offloaded = min(loaded, int(self.options.cpu_offload_gb * 2**30))
+        found = self._loaded(rank)
+        self.routed += found.routed
+        offloaded = min(found.weights, int(self.options.cpu_offload_gb * 2**30))
         ends = "what PyTorch's allocator does not cut off its blocks"
         parts = [
-            Part("weights", WEIGHTS, loaded - offloaded, EXACT, "each tensor of a rank, fused and padded"),
-            Part("buffers", WEIGHTS, buffers, EXACT, "rotary tables, scales of attention"),
-            Part("ends of blocks", WEIGHTS, total - loaded - buffers, MODELLED, ends),
+            Part("weights", WEIGHTS, found.weights - offloaded, EXACT, "each tensor of a rank, fused and padded"),
+            Part("buffers", WEIGHTS, found.besides, EXACT, "rotary tables, scales of attention"),
+            Part("ends of blocks", WEIGHTS, self._counted(found) - found.weights - found.besides, MODELLED, ends),
         ]
         parts += self._slots(rank)
         parts += self._drafts(rank)
@@ -193,19 +190,17 @@ class _Start:
         parts.append(Part("outside of PyTorch", OVERHEAD, size, ASSUMED, f"{why}: 0.01 to 0.2 GiB in published logs"))
         return parts
 
-    def _counted(self, held: list[fused.Held]) -> int:
+    def _counted(self, found: fused.Loaded) -> int:
         """What loading takes, as the log has it (`platforms/cuda.py, rocm.py: get_current_memory_usage`)."""
-        settings = None if self.options.alloc_conf is None else AllocatorSettings.parse(self.options.alloc_conf)
         is_amd = self.device is not None and self.device.maker == "AMD"
         if is_amd and FREE_MEMORY[0] <= self.version.numbers < FREE_MEMORY[1]:
-            return fused.reserved(held, settings, with_cache=True)
-        return fused.allocated(held, settings)
+            return found.with_cache
+        return found.allocated
 
-    def _held(self, rank: sharding.Rank) -> Iterator[fused.Held]:
-        found = fused.held(self.served, rank, self.job.quantization, self.capability, self.options.runner == "pooling")
-        for one in found:
-            if not (self.options.language_model_only and any(part in one.name for part in fused.TOWERS)):
-                yield one
+    def _loaded(self, rank: sharding.Rank) -> fused.Loaded:
+        settings = None if self.options.alloc_conf is None else AllocatorSettings.parse(self.options.alloc_conf)
+        how = (self.job.quantization, self.capability, self.options.runner == "pooling")
+        return fused.loaded(self.served, rank, *how, settings, is_blind=self.options.language_model_only)
 
     def _slots(self, rank: sharding.Rank) -> list[Part]:
         if not self.options.enable_lora:
@@ -220,8 +215,8 @@ class _Start:
             return [Part("drafting layer", WEIGHTS, size, MODELLED, "a block with attention and one more product")]
         if self.served.draft is None:
             return []
-        held = list(fused.held(self.served.draft, sharding.Rank(self.job.tensor, self.job.tensor)))
-        return [Part("draft model", WEIGHTS, fused.allocated(held), EXACT, "each tensor of a rank of the draft")]
+        found = fused.loaded(self.served.draft, sharding.Rank(self.job.tensor, self.job.tensor))
+        return [Part("draft model", WEIGHTS, found.allocated, EXACT, "each tensor of a rank of the draft")]
 
     def _activations(self, rank: sharding.Rank) -> Part:
         config, numbers = self.served.text_config, self.version.numbers

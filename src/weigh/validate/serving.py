@@ -105,7 +105,7 @@ def _weights_of_sglang(row: Mapping[str, Any], where: str) -> dict[str, int]:
     tensor, data = parallel.get("tensor") or 1, parallel.get("data") or 1
     attention = sglang.attention_ranks(tensor, data, bool(serving.get("enable_dp_attention")))
     rank = sharding.Rank(attention, tensor, (parallel.get("expert") or 1) > 1)
-    return {"weights": fused.reserved(fused.held(served, rank, method and METHODS[method]))}
+    return {"weights": fused.loaded(served, rank, method and METHODS[method]).reserved}
 
 
 METHODS = {"awq": "awq_marlin", "fp8": "compressed-tensors-fp8", "int8": "w8a8", "int4": "w4a16"} | {
