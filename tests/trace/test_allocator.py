@@ -412,3 +412,24 @@ def check(one: CachingAllocator, live: list[Block]) -> None:
     for pool in pools:
         assert pool.free == sorted(pool.free)
         assert len(pool.blocks) == len(pool.free) + len(pool.unmapped)
+
+
+@given(
+    st.lists(st.integers(1, 60 * MIB) | st.sampled_from([4, 8192, 2 * MIB, 9 * MIB, 11 * MIB]), max_size=12),
+    st.lists(st.integers(1, 9000) | st.integers(1, 30 * MIB), min_size=1, max_size=8),
+    st.integers(0, 60),
+    st.lists(st.integers(1, 60 * MIB), max_size=8),
+)
+def test_filling_is_as_many_requests(first: list[int], sizes: list[int], times: int, last: list[int]) -> None:
+    counted, asked = CachingAllocator(), CachingAllocator()
+    for one in (counted, asked):
+        for block in [one.malloc(size) for size in first][::2]:
+            one.free(block)
+    counted.fill(sizes, times)
+    for size in sizes * times:
+        asked.malloc(size)
+    for one in (counted, asked):
+        for block in [one.malloc(size) for size in last][::2]:
+            one.free(block)
+        one.empty_cache()
+    assert (counted.allocated, counted.reserved) == (asked.allocated, asked.reserved)

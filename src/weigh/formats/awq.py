@@ -45,6 +45,10 @@ class Awq(Format):
     def title(self) -> str:
         return f"{self.bits}-bit AWQ, {'one group' if self.group == -1 else f'groups of {self.group}'}"
 
+    @property
+    def by_name(self) -> bool:
+        return bool(self.skipped)
+
     def converts(self, weight: Weight) -> bool:
         inside = weight.kind not in (EMBEDDING, HEAD) and in_block(weight.name)
         return inside and not any(part in weight.module for part in self.skipped)

@@ -95,6 +95,11 @@ class Format(ABC):
             NotModelledError: a setting is not described.
         """
 
+    @property
+    def by_name(self) -> bool:
+        """Whether modules of some names are stored otherwise, so that blocks of one kind can differ."""
+        return True
+
     @abstractmethod
     def converts(self, weight: Weight) -> bool:
         """Whether it is stored quantized."""

@@ -57,6 +57,10 @@ class FineGrainedFp8(Format):
         scales = "with a scale a tensor" if self.block is None else f"in blocks of {self.block[0]} x {self.block[1]}"
         return f"fp8 {scales}"
 
+    @property
+    def by_name(self) -> bool:
+        return bool(self.skipped)
+
     def converts(self, weight: Weight) -> bool:
         if weight.kind == EMBEDDING or (weight.kind == HEAD and self.skipped is None):
             return False
@@ -89,6 +93,10 @@ class FbgemmFp8(Format):
     @property
     def title(self) -> str:
         return "fp8 with a scale a row"
+
+    @property
+    def by_name(self) -> bool:
+        return bool(self.skipped)
 
     def converts(self, weight: Weight) -> bool:
         if weight.kind in (EMBEDDING, EXPERTS) or (weight.kind == HEAD and self.skipped is None):

@@ -69,11 +69,17 @@ def remedies(
     launch: Launch,
     context: int,
     again: Callable[[Mapping[str, Any]], tuple[Launch, ServeJob]],
+    is_quantized: bool = False,
 ) -> list[Outcome]:
-    """What single changes save, those that make it fit first, then by what they save."""
+    """What single changes save, those that make it fit first, then by what they save.
+
+    A checkpoint that `is_quantized` stays as it is: engines cannot quantize it once more.
+    """
     before = short_of(launch, context, job.concurrency, engine)
     found = []
     for change in _changes(job, engine, launch, context, before):
+        if is_quantized and "quantization" in change.words and engine != "llama.cpp":
+            continue
         try:
             made, other = again(change.words)
         except WeighError:  # the engine, the model or the device rules it out

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from weigh import formats
 from weigh.formats.prediction import predict
 from weigh.records import dataclass
 from weigh.report.explain import explain_assumptions
@@ -97,7 +98,8 @@ class ServingReport:
             return []
         from weigh.plan.serving import remedies
 
-        return remedies(self.job, self.engine, self.launch, self.context, self.again)
+        is_quantized = formats.settings(self.served.config) is not None
+        return remedies(self.job, self.engine, self.launch, self.context, self.again, is_quantized)
 
     @cached_property
     def choices(self) -> list[Choice]:

@@ -11,7 +11,8 @@ Read: vLLM 0.6.4 to 0.25 (`model_executor/layers/linear.py`, `vocab_parallel_emb
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from weigh import formats
@@ -34,7 +35,7 @@ from weigh.runtimes.sharding import (
     Rank,
     stage_layers,
 )
-from weigh.trace.allocator import CachingAllocator
+from weigh.trace.allocator import Block, CachingAllocator
 
 if TYPE_CHECKING:
     from weigh.dtypes import DType
@@ -112,7 +113,19 @@ def held(
         NotModelledError: ranks share a matrix that no list above has.
         UsageError: they cannot share it.
     """
-    yield from _loading(served, rank, wanted, capability, is_pooling).tensors()
+    for block in _loading(served, rank, wanted, capability, is_pooling).blocks():
+        was, now = f".{block.named}.", f".{block.number}."
+        for one in block.tensors:
+            yield one if was == now else one._replace(name=one.name.replace(was, now, 1))
+
+
+class _Block(NamedTuple):
+    """The tensors of one block, or of what stands between blocks."""
+
+    number: int | None
+    named: int | None
+    """The number in the names of its tensors: of the first that is alike."""
+    tensors: tuple[Held, ...]
 
 
 class Loaded(NamedTuple):
@@ -144,27 +157,26 @@ def loaded(
     """What `held` comes to; a blind model leaves out what sees and hears. Raises as `held` does."""
     key = ("loaded", rank, wanted, capability, is_pooling, settings, is_blind)
     if key not in served.memo:
-        tensors: Sequence[Held] = _loading(served, rank, wanted, capability, is_pooling).tensors()
+        blocks = list(_loading(served, rank, wanted, capability, is_pooling).blocks())
         if is_blind:
-            tensors = [one for one in tensors if not any(part in one.name for part in TOWERS)]
-        served.memo[key] = _load(tensors, settings)
+            blocks = [b for b in blocks if not any(part in one.name for one in b.tensors for part in TOWERS)]
+        served.memo[key] = _load(blocks, settings)
     found: Loaded = served.memo[key]
     return found
 
 
-def _load(tensors: Sequence[Held], settings: AllocatorSettings | None) -> Loaded:
+def _load(blocks: Sequence[_Block], settings: AllocatorSettings | None) -> Loaded:
     allocator = CachingAllocator(settings)
-    relaid = []
-    for one in tensors:
-        first = [allocator.malloc(size) for size in one.first if size]
-        beside = allocator.malloc(one.beside) if one.beside else None
-        for block in first:
-            allocator.free(block)
-        own = allocator.malloc(one.num_bytes) if one.num_bytes else None
-        if beside is not None:
-            allocator.free(beside)
-        if own is not None and one.relaid is not None:
-            relaid.append((own, one))
+    relaid: list[tuple[Block, Held]] = []
+    tensors: list[Held] = []
+    for held, run in groupby(blocks, key=lambda block: block.tensors):
+        times = len(list(run))
+        tensors += held * times
+        if any(one.first or one.beside or one.relaid is not None for one in held):
+            for _ in range(times):
+                relaid += _make(allocator, held)
+        else:
+            allocator.fill([one.num_bytes for one in held if one.num_bytes], times)
     for own, one in relaid:
         first = [allocator.malloc(size) for size in one.relaid or ()]
         allocator.malloc(one.num_bytes)
@@ -176,6 +188,20 @@ def _load(tensors: Sequence[Held], settings: AllocatorSettings | None) -> Loaded
     besides = sum(one.num_bytes for one in tensors) - weights
     routed = sum(one.num_bytes for one in tensors if one.routed)
     return Loaded(weights, besides, routed, allocator.allocated, with_cache, allocator.reserved)
+
+
+def _make(allocator: CachingAllocator, held: Iterable[Held]) -> Iterator[tuple[Block, Held]]:
+    """One after another; those that are laid out anew when all are there."""
+    for one in held:
+        first = [allocator.malloc(size) for size in one.first if size]
+        beside = allocator.malloc(one.beside) if one.beside else None
+        for block in first:
+            allocator.free(block)
+        own = allocator.malloc(one.num_bytes) if one.num_bytes else None
+        if beside is not None:
+            allocator.free(beside)
+        if own is not None and one.relaid is not None:
+            yield own, one
 
 
 def _loading(
@@ -204,24 +230,28 @@ class _Loading:
         if "fused" not in served.memo:
             served.memo["fused"] = _fused(_in_order(served.model))
         self.fused: list[list[_Parameter]] = served.memo["fused"]
-        self.made: tuple[Held, ...] | None = None
         self.weights: dict[tuple[Module, str], Weight | None] = {}
 
-    def tensors(self) -> tuple[Held, ...]:
-        """All of them, in the order in which they are made."""
-        if self.made is None:
-            self.made = tuple(self._tensors())
-        return self.made
+    def blocks(self) -> Iterator[_Block]:
+        """The tensors of block after block, in the order in which they are made; of alike blocks the first one's."""
+        stage = stage_layers(len(self.served.layers), self.rank.stages)[self.rank.stage]
+        known: dict[object, _Block] = {}
+        tables = list(self.rotary)
+        for number, groups in groupby(self.fused, key=lambda together: together[0].block):
+            here = [together for together in groups if self._is_here(together[0], stage)]
+            alike: object = tuple((together[0].owner, together[0].attribute) for together in here)
+            if number is None or tables or (self.form is not None and self.form.by_name):
+                alike = number, alike
+            if alike not in known:
+                known[alike] = _Block(number, number, tuple(self._tensors(here, tables)))
+            yield known[alike]._replace(number=number)
 
-    def _tensors(self) -> Iterator[Held]:
-        blocks = stage_layers(len(self.served.layers), self.rank.stages)[self.rank.stage]
-        for together in self.fused:
+    def _tensors(self, here: Iterable[list[_Parameter]], tables: list[Held]) -> Iterator[Held]:
+        for together in here:
             one = together[0]
-            if not self._is_here(one, blocks):
-                continue
             yield from self._made(together)
             if one.block is not None and one.leaf in ROW and "att" in one.module:
-                yield from self._attention(one)
+                yield from self._attention(one, tables)
 
     def matrices(self) -> Iterator[Matrix]:
         """Those that vectors are multiplied by."""
@@ -389,10 +419,10 @@ class _Loading:
             raise UsageError(what, where="tensor", hint="Take a divisor.")
         return size // ranks
 
-    def _attention(self, one: _Parameter) -> Iterator[Held]:
+    def _attention(self, one: _Parameter, tables: list[Held]) -> Iterator[Held]:
         """The scales of an attention, and with the first one that uses it a table of positions."""
-        if self.rotary:
-            yield self.rotary.pop(0)
+        if tables:
+            yield tables.pop(0)
         for number in range(SCALES):
             yield Held(f"{one.parent}.scale.{number}", 4, "attention scales")
 

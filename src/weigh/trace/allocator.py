@@ -12,6 +12,7 @@ what the driver keeps for itself, and threads.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 
 from weigh.errors import UsageError
 from weigh.trace.allocator_settings import INTERVALS, MIB, AllocatorSettings
@@ -148,6 +149,28 @@ class CachingAllocator:
         block.allocated = True
         self.allocated += block.size
         return block
+
+    def fill(self, sizes: Sequence[int], times: int) -> None:
+        """These requests of at least one byte so many times over, none of which is ever freed.
+
+        The counters are what as many calls of `malloc` make them (a test holds this): as soon as the sizes of the free
+        blocks are what they were a few rounds before, all that follows repeats, and is counted. `growth` lacks it.
+        """
+        seen: dict[tuple[int, ...], tuple[int, int, int]] = {}
+        left = times
+        while left:
+            free = tuple(key >> _SHIFT for pool in self._pools.values() for key in (0, *pool.free))
+            if free in seen and self.capacity is None and not self._expandable:
+                before, allocated, reserved = seen[free]
+                rounds, left = divmod(left, before - left)
+                self.allocated += rounds * (self.allocated - allocated)
+                self.reserved += rounds * (self.reserved - reserved)
+                seen.clear()
+            else:
+                seen[free] = (left, self.allocated, self.reserved)
+                for size in sizes:
+                    self.malloc(size)
+                left -= 1
 
     def free(self, block: Block) -> None:
         """The block may be used again. Source: free."""
