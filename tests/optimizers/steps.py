@@ -39,6 +39,12 @@ def levels(choice: dict[str, Any], parameters: list[Any], steps: int, scaler: bo
                     scaling.update()
             live, births = _read(ledger, read, live)
             answer.append([int(level) - int(base) for level in (*births, live)])
+            read = len(ledger.events)
+            for parameter in owned:
+                tensor = parameter.tensor
+                if tensor.grad is None or tensor.grad.shape != tensor.shape:
+                    tensor.grad = ops.zeros_like(tensor, "gradient")
+            live, _ = _read(ledger, read, live)
         return answer
 
 

@@ -269,6 +269,8 @@ def _accumulate_grad(leaf: _Leaf) -> None:
     tensor = leaf.tensor
     (gradient,) = _take(leaf.buffer)
     assert gradient is not None
+    if tensor.on_gradient is not None:
+        tensor.on_gradient()
     if tensor.grad is None:
         if gradient.handles or not _same_layout(gradient, tensor):
             gradient = ops.clone_like(gradient, tensor)

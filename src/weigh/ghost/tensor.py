@@ -106,6 +106,7 @@ class Tensor:
         "node",
         "numel",
         "on_accumulated",
+        "on_gradient",
         "output_nr",
         "requires_grad",
         "shape",
@@ -126,6 +127,8 @@ class Tensor:
         self.handles = 0
         self.on_accumulated: Callable[[], None] | None = None
         """Called when a gradient has been accumulated into this leaf (`register_post_accumulate_grad_hook`)."""
+        self.on_gradient: Callable[[], None] | None = None
+        """Called when this leaf's gradient is complete, before it is accumulated (`register_hook`)."""
         self.is_view = False
         """Made by a view op. It keeps the tensor that it was made from, so that the storage never has one owner."""
 

@@ -11,28 +11,49 @@ from typing import Any
 from weigh.errors import InputError
 from weigh.jobs.job import Book, flag
 
-OPTIMIZERS = {
-    "adamw_torch": ("adamw", "foreach"),
-    "adamw_torch_fused": ("adamw", "fused"),
-    "adamw_hf": ("adamw", "foreach"),
-    "adamw_apex_fused": ("adamw_apex", None),
-    "adamw_bnb_8bit": ("adamw_8bit", None),
-    "paged_adamw": ("paged_adamw_32bit", None),
-    "paged_adamw_32bit": ("paged_adamw_32bit", None),
-    "rmsprop_bnb_8bit": ("rmsprop_8bit", None),
-    "adamw_torch_4bit": ("torchao_adamw_4bit", None),
-    "adamw_torch_8bit": ("torchao_adamw_8bit", None),
-    "ao_adamw_4bit": ("torchao_adamw_4bit", None),
-    "ao_adamw_8bit": ("torchao_adamw_8bit", None),
-    "ao_adamw_fp8": ("torchao_adamw_fp8", None),
-    "sgd": ("sgd", "foreach"),
-    "galore_adamw": ("galore", None),
-    "apollo_adamw": ("apollo", None),
+IN_BACKWARD = {"optimizer_in_backward": True}
+TORCHAO_BLOCK = {"optimizer_block": 256}
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adamw_torch": {"optimizer": "adamw", "implementation": "foreach"},
+    "adamw_torch_fused": {"optimizer": "adamw", "implementation": "fused"},
+    "adamw_hf": {"optimizer": "adamw", "implementation": "foreach"},
+    "adamw_apex_fused": {"optimizer": "adamw_apex"},
+    "adamw_bnb_8bit": {"optimizer": "adamw_8bit"},
+    "ademamix": {"optimizer": "ademamix_32bit"},
+    "paged_adamw": {"optimizer": "paged_adamw_32bit"},
+    "rmsprop_bnb": {"optimizer": "rmsprop_32bit"},
+    "rmsprop_bnb_8bit": {"optimizer": "rmsprop_8bit"},
+    "rmsprop_bnb_32bit": {"optimizer": "rmsprop_32bit"},
+    "adamw_torch_4bit": {"optimizer": "torchao_adamw_4bit", **TORCHAO_BLOCK},
+    "adamw_torch_8bit": {"optimizer": "torchao_adamw_8bit", **TORCHAO_BLOCK},
+    "ao_adamw_4bit": {"optimizer": "torchao_adamw_4bit"},
+    "ao_adamw_8bit": {"optimizer": "torchao_adamw_8bit"},
+    "ao_adamw_fp8": {"optimizer": "torchao_adamw_fp8"},
+    "sgd": {"optimizer": "sgd", "implementation": "foreach"},
+    "galore_adamw": {"optimizer": "galore"},
+    "galore_adamw_layerwise": {"optimizer": "galore", **IN_BACKWARD},
+    "galore_adamw_8bit_layerwise": {"optimizer": "galore_adamw_8bit", **IN_BACKWARD},
+    "galore_adafactor_layerwise": {"optimizer": "galore_adafactor", **IN_BACKWARD},
+    "apollo_adamw": {"optimizer": "apollo"},
+    "apollo_adamw_layerwise": {"optimizer": "apollo", **IN_BACKWARD},
 }
 """`optim`, and our words for it; what is not here has the same name."""
+STEPPED_EARLY = ("lomo", "adalomo")
+"""Those, and the layerwise ones, leave no gradients to clip."""
 
 DEFAULT_OPTIM = "adamw_torch_fused"
 """Of transformers 5, and of transformers 4 since PyTorch 2.8."""
+
+HARMLESS_ARGUMENTS = """
+    update_proj_gap scale dampening nesterov weight_decay lr_decay eps alpha beta1 beta2 beta3 t_alpha t_beta3
+    bf16_stochastic_round weight_lr_power r max_lr decouple_lr alpha_init lamb gamma grokking_signal_decay_rate
+    gradient_clipping compensation_buffer_dtype scale_type
+""".split()
+USUAL_ARGUMENTS = """
+    proj_type=std proj=random use_kahan_summation=False centered=False momentum_dtype=float32 variance_dtype=float32
+    kahan_sum=True
+""".split()
+"""`optim_args` that move no byte, and those that are what is modelled."""
 
 HARMLESS = """
     output_dir overwrite_output_dir do_train do_predict num_train_epochs max_steps learning_rate lr_*
@@ -42,14 +63,14 @@ HARMLESS = """
     ignore_data_skip full_determinism include_* length_column_name group_by_length average_tokens_across_devices
     restore_callback_states_from_checkpoint skip_memory_metrics log_on_each_node nan_inf_filter
     logging_nan_inf_filter tf32 bf16_full_eval fp16_full_eval use_cpu no_cuda local_rank ddp_backend report_to
-    train_sampling_strategy label_smoothing_factor optim_args overwrite_cache preprocessing_num_workers dataset_*
+    train_sampling_strategy label_smoothing_factor overwrite_cache preprocessing_num_workers dataset_*
     max_grad_value save_safetensors hub_model_id
 """
 """Arguments that move no byte of a training step on the device. (`tf32` changes products, not tensors.)"""
 
 REFUSED = (
     *("torch_compile", "auto_find_batch_size", "neftune_noise_alpha", "use_liger_kernel", "torch_empty_cache_steps"),
-    *("activation_offloading", "galore_rank", "lomo", "parallelism_config", "use_cce"),
+    *("activation_offloading", "galore_rank", "parallelism_config", "use_cce"),
 )
 """Arguments that change what is allocated, and are not modelled."""
 
@@ -73,7 +94,10 @@ def training_arguments(book: Book, batch: tuple[str, ...] = ("per_device_train_b
     precision(book)
     optimizer(book)
     clip, norm = book.found("max_grad_norm")
-    book.say("clip", float(norm) > 0, clip) if norm is not None else book.default("clip", True)
+    if norm is None:
+        book.default("clip", True)
+    elif "clip" not in book.words:
+        book.say("clip", float(norm) > 0, clip)
     book.copy("weight_decay", "weight_decay", default=0.0)
     strategy = book.take("eval_strategy", "evaluation_strategy", "do_eval")
     if strategy is not None and str(strategy).lower() not in ("no", "false"):
@@ -96,18 +120,37 @@ def precision(book: Book) -> None:
 
 
 def optimizer(book: Book, *keys: str) -> None:
-    """`optim` in our words."""
+    """`optim` in our words, with its arguments."""
     key, name = book.found(*(keys or ("optim",)))
-    chosen, implementation = OPTIMIZERS.get(str(name or DEFAULT_OPTIM), (str(name), None))
+    words = OPTIMIZERS.get(str(name or DEFAULT_OPTIM), {"optimizer": str(name)})
+    targets_key, targets = book.found("optim_target_modules")
+    arguments_key, arguments = book.found("optim_args")
     if name is None and "optimizer" in book.words:
         return
-    if name is None:
-        book.default("optimizer", chosen)
-        book.default("implementation", implementation)
-        return
-    book.say("optimizer", chosen, key)
-    if implementation is not None:
-        book.say("implementation", implementation, key)
+    for word, value in words.items():
+        if name is None:
+            book.default(word, value)
+        else:
+            book.say(word, value, key)
+    if str(name).endswith("_layerwise") or name in STEPPED_EARLY:
+        book.say("clip", False, key)
+    if targets is not None:
+        book.say("projection_targets", targets_of(targets), targets_key)
+    _optimizer_arguments(book, arguments_key, str(arguments or ""))
+
+
+def _optimizer_arguments(book: Book, key: str, text: str) -> None:
+    """`optim_args`: "rank=64, update_proj_gap=100"."""
+    for argument in filter(None, text.replace(" ", "").split(",")):
+        name, _, value = argument.partition("=")
+        if name in ("rank", "block_size") and value.isdecimal():
+            book.say({"rank": "projection_rank", "block_size": "optimizer_block"}[name], int(value), key)
+        elif name == "momentum":
+            book.say("momentum", float(value), key)
+        elif name == "scale_type" and value == "tensor":
+            book.say("optimizer", "apollo_mini", key)
+        elif name not in HARMLESS_ARGUMENTS and argument not in USUAL_ARGUMENTS:
+            book.refusal(key, argument)
 
 
 def checkpointing(book: Book, default: bool, reentrant: bool, *keys: str) -> None:

@@ -19,41 +19,62 @@ _FILES = (
         "adadelta": "adadelta",
         "adafactor": "adafactor",
         "adagrad": "adagrad",
+        "adalomo": "lomo:AdaLomo",
         "adam": "adam",
         "adamax": "adamax",
         "adamw": "adam",
+        "adamw_anyprecision": "anyprecision",
         "adamw_apex": "apex",
-        "galore": "galore",
+        "adan": "adan",
+        "adopt": "adopt",
+        "apollo": "apollo",
+        "apollo_mini": "apollo",
+        "came": "came",
+        "galore": "galore:GaLore",
+        "galore_adafactor": "galore:GaLoreAdafactor",
+        "galore_adamw_8bit": "galore:GaLoreAdamW8bit",
+        "grokadamw": "grokadamw",
         "lamb": "lamb",
         "lion": "lion",
+        "lomo": "lomo:Lomo",
         "muon": "muon",
         "nadam": "nadam",
+        "prodigy": "prodigy",
         "radam": "radam",
         "rmsprop": "rmsprop",
+        "schedule_free_adamw": "schedule_free",
+        "schedule_free_radam": "schedule_free",
+        "schedule_free_sgd": "schedule_free",
         "sgd": "sgd",
+        "shampoo": "shampoo",
+        "soap": "soap",
         "sophia": "sophia",
+        "stable_adamw": "stable_adamw",
         "torch_adafactor": "torch_adafactor",
     }
     | dict.fromkeys(
         [
             f"{paged}{kind}_{bits}bit"
             for paged in ("", "paged_")
-            for kind in ("adam", "adamw", "lion", "sgd")
+            for kind in ("adam", "adamw", "ademamix", "lion", "rmsprop", "sgd")
             for bits in (8, 32)
         ],
         "bitsandbytes",
     )
+    | {
+        "torchao_cpu_offload": "torchao:CPUOffload",
+        "torchao_cpu_offload_gradients": "torchao:CPUOffloadGradients",
+    }
     | dict.fromkeys([f"torchao_adamw_{kind}" for kind in ("8bit", "4bit", "fp8")], "torchao")
 )
-"""Which file has it, as `OPTIMIZER`."""
+"""Which file has it, and as what: as `OPTIMIZER` where nothing is said."""
 
 OPTIMIZERS = tuple(sorted(_FILES))
 
 _REFUSED = {
-    "apollo": "draws its projections anew with seeds of its own",
+    "adamw_torch_npu_fused": "runs on Ascend's devices",
+    "adamw_torch_xla": "runs on TPUs",
     "lbfgs": "runs the model several times in a step, as often as its line search asks",
-    "shampoo": "keeps two matrices for each dimension, and their powers are made on the CPU",
-    "soap": "has eigendecompositions whose workspaces no source states",
 }
 """Known, and not run: why."""
 
@@ -69,7 +90,8 @@ def kind_of(name: str) -> type[Optimizer]:
         raise NotModelledError(f"the optimizer {name}, which {_REFUSED[name]},", where="optimizer")
     if name not in _FILES:
         raise UnknownNameError("optimizer", name, OPTIMIZERS)
-    found: type[Optimizer] = import_module(f"weigh.optimizers.{_FILES[name]}").OPTIMIZER
+    file, _, kind = _FILES[name].partition(":")
+    found: type[Optimizer] = getattr(import_module(f"weigh.optimizers.{file}"), kind or "OPTIMIZER")
     return found
 
 

@@ -29,6 +29,10 @@ class Choice:
     """None is the default of the optimizer."""
     rank: int = 128
     """Of low-rank gradients (GaLore, APOLLO)."""
+    targets: tuple[str, ...] = ("attn", "mlp", "attention")
+    """Parts of the names of linear layers whose gradients are projected; or "all-linear"."""
+    block: int | None = None
+    """Values that share a scale, where states are quantized; None is the optimizer's own."""
 
 
 class Optimizer:
@@ -41,7 +45,12 @@ class Optimizer:
     """The states of all parameters are made before the first of them is updated."""
     default_decay: ClassVar[float] = 0.0
     clips: ClassVar[bool] = False
-    """It clips the gradients in its step."""
+    """It clips the gradients in its step, or there are none left to clip."""
+    shardable: ClassVar[bool] = True
+    """It can update shards; False: it needs whole matrices, or each gradient as it comes."""
+
+    hooks: ClassVar[bool] = False
+    """It sees each gradient in the backward pass, as soon as it has come."""
 
     def __init__(self, choice: Choice) -> None:
         self.implementation = choice.implementation

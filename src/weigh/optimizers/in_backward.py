@@ -17,6 +17,9 @@ from weigh.optimizers import Choice, Optimizer, optimizer
 class InBackward(Optimizer):
     """All of them."""
 
+    shardable = False
+    hooks = True
+
     def __init__(self, choice: Choice) -> None:
         super().__init__(choice)
         self.choice = choice
@@ -28,8 +31,8 @@ class InBackward(Optimizer):
         for parameter in parameters:
             single = optimizer(self.choice)
             with inside_unit(parameter.tensor.storage.unit):
+                single.elsewhere = self.elsewhere
                 single.own([parameter])
-            single.elsewhere = self.elsewhere
             parameter.tensor.on_accumulated = partial(_step, single, parameter.tensor)
             self.single.append(single)
 

@@ -22,6 +22,7 @@ class Muon(Optimizer):
     """`torch.optim.Muon`."""
 
     implementations = ("forloop",)
+    shardable = False
     default_decay = 0.1
 
     def own(self, parameters: list[Parameter]) -> None:

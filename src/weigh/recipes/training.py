@@ -23,7 +23,7 @@ from weigh.kernels.losses import loss_kernel
 from weigh.kernels.workspaces import Workspaces
 from weigh.models.common import CausalModel
 from weigh.models.experts import LOOPED
-from weigh.optimizers import Choice, Optimizer, implementation_of, optimizer
+from weigh.optimizers import Choice, Optimizer, implementation_of, kind_of, optimizer
 from weigh.optimizers.base import clip_grad_norm
 from weigh.optimizers.in_backward import InBackward
 from weigh.optimizers.scaler import GradScaler
@@ -92,9 +92,11 @@ class Training:
     """torchtune: what the forward pass saves waits on the host."""
     optimizer: str | None = "adamw"
     """ "adamw", "adam", "sgd", "adagrad", "adadelta", "adamax", "nadam", "radam", "rmsprop", "adafactor", "muon",
-    "lion", "lamb", "sophia", "galore", "torch_adafactor", "adamw_apex", bitsandbytes' "adamw_8bit",
-    "paged_adamw_8bit" and the like (adam, lion, sgd; 32bit), "torchao_adamw_8bit", "_4bit", "_fp8"; or None for a step
-    without one."""
+    "lion", "lamb", "sophia", "shampoo", "soap", "adan", "adopt", "came", "prodigy", "lomo", "adalomo", "grokadamw",
+    "stable_adamw", "schedule_free_adamw" (radam, sgd), "adamw_anyprecision", "torch_adafactor", "adamw_apex",
+    "galore", "galore_adafactor", "galore_adamw_8bit", "apollo", "apollo_mini", bitsandbytes' "adamw_8bit",
+    "paged_adamw_8bit" and the like (adam, ademamix, lion, rmsprop, sgd; 32bit), "torchao_adamw_8bit", "_4bit", "_fp8",
+    "torchao_cpu_offload", "torchao_cpu_offload_gradients"; or None for a step without one."""
     implementation: str | None = None
     """ "foreach", "fused" or "forloop"; None is the optimizer's default on the device."""
     momentum: float = 0.0
@@ -102,7 +104,11 @@ class Training:
     weight_decay: float | None = None
     """None is the optimizer's own default."""
     projection_rank: int = 128
-    """Of the projected gradients, where the optimizer projects them (GaLore)."""
+    """Of the projected gradients, where the optimizer projects them (GaLore, APOLLO)."""
+    projection_targets: tuple[str, ...] = ("attn", "mlp", "attention")
+    """Parts of the names of linear layers whose gradients are projected; or "all-linear"."""
+    optimizer_block: int | None = None
+    """Values that share a scale, where the optimizer's states are quantized; None is its own choice."""
     optimizer_in_backward: bool = False
     """Each parameter has an optimizer of its own, which updates it as soon as its gradient has come and drops that."""
     loss_scaling: bool = False
@@ -381,9 +387,23 @@ class Loop:
         """The optimizer, before it owns parameters."""
         if recipe.optimizer is None:
             return _NoOptimizer(Choice("none"))
+        if recipe.shard is not None and (recipe.optimizer_in_backward or not kind_of(recipe.optimizer).shardable):
+            what = "an optimizer in the backward pass" if recipe.optimizer_in_backward else recipe.optimizer
+            raise NotModelledError(f"{what} over shards", where="optimizer", hint="Leave out shard.")
         implementation = recipe.implementation or implementation_of(recipe.optimizer, recipe.device)
-        choice = Choice(recipe.optimizer, implementation, recipe.momentum, recipe.weight_decay, recipe.projection_rank)
+        choice = Choice(
+            recipe.optimizer,
+            implementation,
+            recipe.momentum,
+            recipe.weight_decay,
+            recipe.projection_rank,
+            recipe.projection_targets,
+            recipe.optimizer_block,
+        )
         if recipe.optimizer_in_backward:
+            if kind_of(recipe.optimizer).hooks:
+                hint = "Leave it out."
+                raise UsageError(f"{recipe.optimizer} has hooks of its own", where="optimizer_in_backward", hint=hint)
             return InBackward(choice)
         return _sharded(recipe, choice) if recipe.shard in ZERO else optimizer(choice)
 
@@ -637,13 +657,13 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop) ->
             length = recipe.target if recipe.target is not None else recipe.sequence
             labels = ops.input_tensor((recipe.batch, length), INT64)
         chosen_optimizer = loop.optimizer(recipe)
-        if recipe.optimizer_in_backward and (
-            recipe.accumulation > 1 or recipe.clip or recipe.shard or recipe.loss_scaling
+        if (chosen_optimizer.hooks and (recipe.accumulation > 1 or recipe.loss_scaling)) or (
+            recipe.optimizer_in_backward and recipe.clip
         ):
             raise UsageError(
                 "an optimizer in the backward pass sees each gradient once and alone",
-                where="optimizer_in_backward",
-                hint="Leave out accumulation, clip, shard and loss_scaling.",
+                where="optimizer_in_backward" if recipe.optimizer_in_backward else "optimizer",
+                hint="Leave out accumulation, clip and loss_scaling.",
             )
         chosen_optimizer.own(trainable)
         scaler = loop.scaler(recipe)

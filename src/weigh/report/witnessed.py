@@ -12,6 +12,7 @@ from weigh.techniques.adapters import KINDS
 
 _OPTIMIZERS = "tests/torch/test_optimizers.py"
 _RECORDED = "tests/optimizers/test_recorded.py"
+_IN_BACKWARD = "tests/optimizers/test_in_backward.py"
 _ROWS = "tests/data/witness/rows.jsonl"
 _PARALLEL = "tests/data/witness/parallel.jsonl"
 _THREE = "tests/torch/test_three_witnesses.py"
@@ -24,15 +25,24 @@ _LIVE = (
     "adadelta adafactor adagrad adam adamax adamw adam_8bit adamw_8bit adamw_32bit lion_8bit muon nadam radam rmsprop "
     "sgd sgd_8bit torch_adafactor"
 )
+_RECORDED_STEPS = (
+    "adam_32bit adamw_anyprecision adan ademamix_32bit ademamix_8bit adopt apollo apollo_mini came galore "
+    "galore_adafactor galore_adamw_8bit grokadamw lamb lion lion_32bit prodigy rmsprop_32bit rmsprop_8bit "
+    "schedule_free_adamw schedule_free_radam schedule_free_sgd sgd_32bit shampoo soap sophia stable_adamw "
+    "torchao_cpu_offload"
+)
+_PAGED = "adam adamw ademamix lion rmsprop sgd"
 
 WITNESSES: dict[str, dict[str, str | None]] = {
     "optimizer": {
         **dict.fromkeys(_LIVE.split(), _OPTIMIZERS),
-        **dict.fromkeys(("galore", "lamb", "lion", "sophia"), _RECORDED),
+        **dict.fromkeys(_RECORDED_STEPS.split(), _RECORDED),
+        **dict.fromkeys(("adalomo", "lomo"), _IN_BACKWARD),
         **dict.fromkeys(
             (
-                *("adamw_apex", "adam_32bit", "lion_32bit", "sgd_32bit"),
-                *(f"paged_{kind}_{bits}bit" for kind in ("adam", "adamw", "lion", "sgd") for bits in (8, 32)),
+                "adamw_apex",
+                "torchao_cpu_offload_gradients",
+                *(f"paged_{kind}_{bits}bit" for kind in _PAGED.split() for bits in (8, 32)),
                 *(f"torchao_adamw_{kind}" for kind in ("8bit", "4bit", "fp8")),  # states alone were recorded
             )
         ),
@@ -54,7 +64,7 @@ WITNESSES: dict[str, dict[str, str | None]] = {
     "quantization": {"nf4": _CASES, "fp4": _CASES, "gptq": _CASES, "int8": "tests/torch/test_int8.py"},
     "fused_kernels": {"unsloth": _CASES},
     "loss": {"shifted": _CASES, "rebound": _CASES, "native": _CASES, "liger_fused_linear": _KERNELS},
-    "optimizer_in_backward": {"True": None},
+    "optimizer_in_backward": {"True": _IN_BACKWARD},
     "loss_scaling": {"True": _OPTIMIZERS},
     "offload_optimizer": {"True": None},
     "offload_parameters": {"True": _CASES},

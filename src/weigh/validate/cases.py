@@ -279,6 +279,7 @@ OPTIMIZER_NAMES = {
     **{f"{kind}_bnb_8bit": f"{kind}_8bit" for kind in ("adam", "adamw", "lion")},
     "adamw_torch": "adamw",
     "galore_adamw": "galore",
+    "galore_adamw8bit": "galore_adamw_8bit",
 }
 """A case's names of optimizers, as bitsandbytes and transformers spell them, and the recipe's."""
 

@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,11 +27,13 @@ class Counting(Meter):
     number = 0
     truth = True
     """What comparisons come to."""
+    answer = 0.0
+    """What is read from the device: a GradScaler found no infinity."""
 
     def _value(self, tensor: torch.Tensor) -> float | int:
         if tensor.dtype is torch.bool:
             return self.truth
-        return 0.0 if tensor.is_cuda else float(self.number)  # a GradScaler found no infinity
+        return self.answer if tensor.is_cuda else float(self.number)
 
 
 def without_kernels() -> None:
@@ -41,6 +44,44 @@ def without_kernels() -> None:
     for name in ("optimizer_update_8bit_blockwise", "optimizer_update_32bit"):
         setattr(functional, name, lambda *_, **__: None)
     optimizer.sync_gpu = lambda _: None
+    torch.cuda.synchronize = lambda *_: None
+
+
+def without_generators() -> None:
+    """A generator on a device needs the device; what is drawn is as large without one."""
+    projector = importlib.import_module("apollo_torch.random_projector")
+    projector.stable_randn = lambda shape, seed, device, dtype: torch.randn(shape, device=device, dtype=dtype)
+
+
+def with_kernels_of_triton() -> None:
+    """optimi's are its default where Triton is; they update in place, and leave a number zeroed."""
+    module = importlib.import_module("optimi.stableadamw")
+    module._default_to_triton = lambda _: True
+    module._triton_stableadamw = lambda *_, **__: None
+
+
+def without_streams() -> None:
+    """Neither a second stream nor pinned memory moves a byte of the device's."""
+    module = importlib.import_module("torchao.optim.cpu_offload")
+    module.get_available_devices = lambda: ["cuda"]
+    torch.cuda.Stream = lambda: SimpleNamespace(synchronize=lambda: None)
+    real = torch.empty_like
+
+    def unpinned(*args: Any, **settings: Any) -> Any:
+        settings.pop("pin_memory", None)
+        return real(*args, **settings)
+
+    torch.empty_like = unpinned
+
+
+PREPARATIONS = {
+    "torchao": without_streams,
+    "optimi": with_kernels_of_triton,
+    "bitsandbytes": without_kernels,
+    "galore_torch": without_kernels,
+    "apollo_torch": without_generators,
+}
+"""What a package cannot do without a GPU, and does without a byte more or less."""
 
 
 def levels(job: dict[str, Any], meter: Counting) -> list[list[int]]:
@@ -50,15 +91,17 @@ def levels(job: dict[str, Any], meter: Counting) -> list[list[int]]:
         parameter = torch.nn.Parameter(torch.zeros(shape, dtype=getattr(torch, dtype), device="cuda"))
         parameter.grad = torch.zeros_like(parameter)
         parameters.append(parameter)
-    meter.truth = job.get("truth", True)
+    meter.truth, meter.answer = job.get("truth", True), job.get("answer", 0.0)
     if job["class"].startswith("torchao"):
         torch.compile = lambda *_, **__: lambda *_: None  # the states alone
-    if job["class"].startswith("bitsandbytes"):
-        without_kernels()
     module, _, name = job["class"].rpartition(".")
+    PREPARATIONS.get(module.partition(".")[0], lambda: None)()
+    settings = {k: getattr(torch, v) if k.endswith("_dtype") else v for k, v in job["settings"].items()}
     if job.get("groups"):  # low-rank methods want matrices and the rest apart
         parameters = [{"params": [p], **(job["groups"] if p.ndim == 2 else {})} for p in parameters]
-    optimizer = getattr(importlib.import_module(module), name)(parameters, **job["settings"])
+    optimizer = getattr(importlib.import_module(module), name)(parameters, **settings)
+    if hasattr(optimizer, "train"):  # schedule-free ones
+        optimizer.train()
     meter.mark(STEP)
     answer = []
     scaler = torch.amp.GradScaler("cuda") if job.get("scaler") else None
@@ -75,6 +118,11 @@ def levels(job: dict[str, Any], meter: Counting) -> list[list[int]]:
         if "-v" in sys.argv:
             print(meter.ops, file=sys.stderr)
         answer.append([level - base for level in meter.births] + [meter.live - base])
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None or parameter.grad.shape != parameter.shape:
+                    parameter.grad = torch.zeros_like(parameter)
+        del parameter
         meter.restart()
     return answer
 
