@@ -31,8 +31,9 @@ def test_a_witness_names_what_it_holds(name: str) -> None:
     witness = WITNESSES["optimizer"][name]
     assert witness is not None
     text = (ROOT / witness).read_text(encoding="utf-8")
-    if witness.endswith("test_recorded.py"):
-        text = (ROOT / "tests/data/optimizers.jsonl").read_text(encoding="utf-8")
+    rows = {"test_recorded.py": "optimizers.jsonl", "test_in_backward.py": "in_backward.jsonl"}.get(Path(witness).name)
+    if rows is not None:
+        text = (ROOT / "tests/data" / rows).read_text(encoding="utf-8")
     assert f'"{name}"' in text
 
 
