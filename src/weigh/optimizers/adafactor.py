@@ -50,6 +50,7 @@ class Adafactor(Optimizer):
         return update
 
     def forloop(self) -> None:
+        rate = None
         for param, grad in self.gradients_one_by_one():
             grad = ops.to(grad, FLOAT32)  # this and all below live into the turn of the next parameter
             grad = self.seen_gradient(param, grad)
@@ -58,7 +59,6 @@ class Adafactor(Optimizer):
             wide = ops.to(wide, FLOAT32)
             self.roots[id(param)] = root_mean_square(wide)
             self.roots[id(param)].storage.relabel(OPTIMIZER_STATE, param.storage.path)
-            rate = None
             if self.relative_step:
                 ops.greater_than(self.roots[id(param)])
                 rate = ops.mul(self.roots[id(param)], 1.0)
