@@ -3,19 +3,24 @@
 Read: `ggml/src/ggml-alloc.c` (`ggml_gallocr_reserve_n`, `ggml_dyn_tallocr_alloc`), alike in its decisions from 2024 to
 2026. A node takes the memory of an operand that nobody else needs where its operation may write in place, else the
 free block that fits best, else the end of the buffer, which grows; an operand's memory is free after its last reader.
-Buffers of more than one chunk (devices that cannot allocate so much at once) are left out.
+Who lives how long follows from the graph alone (`lives`); where it lies, from the sizes (`Lives.largest`). Buffers of
+more than one chunk (devices that cannot allocate so much at once) are left out.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from weigh import dtypes
 from weigh.runtimes.llama_cpp.ggml import IN_PLACE, row
+from weigh.runtimes.llama_cpp.unknowns import Polynomial, polynomial, value
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from weigh.runtimes.llama_cpp.ggml import Tensor
+    from weigh.runtimes.llama_cpp.stack import Block, Stack
+    from weigh.sources.checkpoint import StoredTensor
 
 
 class BufferType(NamedTuple):
@@ -28,11 +33,21 @@ class BufferType(NamedTuple):
     """Elements that rows of quantized matrices are made a multiple of (CUDA's `MATRIX_ROW_PADDING`)."""
 
     def size(self, tensor: Tensor) -> int:
-        """Bytes that a tensor takes, aligned."""
+        """Bytes that a tensor takes, before they are aligned."""
         found = tensor.num_bytes
         if self.row_padding and tensor.dtype.kind == "block" and tensor.ne[0] % self.row_padding:
             found += row(tensor.dtype, self.row_padding - tensor.ne[0] % self.row_padding)
-        return -(-found // self.alignment) * self.alignment
+        return found
+
+
+def padded(stored: StoredTensor, alignment: int, row_padding: int) -> int:
+    """Bytes of a tensor in a buffer that aligns tensors and pads the rows of quantized ones."""
+    found = stored.num_bytes
+    if row_padding and stored.shape[-1] % row_padding:
+        dtype = dtypes.get(stored.dtype)
+        if dtype.kind == "block":
+            found += dtype.num_bytes(row_padding - stored.shape[-1] % row_padding)
+    return -(-found // alignment) * alignment
 
 
 class Arena:
@@ -45,147 +60,246 @@ class Arena:
 
     def take(self, size: int) -> int:
         """An address: the block that fits best, the end of the buffer where none does."""
-        best, best_size = len(self.free) - 1, 2**63
-        for index in range(len(self.free) - 1):
-            length = self.free[index][1]
+        free, best, best_size, index = self.free, 0, 2**63, 0
+        for _, length in free:
             if size <= length <= best_size:
                 best, best_size = index, length
-        block = self.free[best]
+            index += 1
+        block = free[best]
         address = block[0]
-        block[0] += size
+        block[0] = end = address + size
         block[1] -= size
         if not block[1]:
-            del self.free[best]
-        self.largest = max(self.largest, address + size)
+            del free[best]
+        if end > self.largest:
+            self.largest = end
         return address
 
     def give(self, address: int, size: int) -> None:
         """Bytes that are free again."""
-        free = self.free
-        for index, block in enumerate(free):
-            if block[0] + block[1] == address:
+        free, index, end = self.free, 0, address + size
+        for block in free:
+            start = block[0]
+            if start >= end:
+                if start == end:
+                    block[0], block[1] = address, block[1] + size
+                else:
+                    free.insert(index, [address, size])
+                return
+            if start + block[1] == address:
                 block[1] += size
-                if index + 1 < len(free) and block[0] + block[1] == free[index + 1][0]:
+                if index + 1 < len(free) and end == free[index + 1][0]:
                     block[1] += free[index + 1][1]
                     del free[index + 1]
                 return
-            if address + size == block[0]:
-                block[0], block[1] = address, block[1] + size
-                return
-            if block[0] > address:
-                free.insert(index, [address, size])
-                return
+            index += 1
         free.append([address, size])
 
 
-class _State:
-    """What the allocator knows of a tensor."""
+class Lives:
+    """What is put into one buffer and taken out of it again, layer by layer, and how large it is."""
 
-    __slots__ = ("address", "allocated", "backend", "children", "views")
+    def __init__(self, kind: BufferType) -> None:
+        self.kind = kind
+        self.layers: list[list[int]] = [[]]
+        """Of what comes before the layers, and of each layer: a slot where it is taken, its complement where given."""
+        self.sizes: list[int] = []
+        """Bytes of each slot."""
+        self.taken: list[int] = []
+        """The layer that took each slot, and the one that gave it back; -1 is before them."""
+        self.given: list[int] = []
+        self.weights: dict[int, str] = {}
+        """The names of weights of which slots are copies."""
+        self.copied: dict[int, list[list[tuple[int, int]]]] = {}
+        """Of blocks by number, each time that they are played: slots of copies, and their bytes."""
+        self._polynomials: tuple[list[Polynomial], list[int]] | None = None
 
-    def __init__(self) -> None:
-        self.children = self.views = self.address = self.backend = 0
-        self.allocated = False
+    def take(self, tensor: Tensor, layer: int) -> None:
+        """A slot for a tensor."""
+        slot = len(self.sizes)
+        tensor.slot = self, slot
+        self.sizes.append(self.kind.size(tensor))
+        self.taken.append(layer)
+        self.given.append(2**30)
+        self.layers[layer + 1].append(slot)
+        if tensor.name.startswith("blk."):
+            self.weights[slot] = tensor.name
+
+    def give(self, slot: int, layer: int) -> None:
+        """It is free again."""
+        self.given[slot] = layer
+        self.layers[layer + 1].append(~slot)
+
+    def handed_on(self, block: range, to: range) -> list[int]:
+        """Slots that a block of layers takes and the next gives back."""
+        return [n for layer in block for n in self.layers[layer + 1] if n >= 0 and self.given[n] in to]
+
+    def is_steady(self, blocks: Sequence[Block]) -> bool:
+        """What is left out may be played again: it reaches no further than to the blocks beside it."""
+        for index, (layers, more) in enumerate(blocks):
+            if more:
+                first, last = blocks[index - 1].layers.start, blocks[index + 1].layers.stop
+                events = [event for layer in layers for event in self.layers[layer + 1]]
+                if not all(self.given[n] < last if n >= 0 else self.taken[~n] >= first for n in events):
+                    return False
+                before, after = blocks[index - 1].layers, blocks[index + 1].layers
+                if len(self.handed_on(before, layers)) != len(self.handed_on(layers, after)):
+                    return False
+        return True
+
+    def bytes_at(self, at: tuple[int, ...]) -> list[int]:
+        """Of each slot, aligned, where the unknowns' products are `at`."""
+        if self._polynomials is None:
+            numbers: dict[int, int] = {}
+            which = [numbers.setdefault(size, len(numbers)) for size in self.sizes]
+            self._polynomials = [polynomial(size) for size in numbers], which
+        alignment = self.kind.alignment
+        different = [-(-value(size, at) // alignment) * alignment for size in self._polynomials[0]]
+        return [different[number] for number in self._polynomials[1]]
+
+    def largest(self, at: tuple[int, ...], blocks: Sequence[Block]) -> int:
+        """Bytes of the buffer.
+
+        Where a block of layers is left out so many times, it is played so often; as soon as the buffer looks as it did
+        after an earlier time, what follows is known.
+        """
+        arena, sizes = Arena(), self.bytes_at(at)
+        where = [0] * len(sizes)
+        take, give = arena.take, arena.give
+
+        def play(layers: range) -> None:
+            for layer in layers:
+                for event in self.layers[layer + 1]:
+                    if event >= 0:
+                        where[event] = take(sizes[event])
+                    else:
+                        give(where[~event], sizes[~event])
+
+        play(range(-1, 0))
+        for index, (layers, more) in enumerate(blocks):
+            copied = self.copied.get(index) or [[]] * (more + 1)
+            for slot, size in copied[0]:
+                sizes[slot] = size
+            play(layers)
+            if not more or not any(self.layers[layer + 1] for layer in layers):
+                continue
+            before = self.handed_on(blocks[index - 1].layers, layers)
+            after = self.handed_on(layers, blocks[index + 1].layers)
+            seen: dict[object, int] = {}
+            time = 1
+            while time <= more:
+                state = (*map(tuple, arena.free), *(where[slot] for slot in after))
+                if state in seen:
+                    cycle = time - seen[state]
+                    while time + cycle <= more + 1 and copied[time : time + cycle] == copied[time - cycle : time]:
+                        time += cycle
+                    seen.clear()
+                    continue
+                seen[state] = time
+                for slot, last in zip(before, after, strict=True):
+                    where[slot], sizes[slot] = where[last], sizes[last]
+                for slot, size in copied[time]:
+                    sizes[slot] = size
+                play(layers)
+                time += 1
+        return arena.largest
+
+    def size_copies(self, stack: Stack, weights: Mapping[str, StoredTensor]) -> None:
+        """How large the copies of weights are, each time that a block is played: their formats differ by layer."""
+        place_of = {layer: place for place, layer in enumerate(stack.built)}
+        padding = self.kind.row_padding
+        for index, (layers, more) in enumerate(stack.blocks):
+            names = []
+            for place in layers:
+                for slot in self.layers[place + 1]:
+                    if more and slot in self.weights:
+                        _, layer, stem = self.weights[slot].split(".", 2)
+                        names.append((slot, stack.built[place] + place_of[int(layer)] - place, stem))
+            if names:
+                self.copied[index] = [
+                    [
+                        (slot, padded(weights[f"blk.{layer + time * len(layers)}.{stem}"], self.kind.alignment, padding))
+                        for slot, layer, stem in names
+                    ]
+                    for time in range(more + 1)
+                ]
 
 
 class _Run:
-    def __init__(self, kinds: Sequence[BufferType]) -> None:
-        self.kinds = kinds
-        arenas = {kind: Arena() for kind in kinds}
-        self.arenas = [arenas[kind] for kind in kinds]
-        self.states: dict[int, _State] = {}
+    def __init__(self, kinds: Sequence[BufferType], layers: int) -> None:
+        found = {kind: Lives(kind) for kind in kinds}
+        self.of_backend = [found[kind] for kind in kinds]
+        for one in found.values():
+            one.layers += ([] for _ in range(layers))
+        self.layer = -1
 
-    def state(self, tensor: Tensor) -> _State:
-        found = self.states.get(id(tensor))
-        if found is None:
-            found = self.states[id(tensor)] = _State()
-        return found
-
-    def allocate(self, tensor: Tensor, backend: int) -> None:
-        if tensor.buffer is not None or tensor.view is not None:
+    def allocate(self, tensor: Tensor) -> None:
+        if tensor.buffer is not None or tensor.view is not None or tensor.slot is not None:
             return
-        state = self.state(tensor)
-        if state.allocated:
-            return
-        state.allocated = True
-        if tensor.op in IN_PLACE and self._over_an_operand(tensor, state):
-            return
-        state.backend = backend
-        state.address = self.arenas[backend].take(self.kinds[backend].size(tensor))
+        if tensor.op in IN_PLACE:
+            for operand in tensor.src:
+                # A view never counts as allocated, so that no operation writes over its operand through a reshape.
+                if (
+                    operand.slot is not None
+                    and operand.children == 1
+                    and not operand.views
+                    and not operand.is_output
+                    and tensor.ne == operand.ne
+                    and tensor.nb == operand.nb
+                    and tensor.dtype is operand.dtype
+                ):
+                    tensor.slot, operand.slot = operand.slot, None
+                    return
+        self.of_backend[tensor.on].take(tensor, self.layer)
 
-    def _over_an_operand(self, tensor: Tensor, state: _State) -> bool:
-        for operand in tensor.src:
-            theirs = self.state(operand)
-            # A view never counts as allocated, so that no operation writes over its operand through a reshape.
-            if not theirs.allocated or operand.is_output or not _same_layout(tensor, operand):
-                continue
-            if theirs.children == 1 and not theirs.views:
-                state.backend, state.address = theirs.backend, theirs.address
-                theirs.allocated = False
-                kind = self.kinds[theirs.backend]
-                had, used = kind.size(operand), kind.size(tensor)
-                if had > used:
-                    self.arenas[theirs.backend].give(theirs.address + used, had - used)
-                return True
-        return False
-
-    def count(self, node: Tensor, backend: int) -> None:
+    def count(self, node: Tensor) -> None:
         """The readers and the views of what a node reads; inputs have their place before anything is computed."""
         if node.view is not None and node.op != "NONE":
-            self.state(node.view).views += 1
+            node.view.views += 1
         if node.is_input:
-            self.allocate(node, backend)
+            self.allocate(node)
         for operand in node.src:
-            self.state(operand).children += 1
+            operand.children += 1
             if operand.is_input:
-                self.allocate(operand, backend)
+                self.allocate(operand)
 
     def read(self, operand: Tensor) -> None:
         """One reader fewer: the last one gives the memory back."""
-        state = self.state(operand)
-        state.children -= 1
-        if state.children or state.views:
+        operand.children -= 1
+        if operand.children or operand.views:
             return
-        if operand.view is None:
-            if state.allocated:
+        whole = operand.view
+        if whole is None:
+            if operand.slot is not None:
                 self.release(operand)
             return
-        whole = self.state(operand.view)
         whole.views -= 1
-        if not whole.views and not whole.children and whole.allocated:
-            self.release(operand.view)
+        if not whole.views and not whole.children and whole.slot is not None:
+            self.release(whole)
 
     def release(self, tensor: Tensor) -> None:
-        if tensor.is_output:
-            return
-        state = self.state(tensor)
-        self.arenas[state.backend].give(state.address, self.kinds[state.backend].size(tensor))
-        state.allocated = False
+        if not tensor.is_output:
+            assert tensor.slot is not None
+            lives, slot = tensor.slot
+            lives.give(slot, self.layer)
+            tensor.slot = None
 
 
-def reserve(
-    nodes: Sequence[Tensor],
-    leaves: Sequence[Tensor],
-    backends: tuple[Sequence[int], Sequence[int]],
-    kinds: Sequence[BufferType],
-) -> dict[str, int]:
-    """Bytes of each backend's compute buffer, by the buffer type's name, for a graph in the scheduler's order.
+def lives(nodes: Sequence[Tensor], leaves: Sequence[Tensor], kinds: Sequence[BufferType], layers: int) -> list[Lives]:
+    """What each buffer holds when, for a graph of so many layers in the scheduler's order.
 
-    `backends` are the numbers of the backends of the nodes and of the leaves, `kinds` the buffer types of the backends.
+    `kinds` are the buffer types of the backends, of which `Tensor.on` is a number.
     """
-    run = _Run(kinds)
-    for leaf, backend in zip(leaves, backends[1], strict=True):
-        run.allocate(leaf, backend)
-    for node, backend in zip(nodes, backends[0], strict=True):
-        run.count(node, backend)
-    for node, backend in zip(nodes, backends[0], strict=True):
+    run = _Run(kinds, layers)
+    for leaf in leaves:
+        run.allocate(leaf)
+    for node in nodes:
+        run.count(node)
+    for node in nodes:
+        run.layer = node.layer
         for operand in node.src:
-            run.allocate(operand, backend)
-        run.allocate(node, backend)
+            run.allocate(operand)
+        run.allocate(node)
         for operand in node.src:
             run.read(operand)
-    return {kind.name: arena.largest for kind, arena in zip(kinds, run.arenas, strict=True)}
-
-
-def _same_layout(a: Tensor, b: Tensor) -> bool:
-    return a.dtype is b.dtype and a.ne == b.ne and a.nb == b.nb
+    return list(dict.fromkeys(run.of_backend))

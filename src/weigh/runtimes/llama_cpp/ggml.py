@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from weigh.dtypes import DType
+    from weigh.runtimes.llama_cpp.allocator import Lives
 
 Ne = tuple[int, int, int, int]
 
@@ -29,7 +30,23 @@ VIEWS = frozenset(("NONE", "VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE"))
 class Tensor:
     """A node or a leaf."""
 
-    __slots__ = ("backend", "buffer", "dtype", "is_input", "is_output", "is_weight", "nb", "ne", "op", "src", "view")
+    name = ""
+    """Of a weight, or of a copy of one."""
+    is_input = is_output = is_weight = False
+    buffer: str | None = None
+    """The buffer that it lies in, if it is none of the graph's own."""
+    backend: int | None = None
+    """The backend that it was put on by hand."""
+    on = -1
+    """The backend that the scheduler chose; -1 while there is none."""
+    layer = -1
+    """The place of its layer among those that were built; -1 for what comes before them."""
+    is_there = False
+    """It is in the graph."""
+    slot: tuple[Lives, int] | None = None
+    """Where the allocator has put it."""
+    children = views = 0
+    """Readers and views that are still to come, as the allocator counts them."""
 
     def __init__(
         self,
@@ -47,12 +64,6 @@ class Tensor:
         self.src = src
         self.view: Tensor | None = None if view is None else (view.view or view)
         """Whose memory it is, if not its own."""
-        self.is_input = self.is_output = False
-        self.buffer: str | None = None
-        """The buffer that it lies in, if it is none of the graph's own."""
-        self.is_weight = False
-        self.backend: int | None = None
-        """The backend that it was put on by hand."""
 
     @property
     def num_bytes(self) -> int:
@@ -61,8 +72,10 @@ class Tensor:
         if 0 in ne:
             return 0
         if block == 1:
-            return self.dtype.bytes_per_block + sum((n - 1) * b for n, b in zip(ne, nb, strict=True))
-        return ne[0] * nb[0] // block + sum((n - 1) * b for n, b in zip(ne[1:], nb[1:], strict=True))
+            first = self.dtype.bytes_per_block + (ne[0] - 1) * nb[0]
+        else:
+            first = ne[0] * nb[0] // block
+        return first + (ne[1] - 1) * nb[1] + (ne[2] - 1) * nb[2] + (ne[3] - 1) * nb[3]
 
     @property
     def elements(self) -> int:
@@ -217,23 +230,23 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: list[Tensor] = []
         self.leaves: list[Tensor] = []
-        self._seen: set[int] = set()
+        self.outputs: list[Tensor] = []
+        """What the first layer reads, and what each layer hands on."""
 
     def expand(self, tensor: Tensor) -> None:
         """Operands first, from left to right, then the tensor itself, each once (`ggml_build_forward_expand`)."""
-        seen, stack = self._seen, [(tensor, 0)]
-        if id(tensor) in seen:
+        if tensor.is_there:
             return
-        seen.add(id(tensor))
-        while stack:
-            node, index = stack.pop()
-            if index < len(node.src):
-                stack.append((node, index + 1))
-                operand = node.src[index]
-                if id(operand) not in seen:
-                    seen.add(id(operand))
-                    stack.append((operand, 0))
-            elif node.op == "NONE":
-                self.leaves.append(node)
-            else:
-                self.nodes.append(node)
+        tensor.is_there = True
+        for operand in tensor.src:
+            if not operand.is_there:
+                self.expand(operand)
+        (self.leaves if tensor.op == "NONE" else self.nodes).append(tensor)
+
+    def number_layers(self) -> None:
+        """Every node is told which of the layers that were built it is in; what follows the last is in that."""
+        ends, number = [id(tensor) for tensor in self.outputs[:-1]], -1
+        for node in self.nodes:
+            node.layer = number
+            if number + 1 < len(ends) and id(node) == ends[number + 1]:
+                number += 1

@@ -23,10 +23,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from weigh.models.layout import LayerCache
+    from weigh.runtimes.llama_cpp.batch import Batch
     from weigh.runtimes.llama_cpp.placement import Placement
 
 MASK_PADDING = 64
 """Rows of a mask are a multiple of it, until the end of 2025 (`GGML_KQ_MASK_PAD`)."""
+
+PINNED_BELOW = 32
+"""Tokens below which norms are put on their layer's device whether or not all layers are on devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +99,6 @@ STYLES: Mapping[str, Style] = {
 """Architectures whose graphs are described."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What a graph is built for."""
-
-    tokens: int
-    """Of the ubatch."""
-    outputs: int
-    """Tokens whose logits are wanted."""
-    sequences: int
-    """Sequences that the tokens are of."""
-
-
 class Builder:
     """One graph of a model that is placed."""
 
@@ -120,13 +112,14 @@ class Builder:
         self.style = STYLES[self.architecture]
         self.graph = Graph()
         self.flash = placed.how.flash_attention
-        self.tokens = batch.tokens
-        self.streams = 1 if self.how.kv_unified else self.how.n_seq_max
+        self.tokens, self.streams = batch.total, batch.streams
         self._leaves: dict[str, Tensor] = {}
         self._masks: dict[bool, tuple[Tensor, Tensor]] = {}
         self._numbers: dict[tuple[bool, str], Tensor] = {}
         self._rotations: dict[tuple[bool, str], Tensor | None] = {}
         self._state_numbers: tuple[Tensor, Tensor] | None = None
+        self.pins_norms = placed.gpu_layers > len(self.gguf.layers) or not batch.reaches(batch.total, PINNED_BELOW)
+        """Norms are put on their layer's device by hand (`graph_get_cb`)."""
 
     # -- leaves ----------------------------------------------------------------------------------
 
@@ -136,7 +129,7 @@ class Builder:
         if found is None and name in self.gguf.tensors:
             stored = self.gguf.tensors[name]
             found = Tensor("NONE", ggml.four(reversed(stored.shape)), dtypes.get(stored.dtype))
-            found.buffer, found.is_weight = self.placed.buffer_of(name), True
+            found.name, found.buffer, found.is_weight = name, self.placed.buffer_of(name), True
             self._leaves[name] = found
         return found
 
@@ -150,6 +143,9 @@ class Builder:
         made.buffer, made.is_weight = self.placed.output_buffer, True
         return made
 
+    def _cells(self, kept: LayerCache) -> int:
+        return self.batch.window if kept.kind == SLIDING else self.batch.cells
+
     def _cache(self, layer: int, which: str) -> Tensor:
         """Keys or values of a layer: (width, cells, streams)."""
         name = f"cache_{which}_l{layer}"
@@ -157,7 +153,7 @@ class Builder:
         if found is None:
             kept = self.gguf.layers[layer]
             width = kept.heads * (kept.key_width if which == "k" else kept.value_width)
-            cells = self.placed.cells(kept) // self.streams
+            cells = self._cells(kept)
             dtype = dtypes.get(self.how.type_k if which == "k" else self.how.type_v)
             found = ggml.new((width, cells, self.streams), dtype)
             found.buffer = self.placed.cache_buffer(layer)
@@ -169,7 +165,7 @@ class Builder:
         name = f"state_{which}_l{layer}"
         found = self._leaves.get(name)
         if found is None:
-            found = ggml.new((self.gguf.layers[layer].states[which].elements, self.how.n_seq_max))
+            found = ggml.new((self.gguf.layers[layer].states[which].elements, self.batch.sequences))
             found.buffer = self.placed.cache_buffer(layer)
             self._leaves[name] = found
         return found
@@ -177,14 +173,14 @@ class Builder:
     def state_numbers(self) -> tuple[Tensor, Tensor]:
         """Which states are read, and which are left over."""
         if self._state_numbers is None:
-            self._state_numbers = hybrid.state_numbers(self.how.n_seq_max, self.batch.sequences)
+            self._state_numbers = hybrid.state_numbers(self.batch.sequences)
         return self._state_numbers
 
     def _mask(self, kept: LayerCache) -> Tensor:
         """Which cells a token sees: as it is written, and as attention reads it."""
         sliding = kept.kind == SLIDING
         if sliding not in self._masks:
-            cells, rows = self.placed.cells(kept) // self.streams, self.tokens // self.streams
+            cells, rows = self._cells(kept), self.tokens // self.streams
             if self.release <= OLDER:
                 rows = -(-rows // MASK_PADDING) * MASK_PADDING
             is_half = self.flash and self.release >= NEWER
@@ -208,7 +204,7 @@ class Builder:
         """`build_norm`: put on its layer's device by hand where all layers are on devices."""
         weight, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
         made = ggml.like(op or self.style.norm, x)
-        if (weight is not None or bias is not None) and layer >= 0 and self.placed.pins_norms(self.tokens):
+        if (weight is not None or bias is not None) and layer >= 0 and self.pins_norms:
             made.backend = self.placed.backend_of_layer(layer)
         if weight is not None:
             made = ggml.like("MUL", made, weight)
@@ -564,11 +560,13 @@ class Builder:
             table = self.weight("position_embd.weight")
             assert table is not None
             x = ggml.like("ADD", x, ggml.get_rows(table, positions))
-        outputs = ggml.given((self.batch.outputs,), INT32)
+        self.graph.outputs.append(x)
+        outputs = ggml.given((self.tokens,), INT32)
         factors = self.weight("rope_freqs.weight") or self.weight(self.gguf.rope_factors(self.how.context_of_each))
         for layer in self.layers:
             wanted = outputs if layer == len(self.gguf.layers) - 1 and not self.hands_hidden_on else None
             x = self.layer(x, layer, (positions, factors), wanted)
+            self.graph.outputs.append(x)
         if self.hands_hidden_on:
             x.is_output = True
             x = ggml.get_rows(x, outputs)
@@ -655,4 +653,6 @@ def build(placed: Placement, batch: Batch, layers: Sequence[int] | None = None) 
     Raises:
         NotModelledError: the architecture's graph is not described.
     """
-    return Builder(placed, batch, layers).build()
+    graph = Builder(placed, batch, layers).build()
+    graph.number_layers()
+    return graph

@@ -91,8 +91,8 @@ def _rates(to: Builder, x: Tensor, stem: str, sizes: tuple[int, int, int]) -> tu
 
 def _states(to: Builder, layer: int, which: int) -> Tensor:
     """`build_rs`: the states of the sequences at hand; one is cleared first, and what is left over is copied."""
-    cache, cells = to.state(layer, which), to.how.n_seq_max
-    size, graph, sequences = cache.elements // cells, to.graph, to.batch.sequences
+    cache, cells = to.state(layer, which), to.batch.sequences
+    size, graph = cache.elements // cells, to.graph
     states = ggml.reshape(cache, size, cells)
     cleared = ggml.view(states, (size,))
     graph.expand(Tensor("SCALE", cleared.ne, cleared.dtype, (cleared,), cleared))
@@ -100,11 +100,11 @@ def _states(to: Builder, layer: int, which: int) -> Tensor:
     found = ggml.get_rows(states, main)
     graph.expand(found)
     over = ggml.get_rows(states, extra)
-    graph.expand(ggml.copy_into(over, ggml.view(cache, (size * (cells - sequences),))))
+    graph.expand(ggml.copy_into(over, ggml.view(cache, (0,))))
     return found
 
 
-def state_numbers(cells: int, sequences: int) -> tuple[Tensor, Tensor]:
-    """Which states are read, and which are left over."""
+def state_numbers(cells: int) -> tuple[Tensor, Tensor]:
+    """Which states are read, and which are left over: none, as graphs are reserved for all sequences at once."""
     numbers = ggml.given((cells,), INT32)
-    return ggml.view(numbers, (sequences,)), ggml.view(numbers, (cells - sequences,))
+    return ggml.view(numbers, (cells,)), ggml.view(numbers, (0,))

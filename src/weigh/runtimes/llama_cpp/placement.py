@@ -13,10 +13,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from weigh import dtypes
-from weigh.models.common import period_of
 from weigh.models.layout import FULL, LATENT, SLIDING, LayerCache, State
 from weigh.records import dataclass, field, replace
-from weigh.runtimes.llama_cpp.allocator import BufferType
+from weigh.runtimes.llama_cpp.allocator import BufferType, padded
 from weigh.runtimes.llama_cpp.releases import NEWER, OLDER, OLDEST
 from weigh.runtimes.llama_cpp.scheduler import GET_ROWS_TYPES, Backend
 
@@ -58,7 +57,7 @@ FAMILIES = {
 """By name in small letters."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Gguf:
     """A model as llama.cpp reads it."""
 
@@ -69,6 +68,37 @@ class Gguf:
     """What each layer keeps."""
     config: Mapping[str, Any]
     """Its `config.json`, the language model's part."""
+
+    @cached_property
+    def of_layer(self) -> list[list[StoredTensor]]:
+        """The tensors of each layer."""
+        found: list[list[StoredTensor]] = [[] for _ in self.layers]
+        for name, stored in self.tensors.items():
+            if name.startswith("blk."):
+                found[int(name[4 : name.index(".", 4)])].append(stored)
+        return found
+
+    @cached_property
+    def kinds(self) -> list[int]:
+        """A number for each layer, the same for layers that have tensors of the same names and sizes and keep the same."""
+        numbers: dict[object, int] = {}
+        found = []
+        for number, tensors in enumerate(self.of_layer):
+            skipped = len(f"blk.{number}.")
+            key = self.layers[number], *((one.name[skipped:], one.shape) for one in tensors)
+            found.append(numbers.setdefault(key, len(numbers)))
+        return found
+
+    @cached_property
+    def _padded(self) -> dict[tuple[int, int], list[int]]:
+        return {}
+
+    def layer_bytes(self, alignment: int, row_padding: int) -> list[int]:
+        """Bytes of each layer's tensors in a buffer that aligns and pads so."""
+        key = alignment, row_padding
+        if key not in self._padded:
+            self._padded[key] = [sum(padded(t, alignment, row_padding) for t in one) for one in self.of_layer]
+        return self._padded[key]
 
     @property
     def vocabulary(self) -> int:
@@ -187,50 +217,32 @@ class Placement:
         device = self.device_of_layer[layer]
         return self.count if device is None else device
 
-    def typical_layers(self) -> list[int]:
-        """The layers whose graph says it all: of a device's layers that repeat, the first and the last few.
-
-        Where blocks of memory lie repeats after one, two or three of them, so that six are left out, or a multiple.
-        """
-        found: list[int] = []
-        layers = range(len(self.gguf.layers))
-        for device in dict.fromkeys(self.device_of_layer[:-1]):
-            here = [n for n in layers if self.device_of_layer[n] == device]
-            marks = [self._mark(n) for n in here]
-            period = period_of(marks[1:]) if len(marks) > 1 else 1
-            keep = 3 * period + 1
-            left_out = max(0, len(here) - 2 * keep) // (6 * period) * 6 * period
-            found += [*here[: len(here) - keep - left_out], *here[len(here) - keep :]]
-        return sorted(found)
-
-    def _mark(self, layer: int) -> tuple[object, ...]:
-        """What makes a layer's graph what it is; formats matter where a device copies weights from the host."""
-        stem, found = f"blk.{layer}.", []
-        for name, buffer in self._by_layer.get(layer, ()):
-            stored = self.gguf.tensors[name]
-            found.append(
-                (name.removeprefix(stem), buffer, stored.shape, not self.count or buffer in self.names or stored.dtype)
-            )
-        return self.gguf.layers[layer], tuple(found)
+    def is_uniform(self, layer: int) -> bool:
+        """All of a layer's tensors are in its device's own buffer."""
+        is_row = self.how.split_mode == "row"
+        return self.device_of_layer[layer] is not None and not self.overrides and not is_row
 
     @cached_property
-    def _by_layer(self) -> dict[int, list[tuple[str, str]]]:
-        found: dict[int, list[tuple[str, str]]] = {}
-        for name, buffer in self.buffers.items():
-            if name.startswith("blk."):
-                found.setdefault(int(name.split(".", 2)[1]), []).append((name, buffer))
+    def marks(self) -> list[tuple[object, ...]]:
+        """What makes each layer's graph what it is, and where it runs."""
+        found: list[tuple[object, ...]] = []
+        for layer, (device, kind) in enumerate(zip(self.device_of_layer, self.gguf.kinds, strict=False)):
+            own = self.is_uniform(layer) or tuple(self.buffers[one.name] for one in self.gguf.of_layer[layer])
+            found.append((device, kind, own))
         return found
-
-    def pins_norms(self, tokens: int) -> bool:
-        """Norms are put on their layer's device by hand (`graph_get_cb`)."""
-        return tokens < 32 or self.gpu_layers > len(self.gguf.layers)
 
     # -- tensors ---------------------------------------------------------------------------------
 
     @cached_property
     def buffers(self) -> dict[str, str]:
         """The buffer of every tensor."""
-        return {name: self._buffer(name) for name in self.gguf.tensors}
+        found: dict[str, str] = {}
+        for layer, tensors in enumerate(self.gguf.of_layer):
+            if self.is_uniform(layer):
+                device = self.device_of_layer[layer]
+                assert device is not None
+                found.update(dict.fromkeys([one.name for one in tensors], self.names[device]))
+        return found | {name: self._buffer(name) for name in self.gguf.tensors if name not in found}
 
     def buffer_of(self, name: str) -> str:
         """The buffer of a tensor."""
@@ -281,10 +293,17 @@ class Placement:
         """Bytes of each model buffer, by the name that llama.cpp prints."""
         found: dict[str, int] = {}
         kinds = {b.kind.name: b.kind for b in self.backends}
-        for name, stored in self.gguf.tensors.items():
-            found[self.buffers[name]] = found.get(self.buffers[name], 0) + self._padded(
-                self.buffers[name], stored, kinds
-            )
+        uniform = [layer for layer in range(len(self.gguf.layers)) if self.is_uniform(layer)]
+        for layer in uniform:
+            name = self.names[self.backend_of_layer(layer)]
+            sizes = self.gguf.layer_bytes(kinds[name].alignment, kinds[name].row_padding)
+            found[name] = found.get(name, 0) + sizes[layer]
+        others = [name for name in self.gguf.tensors if not name.startswith("blk.")]
+        for layer in set(range(len(self.gguf.layers))).difference(uniform):
+            others += [one.name for one in self.gguf.of_layer[layer]]
+        for name in others:
+            buffer = self.buffers[name]
+            found[buffer] = found.get(buffer, 0) + self._padded(buffer, self.gguf.tensors[name], kinds)
         if self.has_tied_copy:
             tied = self.gguf.tensors["token_embd.weight"]
             found[self.output_buffer] = found.get(self.output_buffer, 0) + self._padded(self.output_buffer, tied, kinds)
@@ -308,10 +327,7 @@ class Placement:
         alignment, padding = (32, 0) if kind is None else (kind.alignment, kind.row_padding)
         if buffer.endswith(SPLIT):
             alignment, padding = 1, self.family.row_padding
-        found, dtype = stored.num_bytes, dtypes.get(stored.dtype)
-        if padding and dtype.kind == "block" and stored.shape[-1] % padding:
-            found += dtype.num_bytes(padding - stored.shape[-1] % padding)
-        return -(-found // alignment) * alignment
+        return padded(stored, alignment, padding)
 
     def _mapped(self, sizes: dict[str, int]) -> dict[str, int]:
         """Buffers over the mapped file reach from their first tensor to their last, whatever lies between."""
@@ -332,14 +348,14 @@ class Placement:
 
     # -- caches ----------------------------------------------------------------------------------
 
-    def cells(self, layer: LayerCache) -> int:
-        """Cells of a layer, over all streams."""
-        how = self.how
+    def cells(self, layer: LayerCache, n_ctx: int = 0, n_seq_max: int = 0) -> int:
+        """Cells of a layer, over all streams; of another context and for other sequences, if they are given."""
+        how, total, sequences = self.how, n_ctx or self.how.n_ctx, n_seq_max or self.how.n_seq_max
         if layer.kind != SLIDING or how.swa_full or layer.window is None:
-            return how.n_ctx
-        streams = 1 if how.kv_unified else how.n_seq_max
-        seen = layer.window * (how.n_seq_max if how.kv_unified else 1) + how.n_ubatch
-        return streams * min(how.n_ctx // streams, -(-seen // PADDING) * PADDING)
+            return total
+        streams = 1 if how.kv_unified else sequences
+        seen = layer.window * (sequences if how.kv_unified else 1) + how.n_ubatch
+        return streams * min(total // streams, -(-seen // PADDING) * PADDING)
 
     def cache_buffer(self, layer: int) -> str:
         """Where a layer's keys and values are."""

@@ -11,11 +11,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from weigh.records import dataclass
-from weigh.runtimes.llama_cpp.allocator import BufferType, reserve
+from weigh.runtimes.llama_cpp.allocator import BufferType, Lives, lives
 from weigh.runtimes.llama_cpp.ggml import VIEWS, Graph, Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from weigh.dtypes import DType
+    from weigh.runtimes.llama_cpp.batch import Batch
 
 COPIES = 4
 """Copies of inputs with pipeline parallelism (`GGML_SCHED_MAX_COPIES`)."""
@@ -59,114 +62,125 @@ def _rows(node: Tensor) -> int:
 
 
 class Scheduler:
-    """Divides graphs among backends."""
+    """Divides the graph of a batch among backends."""
 
     def __init__(
-        self, backends: Sequence[Backend], copies: int = 1, offload: bool = True, host_weights: Iterable[str] = ()
+        self,
+        backends: Sequence[Backend],
+        batch: Batch,
+        copies: int = 1,
+        offload: bool = True,
+        host_weights: Iterable[str] = (),
     ) -> None:
         self.backends = backends
+        self.batch = batch
+        self.host = len(backends) - 1
         self.copies = copies
         self.offload = offload
         self.host_weights = frozenset(host_weights)
         """Buffers of weights in plain host memory; repacked ones are not."""
+        self._holders: dict[tuple[str, str, DType], int] = {}
 
-    def reserve(self, graph: Graph) -> dict[str, int]:
-        """Bytes of each compute buffer, by the name of its buffer type."""
-        return reserve(*self.split(graph))
+    def lives(self, graph: Graph) -> list[Lives]:
+        """What each compute buffer holds when."""
+        nodes, leaves = self.split(graph)
+        return lives(nodes, leaves, [b.kind for b in self.backends], len(graph.outputs))
 
     # -- which backend ---------------------------------------------------------------------------
 
-    def _holder(self, tensor: Tensor, node: Tensor) -> int | None:
-        whole = tensor if tensor.view is None else tensor.view
-        if whole.buffer is None:
-            return None
-        return next((i for i, b in enumerate(self.backends) if b.reads(whole.buffer) and b.runs(node)), None)
+    def _holder(self, buffer: str, node: Tensor) -> int:
+        """The first that can use the buffer and has a kernel for the node; -1 if none does."""
+        key = buffer, node.op, node.src[0].dtype if node.src else node.dtype
+        found = self._holders.get(key)
+        if found is None:
+            able = (i for i, b in enumerate(self.backends) if b.reads(buffer) and b.runs(node))
+            found = self._holders[key] = next(able, -1)
+        return found
 
-    def _at_first(self, node: Tensor) -> int | None:
+    def _at_first(self, node: Tensor) -> int:
         """Where a node must or prefers to be, before its neighbours are asked (`backend_id_from_cur`)."""
-        held = self._holder(node, node)
-        if held is not None:
-            return held
+        if node.backend is not None:
+            return node.backend
+        buffer = node.buffer if node.view is None else node.view.buffer
+        if buffer is not None:
+            held = self._holder(buffer, node)
+            if held >= 0:
+                return held
         if node.is_input:
-            return len(self.backends) - 1
+            return self.host
         if node.op in ("ROPE", "FLASH_ATTN_EXT"):
-            return None
+            return -1
         for operand in node.src:
             if operand.is_weight:
-                held, host = self._holder(operand, node), len(self.backends) - 1
-                if self.offload and held == host and operand.buffer in self.host_weights:
-                    for index in range(host):
-                        if self.backends[index].runs(node) and _rows(node) >= OFFLOAD_FROM:
+                assert operand.buffer is not None
+                held = self._holder(operand.buffer, node)
+                if self.offload and held == self.host and operand.buffer in self.host_weights:
+                    for index in range(self.host):
+                        if self.backends[index].runs(node) and self.batch.reaches(_rows(node), OFFLOAD_FROM):
                             return index
                 return held
-        return None
+        return -1
 
-    def _assign(self, graph: Graph) -> dict[int, int]:
-        """The number of the backend of every tensor, by its identity."""
-        where: dict[int, int] = {}
+    def _assign(self, graph: Graph) -> None:
+        """The number of the backend of every tensor."""
         for tensor in (*graph.leaves, *graph.nodes):
-            found = self._at_first(tensor) if tensor.backend is None else tensor.backend
-            if found is not None:
-                where[id(tensor)] = found
+            tensor.on = self._at_first(tensor)
         working = [node for node in graph.nodes if node.op not in VIEWS]
         for nodes, with_host in ((working, False), (working[::-1], False), (working, True), (working[::-1], True)):
-            self._spread(nodes, where, with_host)
+            self._spread(nodes, with_host)
         for node in working:
-            if id(node) not in where:
-                where[id(node)] = self._best(node, where)
+            if node.on < 0:
+                node.on = self._best(node)
         for node in graph.nodes:
-            self._follow(node, where)
-        return where
+            self._follow(node)
 
-    def _spread(self, nodes: Sequence[Tensor], where: dict[int, int], with_host: bool) -> None:
+    def _spread(self, nodes: Sequence[Tensor], with_host: bool) -> None:
         """Backends grow over the nodes beside theirs that nobody has claimed, devices before the host."""
-        current: int | None = None
+        current = -1
         for node in nodes:
-            own = where.get(id(node))
-            if own is not None:
-                current = own if with_host or own != len(self.backends) - 1 else None
-            elif current is not None and self.backends[current].runs(node):
-                where[id(node)] = current
+            own = node.on
+            if own >= 0:
+                current = own if with_host or own != self.host else -1
+            elif current >= 0 and self.backends[current].runs(node):
+                node.on = current
 
-    def _follow(self, node: Tensor, where: dict[int, int]) -> None:
+    def _follow(self, node: Tensor) -> None:
         """Views are where their memory is, operands that nobody placed where they are read."""
-        if node.view is not None and id(node) not in where and id(node.view) in where:
-            where[id(node)] = where[id(node.view)]
+        if node.on < 0 and node.view is not None:
+            node.on = node.view.on
         for operand in node.src:
-            if id(operand) not in where:
-                found = where.get(id(node if operand.view is None else operand.view))
-                if found is not None:
-                    where[id(operand)] = found
-        if id(node) not in where:
-            where[id(node)] = next(i for i, b in enumerate(self.backends) if b.runs(node))
+            if operand.on < 0:
+                operand.on = node.on if operand.view is None else operand.view.on
+        if node.on < 0:
+            node.on = next(i for i, b in enumerate(self.backends) if b.runs(node))
 
-    def _best(self, node: Tensor, where: dict[int, int]) -> int:
+    def _best(self, node: Tensor) -> int:
         """The backend that can use most of the operands where they are."""
 
         def usable(index: int) -> int:
-            return sum(self._can_use(operand, index, where) for operand in node.src)
+            return sum(self._can_use(operand, index) for operand in node.src)
 
         able = [index for index, backend in enumerate(self.backends) if backend.runs(node)]
         return max(able, key=lambda index: (usable(index), -index))
 
-    def _can_use(self, tensor: Tensor, index: int, where: dict[int, int]) -> bool:
+    def _can_use(self, tensor: Tensor, index: int) -> bool:
         whole = tensor if tensor.view is None else tensor.view
         buffer = whole.buffer
         if buffer is None:
-            found = where.get(id(tensor), where.get(id(whole)))
-            if found is None:
+            found = tensor.on if tensor.on >= 0 else whole.on
+            if found < 0:
                 return False
             buffer = self.backends[found].kind.name
         return self.backends[index].reads(buffer)
 
     # -- cuts ------------------------------------------------------------------------------------
 
-    def split(self, graph: Graph) -> tuple[list[Tensor], list[Tensor], tuple[list[int], list[int]], list[BufferType]]:
-        """Nodes and leaves with the copies between backends among them, the backends of both, and the buffer types."""
-        where = self._assign(graph)
+    def split(self, graph: Graph) -> tuple[list[Tensor], list[Tensor]]:
+        """Nodes and leaves with the copies between backends among them, each with the number of its backend."""
+        self._assign(graph)
         copies: dict[tuple[int, int], list[Tensor]] = {}
         splits: list[tuple[int, list[Tensor], list[Tensor]]] = []
-        current = next(where[id(node)] for node in graph.nodes if node.op not in VIEWS)
+        current = next(node.on for node in graph.nodes if node.op not in VIEWS)
         inputs: list[Tensor] = []
         held: list[Tensor] = []
         read: dict[int, Tensor] = {}
@@ -175,63 +189,58 @@ class Scheduler:
             if node.op in VIEWS:
                 held.append(node)
                 continue
-            own = where[id(node)]
-            if own != current or (inputs and self._needs_a_weight(node, current, where)):
+            own = node.on
+            if own != current or (inputs and self._needs_a_weight(node, current)):
                 current, inputs, held = own, [], []
                 splits.append((current, inputs, held))
-            replaced = list(node.src)
             for place, operand in enumerate(node.src):
                 if operand.is_input and operand.op == "NONE":
                     read.setdefault(id(operand), operand)
-                if where[id(operand)] == current or self._can_use(operand, current, where):
+                if operand.on == current or self._can_use(operand, current):
                     continue
                 key = id(operand), current
                 if key not in copies:
-                    copies[key] = [self._copy(operand) for _ in range(self.copies)]
+                    copies[key] = [self._copy(operand, current, node.layer) for _ in range(self.copies)]
                     inputs.append(operand)
-                replaced[place] = copies[key][0]
-            node.src = tuple(replaced)
+                node.src = (*node.src[:place], copies[key][0], *node.src[place + 1 :])
             held.append(node)
-        return self._together(graph, where, splits, copies, list(read.values()))
+        return self._together(graph, splits, copies, list(read.values()))
 
-    def _needs_a_weight(self, node: Tensor, current: int, where: dict[int, int]) -> bool:
+    def _needs_a_weight(self, node: Tensor, current: int) -> bool:
         """A split copies the weights of one operation only, so that their memory serves the next."""
-        return any(o.is_weight and where[id(o)] != current and not self._can_use(o, current, where) for o in node.src)
+        return any(o.is_weight and o.on != current and not self._can_use(o, current) for o in node.src)
 
-    def _copy(self, tensor: Tensor) -> Tensor:
+    def _copy(self, tensor: Tensor, backend: int, layer: int) -> Tensor:
         made = Tensor("NONE", tensor.ne, tensor.dtype, nb=tensor.nb)
+        made.name, made.on, made.layer = tensor.name, backend, layer
         made.is_input = made.is_output = self.copies > 1
         return made
 
     def _together(
         self,
         graph: Graph,
-        where: dict[int, int],
         splits: list[tuple[int, list[Tensor], list[Tensor]]],
         copies: dict[tuple[int, int], list[Tensor]],
         read: list[Tensor],
-    ) -> tuple[list[Tensor], list[Tensor], tuple[list[int], list[int]], list[BufferType]]:
+    ) -> tuple[list[Tensor], list[Tensor]]:
         nodes: list[Tensor] = []
         leaves: list[Tensor] = []
-        node_backends: list[int] = []
-        leaf_backends: list[int] = []
         for backend, inputs, held in splits:
             for tensor in inputs:
                 # keeps the original until it is copied, and makes room for the copy where the split begins
-                nodes += [Tensor("NONE", tensor.ne, tensor.dtype, (tensor,), tensor, tensor.nb)]
-                nodes += [copies[id(tensor), backend][0]]
-                node_backends += [where[id(tensor)], backend]
+                copy = copies[id(tensor), backend][0]
+                kept = Tensor("NONE", tensor.ne, tensor.dtype, (tensor,), tensor, tensor.nb)
+                kept.on, kept.layer, copy.layer = tensor.on, held[0].layer, held[0].layer
+                nodes += (kept, copy)
             nodes += held
-            node_backends += [where[id(node)] for node in held]
         if self.copies > 1:
             for leaf in read:
                 leaf.is_output = True
-                leaves += [leaf, *(self._copy(leaf) for _ in range(self.copies - 1))]
-                leaf_backends += [where[id(leaf)]] * self.copies
+                leaves += [leaf, *(self._copy(leaf, leaf.on, -1) for _ in range(self.copies - 1))]
             for backend, inputs, _ in splits:
                 for tensor in inputs:
                     leaves += copies[id(tensor), backend]
-                    leaf_backends += [backend] * self.copies
-        leaves += graph.leaves
-        leaf_backends += [where.get(id(leaf), len(self.backends) - 1) for leaf in graph.leaves]
-        return nodes, leaves, (node_backends, leaf_backends), [b.kind for b in self.backends]
+        for leaf in graph.leaves:
+            if leaf.on < 0:
+                leaf.on = self.host
+        return nodes, leaves + graph.leaves
