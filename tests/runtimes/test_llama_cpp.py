@@ -92,8 +92,9 @@ def every_layer(at: Placement) -> dict[str, int]:
     """Compute buffers of graphs with every layer and known sizes."""
     found: dict[str, int] = {}
     for batch in batches(at, at.how.n_ctx, at.how.n_seq_max):
-        for name, size in reserve(at, batch, whole(len(at.gguf.layers))).sizes(batch).items():
-            found[name] = max(size, found.get(name, 0))
+        reserved = reserve(at, batch, whole(len(at.gguf.layers)))
+        for one, (size, _) in zip(reserved.buffers, reserved.sizes(batch), strict=True):
+            found[one.kind.name] = max(size, found.get(one.kind.name, 0))
     return found
 
 
@@ -155,7 +156,7 @@ def test_sums_are_written_over_what_nobody_reads_any_more() -> None:
     # The input is read twice, so the first square is elsewhere; the second may take its place, and the first sum that
     # of the second square, since the first square is read again.
     (buffer,) = lives(graph.nodes, graph.leaves, (kind,), 0)
-    assert buffer.largest((1,), ()) == 2 * 4096
+    assert buffer.largest((1,), ())[0] == 2 * 4096
 
 
 def test_a_launch_is_its_placement() -> None:

@@ -57,13 +57,17 @@ class Arena:
         self.free: list[list[int]] = [[0, 2**62]]
         self.largest = 0
         """Bytes up to the highest address that was ever in use."""
+        self.choices: list[int] = []
+        """What was decided by comparing sizes: which blocks are large enough, which fits best, what grows the buffer."""
 
     def take(self, size: int) -> int:
         """An address: the block that fits best, the end of the buffer where none does."""
-        free, best, best_size, index = self.free, 0, 2**63, 0
+        free, best, best_size, index, enough = self.free, 0, 2**63, 0, 0
         for _, length in free:
-            if size <= length <= best_size:
-                best, best_size = index, length
+            if size <= length:
+                enough += 1 << index
+                if length <= best_size:
+                    best, best_size = index, length
             index += 1
         block = free[best]
         address = block[0]
@@ -71,24 +75,31 @@ class Arena:
         block[1] -= size
         if not block[1]:
             del free[best]
+            best += 1 << 32
         if end > self.largest:
             self.largest = end
+            best += 1 << 33
+        self.choices += (enough, best)
         return address
 
     def give(self, address: int, size: int) -> None:
         """Bytes that are free again."""
-        free, index, end = self.free, 0, address + size
+        free, index, end, choices = self.free, 0, address + size, self.choices
         for block in free:
             start = block[0]
             if start >= end:
                 if start == end:
+                    choices.append(3 * index)
                     block[0], block[1] = address, block[1] + size
                 else:
+                    choices.append(3 * index + 1)
                     free.insert(index, [address, size])
                 return
             if start + block[1] == address:
+                choices.append(3 * index + 2)
                 block[1] += size
                 if index + 1 < len(free) and end == free[index + 1][0]:
+                    choices.append(-1)
                     block[1] += free[index + 1][1]
                     del free[index + 1]
                 return
@@ -157,8 +168,11 @@ class Lives:
         different = [-(-value(size, at) // alignment) * alignment for size in self._polynomials[0]]
         return [different[number] for number in self._polynomials[1]]
 
-    def largest(self, at: tuple[int, ...], blocks: Sequence[Block]) -> int:
-        """Bytes of the buffer.
+    def largest(self, at: tuple[int, ...], blocks: Sequence[Block]) -> tuple[int, tuple[int, ...]]:
+        """Bytes of the buffer, and the choices that led there.
+
+        Every choice compares sums of sizes. Where one unknown grows, and the others stay, sums grow evenly: if the choices
+        are the same at two of its values they are the same between them, and the buffer grows evenly too.
 
         Where a block of layers is left out so many times, it is played so often; as soon as the buffer looks as it did
         after an earlier time, what follows is known.
@@ -202,7 +216,7 @@ class Lives:
                     sizes[slot] = size
                 play(layers)
                 time += 1
-        return arena.largest
+        return arena.largest, tuple(arena.choices)
 
     def size_copies(self, stack: Stack, weights: Mapping[str, StoredTensor]) -> None:
         """How large the copies of weights are, each time that a block is played: their formats differ by layer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from weigh.records import dataclass, field
 
 
-@dataclass(slots=True)
+@dataclass
 class Batch:
     """The tokens that are computed at once."""
 

@@ -6,6 +6,7 @@ with the logits of every token, and one token of each sequence.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING, NamedTuple
 
 from weigh.models.layout import SLIDING
@@ -35,10 +36,37 @@ class Reserved(NamedTuple):
         """What is left out is what was built."""
         return all(one.is_steady(self.blocks) for one in self.buffers)
 
-    def sizes(self, at: Batch) -> dict[str, int]:
-        """Bytes of each buffer."""
+    def sizes(self, at: Batch) -> list[tuple[int, tuple[int, ...]]]:
+        """Bytes of each buffer, and the choices that led there."""
         products = unknowns.products(at.tokens, at.sequences, at.cells, at.window)
-        return {one.kind.name: one.largest(products, self.blocks) for one in self.buffers}
+        return [one.largest(products, self.blocks) for one in self.buffers]
+
+
+class Line:
+    """What a graph's buffers take as the context grows and nothing else does: a few points, and straight lines."""
+
+    def __init__(self, reserved: Reserved) -> None:
+        self.names = [one.kind.name for one in reserved.buffers]
+        self._reserved = reserved
+        self._cells: list[int] = []
+        self._points: list[tuple[int, list[tuple[int, tuple[int, ...]]]]] = []
+
+    def at(self, batch: Batch) -> list[int]:
+        """Bytes of each buffer."""
+        place = bisect_left(self._cells, batch.cells)
+        around = self._points[max(0, place - 1) : place + 1]
+        if len(around) == 2:
+            (low, first), (high, last) = around
+            if all(a[1] == b[1] for a, b in zip(first, last, strict=True)):
+                share = batch.cells - low
+                return [
+                    a[0] + (b[0] - a[0]) * share // (high - low) for a, b in zip(first, last, strict=True)
+                ]
+        found = self._reserved.sizes(batch)
+        if place == len(self._cells) or self._cells[place] != batch.cells:
+            self._cells.insert(place, batch.cells)
+            self._points.insert(place, (batch.cells, found))
+        return [size for size, _ in found]
 
 
 class Compute:
@@ -50,21 +78,27 @@ class Compute:
     def __init__(self, placed: Placement) -> None:
         self.placed = placed
         self._graphs: dict[object, list[Reserved]] = {}
-        self._found: dict[tuple[int, int], dict[str, int]] = {}
+        self._lines: dict[object, Line] = {}
 
-    def at(self, n_ctx: int, n_seq_max: int) -> Mapping[str, int]:
+    def at(self, n_ctx: int, n_seq_max: int, unified: bool | None = None) -> Mapping[str, int]:
         """Bytes of each compute buffer, by the name of its buffer type: the largest of the graphs that are reserved.
+
+        `unified` says that the sequences share one cache, where that is not as it was placed.
 
         Raises:
             NotModelledError: the architecture's graph is not described.
         """
-        key = n_ctx, n_seq_max
-        if key not in self._found:
-            found = self._found[key] = {}
-            for batch in batches(self.placed, n_ctx, n_seq_max):
-                for name, size in self._reserved(batch).sizes(batch).items():
-                    found[name] = max(found.get(name, 0), size)
-        return self._found[key]
+        found: dict[str, int] = {}
+        for batch in batches(self.placed, n_ctx, n_seq_max, unified):
+            # a window is as long as the context, or has a length of its own
+            window = 0 if batch.window == batch.cells else batch.window
+            key = batch.tokens, batch.sequences, batch.streams, window
+            line = self._lines.get(key)
+            if line is None:
+                line = self._lines[key] = Line(self._reserved(batch))
+            for name, size in zip(line.names, line.at(batch), strict=True):
+                found[name] = max(found.get(name, 0), size)
+        return found
 
     def _reserved(self, batch: Batch) -> Reserved:
         """The graph for a batch of that size, if not of those numbers."""
@@ -91,13 +125,14 @@ class Compute:
         return reserve(self.placed, batch, whole(len(self.placed.gguf.layers)))
 
 
-def batches(placed: Placement, n_ctx: int, n_seq_max: int) -> tuple[Batch, Batch]:
+def batches(placed: Placement, n_ctx: int, n_seq_max: int, unified: bool | None = None) -> tuple[Batch, Batch]:
     """What graphs are reserved for."""
     how = placed.how
+    unified = how.kv_unified if unified is None else unified
     tokens = -(-min(n_ctx, how.n_ubatch, how.n_batch) // n_seq_max)
-    streams = 1 if how.kv_unified else n_seq_max
-    window = next((placed.cells(one, n_ctx, n_seq_max) for one in placed.gguf.layers if one.kind == SLIDING), n_ctx)
-    cells = n_ctx // streams, window // streams
+    streams = 1 if unified else n_seq_max
+    windows = (placed.cells(one, n_ctx, n_seq_max, unified) for one in placed.gguf.layers if one.kind == SLIDING)
+    cells = n_ctx // streams, next(windows, n_ctx) // streams
     return (
         Batch(tokens, n_seq_max, streams, *cells, tokens * n_seq_max),
         Batch(1, n_seq_max, streams, *cells, n_seq_max),

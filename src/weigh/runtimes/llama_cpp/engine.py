@@ -6,8 +6,6 @@ defaults of the options) of llama.cpp af6528e6d (2026).
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from functools import cache
 from typing import TYPE_CHECKING, ClassVar
 
 from weigh import dtypes
@@ -26,12 +24,13 @@ from weigh.runtimes.engine import (
     Part,
     Share,
 )
-from weigh.runtimes.llama_cpp.compute import compute_buffers, output_buffer
+from weigh.runtimes.llama_cpp.compute import output_buffer
 from weigh.runtimes.llama_cpp.placement import FAMILIES, REPACK, How, Placement, gguf_of
 from weigh.runtimes.llama_cpp.releases import MIDDLE, NEWER, OLDER, OLDEST
+from weigh.runtimes.llama_cpp.room import Room, rounded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from weigh.recipes.settings import Text
     from weigh.runtimes.engine import Place, Served, ServeJob, Version
@@ -50,8 +49,6 @@ NEVER = 2**62
 """Bytes that there never are."""
 MOST_SEQUENCES, MOST_BEFORE = 256, 64
 """Sequences at once (`LLAMA_MAX_SEQ`), and until August 2025."""
-KNOTS = (2**9, 2**13, 2**17, 2**21)
-"""Cells of the cache for which compute buffers are worked out, beside the job's own."""
 MAKERS = {"nvidia": "cuda", "amd": "rocm", "apple": "metal", "intel": "sycl"}
 """The back end of a maker's devices where nobody says."""
 
@@ -124,9 +121,9 @@ class LlamaCpp(Engine):
         gguf = gguf_of(checkpoint, served.layers, served.text_config)
         how = replace(settings(served, job, options, place), release=version.numbers)
         placed = Placement(gguf, how)
-        shares = _shares(placed, place, compute_buffers(placed))
+        room = Room(placed, options.kv_unified)
+        shares = _shares(placed, place, room.compute.at(how.n_ctx, how.n_seq_max))
         most = MOST_SEQUENCES if version.numbers > OLDER else MOST_BEFORE
-        demand = _demand(placed, options.kv_unified)
         if job.concurrency > most:
             what = f"llama.cpp has at most {most} sequences"
             raise UsageError(what, where="concurrency", hint="Start several servers.")
@@ -135,7 +132,7 @@ class LlamaCpp(Engine):
         supply = None if not placed.count or place.memory_bytes is None else place.memory_bytes - model
         return Launch(
             shares,
-            lambda context, users: NEVER if users > most else demand(context, users) - model,
+            lambda context, users: NEVER if users > most else room.demand(context, users) - model,
             supply,
             longest or served.longest,
             tokens=how.n_ctx,
@@ -170,11 +167,8 @@ def settings(served: Served, job: ServeJob, options: LlamaCppOptions, place: Pla
         UsageError: llama.cpp refuses it.
     """
     context, users = job.context or served.longest or 4096, job.concurrency
-    cells = options.ctx_size or context * users
-    if options.kv_unified or users == 1:
-        cells = -(-cells // 256) * 256
-    else:
-        cells = -(-(-(-cells // 256) * 256 // users) // 256) * 256 * users
+    unified = options.kv_unified or users == 1
+    cells = rounded(options.ctx_size or context * users, users, unified)
     both = cache_types(job.kv_dtype)
     key, value = (
         cache_types(one)[0] if one else both[n] for n, one in enumerate((options.cache_type_k, options.cache_type_v))
@@ -187,10 +181,10 @@ def settings(served: Served, job: ServeJob, options: LlamaCppOptions, place: Pla
         raise UsageError(f"there is no back end {family!r}", where="backend", hint=f"One of {', '.join(FAMILIES)}.")
     return How(
         cells,
-        n_batch=min(cells, options.batch_size),
+        n_batch=options.batch_size,
         n_ubatch=min(options.batch_size, options.ubatch_size),
         n_seq_max=users,
-        kv_unified=options.kv_unified or users == 1,
+        kv_unified=unified,
         swa_full=options.swa_full,
         flash_attention=flash,
         type_k=key,
@@ -318,40 +312,6 @@ def _shares(placed: Placement, place: Place, compute: Mapping[str, int]) -> tupl
 
 def _sum(sizes: Mapping[str, int], name: str) -> int:
     return sizes.get(name, 0) + sizes.get(f"{name}_Mapped", 0)
-
-
-def _demand(placed: Placement, unified: bool) -> Callable[[int, int], int]:
-    """Bytes of the fullest device for other contexts and users.
-
-    Compute buffers are worked out for a few sizes of the cache. They are the largest of several affine functions of it,
-    so that between two of those sizes a straight line is no less than they are.
-    """
-    base, sizes = placed.how, placed.sizes()
-    knots = sorted({*KNOTS, max(base.n_ctx, KNOTS[0])})
-
-    @cache
-    def compute(cells: int) -> Mapping[str, int]:
-        return compute_buffers(Placement(placed.gguf, replace(base, n_ctx=cells, n_seq_max=1, kv_unified=True)))
-
-    def between(cells: int, name: str) -> int:
-        at = min(max(1, bisect_left(knots, cells)), len(knots) - 1)
-        low, high = knots[at - 1], knots[at]
-        if cells == high:
-            return compute(high).get(name, 0)
-        first, second = compute(low).get(name, 0), compute(high).get(name, 0)
-        return first + max(0, second - first) * (max(cells, low) - low) // (high - low)
-
-    def demand(context: int, users: int) -> int:
-        cells = -(-max(1, context) // 256) * 256 * max(1, users)
-        how = replace(base, n_ctx=cells, n_seq_max=max(1, users), kv_unified=unified or users <= 1)
-        other = Placement(placed.gguf, how)
-        caches, states = other.cache_sizes(), other.state_sizes()
-        return max(
-            (_sum(sizes, n) + caches.get(n, 0) + states.get(n, 0) + between(cells, n) for n in placed.names),
-            default=0,
-        )
-
-    return demand
 
 
 def _taken(how: How, options: LlamaCppOptions, served: Served) -> Iterable[tuple[str, str, str]]:

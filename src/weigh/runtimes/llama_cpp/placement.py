@@ -348,14 +348,20 @@ class Placement:
 
     # -- caches ----------------------------------------------------------------------------------
 
-    def cells(self, layer: LayerCache, n_ctx: int = 0, n_seq_max: int = 0) -> int:
+    def cells(self, layer: LayerCache, n_ctx: int = 0, n_seq_max: int = 0, unified: bool | None = None) -> int:
         """Cells of a layer, over all streams; of another context and for other sequences, if they are given."""
         how, total, sequences = self.how, n_ctx or self.how.n_ctx, n_seq_max or self.how.n_seq_max
         if layer.kind != SLIDING or how.swa_full or layer.window is None:
             return total
-        streams = 1 if how.kv_unified else sequences
-        seen = layer.window * (sequences if how.kv_unified else 1) + how.n_ubatch
+        unified = how.kv_unified if unified is None else unified
+        streams = 1 if unified else sequences
+        seen = layer.window * (sequences if unified else 1) + how.n_ubatch
         return streams * min(total // streams, -(-seen // PADDING) * PADDING)
+
+    def row_bytes(self, layer: LayerCache) -> int:
+        """Of a layer's keys and values of one cell."""
+        key, value = dtypes.get(self.how.type_k), dtypes.get(self.how.type_v)
+        return key.num_bytes(layer.heads * layer.key_width) + value.num_bytes(layer.heads * layer.value_width)
 
     def cache_buffer(self, layer: int) -> str:
         """Where a layer's keys and values are."""
@@ -368,10 +374,8 @@ class Placement:
         for number, layer in enumerate(self.gguf.layers):
             if not layer.heads:
                 continue
-            key, value = dtypes.get(self.how.type_k), dtypes.get(self.how.type_v)
-            row = key.num_bytes(layer.heads * layer.key_width) + value.num_bytes(layer.heads * layer.value_width)
             buffer = self.cache_buffer(number)
-            found[buffer] = found.get(buffer, 0) + self.cells(layer) * row
+            found[buffer] = found.get(buffer, 0) + self.cells(layer) * self.row_bytes(layer)
         return found
 
     def state_sizes(self) -> dict[str, int]:

@@ -1,0 +1,68 @@
+"""What the fullest device holds for other contexts and other numbers of users than a launch has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from weigh.models.layout import SLIDING
+from weigh.records import replace
+from weigh.runtimes.llama_cpp.compute import Compute
+from weigh.runtimes.llama_cpp.placement import Placement
+
+if TYPE_CHECKING:
+    from weigh.models.layout import LayerCache
+
+
+def rounded(cells: int, sequences: int, unified: bool) -> int:
+    """Cells of the cache, as llama.cpp rounds them: to 256, for each sequence where each has its own (`n_ctx_seq`).
+
+    >>> rounded(1000, 3, True), rounded(1000, 3, False)
+    (1024, 1536)
+    """
+    cells = -(-cells // 256) * 256
+    return cells if unified else -(-(cells // sequences) // 256) * 256 * sequences
+
+
+class Room:
+    """A placement, for any context and any number of users."""
+
+    def __init__(self, placed: Placement, unified: bool) -> None:
+        self.compute = Compute(placed)
+        self._placed, self._unified = placed, unified
+        self._alone = Placement(placed.gguf, replace(placed.how, n_seq_max=1, kv_unified=True))
+        sizes = placed.sizes()
+        self._model = [sizes.get(name, 0) + sizes.get(f"{name}_Mapped", 0) for name in placed.names]
+        states = self._alone.state_sizes()
+        self._states = [states.get(name, 0) for name in placed.names]
+        self._rows = [self._rows_on(name) for name in placed.names]
+        self._found: dict[tuple[int, int], int] = {}
+
+    def _rows_on(self, device: str) -> list[tuple[LayerCache, int]]:
+        """Layers that keep cells for as long, and what a cell takes in all of them."""
+        found: dict[object, tuple[LayerCache, int]] = {}
+        for number, layer in enumerate(self._placed.gguf.layers):
+            if layer.heads and self._placed.cache_buffer(number) == device:
+                key = layer.window if layer.kind == SLIDING else None
+                found[key] = layer, self._placed.row_bytes(layer) + found.get(key, (layer, 0))[1]
+        return list(found.values())
+
+    def demand(self, context: int, users: int) -> int:
+        """Bytes of the fullest device: model, cache, states and compute buffer."""
+        users = max(1, users)
+        unified = self._unified or users == 1
+        cells = rounded(max(1, context) * users, users, unified)
+        if (cells, users) not in self._found:
+            compute = self.compute.at(cells, users, unified)
+            self._found[cells, users] = max(
+                (
+                    model
+                    + states * users
+                    + sum(self._placed.cells(layer, cells, users, unified) * row for layer, row in rows)
+                    + compute.get(name, 0)
+                    for name, model, states, rows in zip(
+                        self._placed.names, self._model, self._states, self._rows, strict=True
+                    )
+                ),
+                default=0,
+            )
+        return self._found[cells, users]
