@@ -83,7 +83,7 @@ def compare(mine: dict[str, int], printed: dict[str, float], share: float = 0.0)
 @pytest.mark.parametrize("row", PRINTED, ids=label)
 def test_buffers_are_those_that_llama_cpp_prints(row: dict[str, Any]) -> None:
     at = placed(row)
-    compare(dict(at.sizes()), row["model_mib"])
+    compare(dict(at.sizes), row["model_mib"])
     compare(dict(compute_buffers(at)), row["compute_mib"], 0.013 if label(row).startswith(MISSED) else 0.0)
     assert output_buffer(at) / MIB == pytest.approx(row["output_mib"], abs=0.0051)
 
@@ -118,15 +118,15 @@ def test_all_tensors_are_somewhere() -> None:
         How(4096, n_cpu_moe=17, use_mmap=False),
         How(4096, overrides=(("exps", "CPU"),), use_mmap=False),
     ):
-        assert sum(Placement(model, words).sizes().values()) == pytest.approx(whole, rel=1e-4)
+        assert sum(Placement(model, words).sizes.values()) == pytest.approx(whole, rel=1e-4)
 
 
 def test_more_layers_on_the_device_are_more_there() -> None:
     model = gguf("llama-3.2-1b", "Q8_0")
-    sizes = [Placement(model, How(4096, n_gpu_layers=n)).sizes().get("CUDA0", 0) for n in range(18)]
+    sizes = [Placement(model, How(4096, n_gpu_layers=n)).sizes.get("CUDA0", 0) for n in range(18)]
     assert sizes == sorted(sizes)
     assert sizes[0] == 0
-    assert sizes[17] == Placement(model, How(4096)).sizes()["CUDA0"]
+    assert sizes[17] == Placement(model, How(4096)).sizes["CUDA0"]
 
 
 def test_the_arena_gives_the_block_that_fits_best() -> None:
@@ -163,7 +163,7 @@ def test_a_launch_is_its_placement() -> None:
     """`weigh serve` adds nothing and leaves nothing out."""
     made = weigh.serve("llama-3.2-1b", "rtx-4090", "llama.cpp", quantization="Q4_K_M", context=4096)
     at = Placement(gguf("llama-3.2-1b", "Q4_K_M"), How(4096, release=NEWER))
-    device = sum((*at.sizes().values(), *compute_buffers(at).values(), *at.cache_sizes().values())) + output_buffer(at)
+    device = sum((*at.sizes.values(), *compute_buffers(at).values(), *at.cache_sizes().values())) + output_buffer(at)
     assert sum(share.num_bytes for share in made.launch.shares) == device
 
 

@@ -31,20 +31,33 @@ USERS = tuple(2**n for n in range(11))
 """Requests at once, in tables: 1 to 1,024."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Table:
-    """Which contexts and which numbers of users there is room for."""
+    """Which contexts and which numbers of users there is room for; worked out where it is asked for."""
 
+    launch: Launch
     contexts: tuple[int, ...]
     users: tuple[int, ...]
-    demand: tuple[tuple[int, ...], ...]
-    """Bytes that the cache needs, by context and by users."""
-    supply: int | None
-    """Bytes that there are for it."""
-    most_users: tuple[int | None, ...]
-    """By context."""
-    longest_context: tuple[int | None, ...]
-    """By users."""
+
+    @property
+    def supply(self) -> int | None:
+        """Bytes that there are for the cache."""
+        return self.launch.supply
+
+    @cached_property
+    def demand(self) -> tuple[tuple[int, ...], ...]:
+        """Bytes that the cache needs, by context and by users."""
+        return tuple(tuple(self.launch.demand(context, count) for count in self.users) for context in self.contexts)
+
+    @cached_property
+    def most_users(self) -> tuple[int | None, ...]:
+        """By context."""
+        return tuple(self.launch.most_users(context) for context in self.contexts)
+
+    @cached_property
+    def longest_context(self) -> tuple[int | None, ...]:
+        """By users."""
+        return tuple(self.launch.longest_context(count) for count in self.users)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -56,18 +69,6 @@ class Table:
             "most_users": list(self.most_users),
             "longest_context": list(self.longest_context),
         }
-
-
-def table_of(launch: Launch, contexts: tuple[int, ...], users: tuple[int, ...]) -> Table:
-    """How much of the cache so many users with so many tokens need."""
-    return Table(
-        contexts,
-        users,
-        tuple(tuple(launch.demand(context, count) for count in users) for context in contexts),
-        launch.supply,
-        tuple(launch.most_users(context) for context in contexts),
-        tuple(launch.longest_context(count) for count in users),
-    )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -146,7 +147,7 @@ class ServingReport:
         """Contexts up to the longest that a request may have, and users."""
         limit = self.launch.longest or self.served.longest
         contexts = tuple(c for c in CONTEXTS if limit is None or c <= limit) or (limit or 1,)
-        return table_of(self.launch, contexts, USERS)
+        return Table(self.launch, contexts, USERS)
 
     @cached_property
     def speed(self) -> Speed:

@@ -77,7 +77,7 @@ def _buffers(row: Mapping[str, Any]) -> dict[str, int]:
         return found
     names = _names(row, placed)
     if follows:
-        found |= {f"model_buffer_{names(name)}": size for name, size in placed.sizes().items()}
+        found |= {f"model_buffer_{names(name)}": size for name, size in placed.sizes.items()}
     elif how.devices and placed.gpu_layers <= len(model.layers):
         return found  # a device copies weights from the host, of formats that nobody knows
     if serving.get("n_ctx") is None:

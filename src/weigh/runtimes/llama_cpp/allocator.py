@@ -58,17 +58,16 @@ class Arena:
         self.largest = 0
         """Bytes up to the highest address that was ever in use."""
         self.choices: list[int] = []
-        """What was decided by comparing sizes: which blocks are large enough, which fits best, what grows the buffer."""
+        """What was decided by comparing sizes: which blocks are large enough, which fits best, what grows."""
 
     def take(self, size: int) -> int:
         """An address: the block that fits best, the end of the buffer where none does."""
-        free, best, best_size, index, enough = self.free, 0, 2**63, 0, 0
-        for _, length in free:
+        free, best, best_size, enough = self.free, 0, 2**63, 0
+        for index, (_, length) in enumerate(free):
             if size <= length:
                 enough += 1 << index
                 if length <= best_size:
                     best, best_size = index, length
-            index += 1
         block = free[best]
         address = block[0]
         block[0] = end = address + size
@@ -84,8 +83,8 @@ class Arena:
 
     def give(self, address: int, size: int) -> None:
         """Bytes that are free again."""
-        free, index, end, choices = self.free, 0, address + size, self.choices
-        for block in free:
+        free, end, choices = self.free, address + size, self.choices
+        for index, block in enumerate(free):
             start = block[0]
             if start >= end:
                 if start == end:
@@ -103,7 +102,6 @@ class Arena:
                     block[1] += free[index + 1][1]
                     del free[index + 1]
                 return
-            index += 1
         free.append([address, size])
 
 
@@ -171,52 +169,19 @@ class Lives:
     def largest(self, at: tuple[int, ...], blocks: Sequence[Block]) -> tuple[int, tuple[int, ...]]:
         """Bytes of the buffer, and the choices that led there.
 
-        Every choice compares sums of sizes. Where one unknown grows, and the others stay, sums grow evenly: if the choices
-        are the same at two of its values they are the same between them, and the buffer grows evenly too.
-
-        Where a block of layers is left out so many times, it is played so often; as soon as the buffer looks as it did
-        after an earlier time, what follows is known.
+        Every choice compares sums of sizes. Where one unknown grows, and the others stay, sums grow evenly: if the
+        choices are the same at two of its values they are the same between them, and the buffer grows evenly too.
         """
-        arena, sizes = Arena(), self.bytes_at(at)
-        where = [0] * len(sizes)
-        take, give = arena.take, arena.give
-
-        def play(layers: range) -> None:
-            for layer in layers:
-                for event in self.layers[layer + 1]:
-                    if event >= 0:
-                        where[event] = take(sizes[event])
-                    else:
-                        give(where[~event], sizes[~event])
-
-        play(range(-1, 0))
+        game = _Game(self, self.bytes_at(at))
+        game.play(range(-1, 0))
         for index, (layers, more) in enumerate(blocks):
             copied = self.copied.get(index) or [[]] * (more + 1)
-            for slot, size in copied[0]:
-                sizes[slot] = size
-            play(layers)
-            if not more or not any(self.layers[layer + 1] for layer in layers):
-                continue
-            before = self.handed_on(blocks[index - 1].layers, layers)
-            after = self.handed_on(layers, blocks[index + 1].layers)
-            seen: dict[object, int] = {}
-            time = 1
-            while time <= more:
-                state = (*map(tuple, arena.free), *(where[slot] for slot in after))
-                if state in seen:
-                    cycle = time - seen[state]
-                    while time + cycle <= more + 1 and copied[time : time + cycle] == copied[time - cycle : time]:
-                        time += cycle
-                    seen.clear()
-                    continue
-                seen[state] = time
-                for slot, last in zip(before, after, strict=True):
-                    where[slot], sizes[slot] = where[last], sizes[last]
-                for slot, size in copied[time]:
-                    sizes[slot] = size
-                play(layers)
-                time += 1
-        return arena.largest, tuple(arena.choices)
+            game.play(layers, copied[0])
+            if more and any(self.layers[layer + 1] for layer in layers):
+                before = self.handed_on(blocks[index - 1].layers, layers)
+                after = self.handed_on(layers, blocks[index + 1].layers)
+                game.repeat(layers, copied, list(zip(before, after, strict=True)))
+        return game.arena.largest, tuple(game.arena.choices)
 
     def size_copies(self, stack: Stack, weights: Mapping[str, StoredTensor]) -> None:
         """How large the copies of weights are, each time that a block is played: their formats differ by layer."""
@@ -232,11 +197,56 @@ class Lives:
             if names:
                 self.copied[index] = [
                     [
-                        (slot, padded(weights[f"blk.{layer + time * len(layers)}.{stem}"], self.kind.alignment, padding))
+                        (
+                            slot,
+                            padded(weights[f"blk.{layer + time * len(layers)}.{stem}"], self.kind.alignment, padding),
+                        )
                         for slot, layer, stem in names
                     ]
                     for time in range(more + 1)
                 ]
+
+
+class _Game:
+    """A buffer as its slots are taken and given back."""
+
+    def __init__(self, lives: Lives, sizes: list[int]) -> None:
+        self.arena = Arena()
+        self._layers, self._sizes = lives.layers, sizes
+        self._where = [0] * len(sizes)
+
+    def play(self, layers: range, copied: Sequence[tuple[int, int]] = ()) -> None:
+        """Layers, in which copies are so large."""
+        where, sizes, take, give = self._where, self._sizes, self.arena.take, self.arena.give
+        for slot, size in copied:
+            sizes[slot] = size
+        for layer in layers:
+            for event in self._layers[layer + 1]:
+                if event >= 0:
+                    where[event] = take(sizes[event])
+                else:
+                    give(where[~event], sizes[~event])
+
+    def repeat(self, layers: range, copied: Sequence[Sequence[tuple[int, int]]], handed: list[tuple[int, int]]) -> None:
+        """Layers that were played once, as often as there are lists of copies.
+
+        As soon as the buffer looks as it did after an earlier time, and copies are as large as they were then, what
+        follows is known. `handed` has the slots that they find, and those that they leave in their place.
+        """
+        where, sizes, seen, time = self._where, self._sizes, dict[object, int](), 1
+        while time < len(copied):
+            state = (*map(tuple, self.arena.free), *(where[slot] for _, slot in handed))
+            if state in seen:
+                cycle = time - seen[state]
+                while time + cycle <= len(copied) and copied[time : time + cycle] == copied[time - cycle : time]:
+                    time += cycle
+                seen.clear()
+                continue
+            seen[state] = time
+            for slot, last in handed:
+                where[slot], sizes[slot] = where[last], sizes[last]
+            self.play(layers, copied[time])
+            time += 1
 
 
 class _Run:

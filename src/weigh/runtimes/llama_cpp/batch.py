@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weigh.records import dataclass, field
+from weigh.records import dataclass
 
 
 @dataclass
@@ -21,9 +21,9 @@ class Batch:
     """Of each part in layers with a window."""
     known: int
     """How many tokens there are in all, for what changes with their number."""
-    least: int = field(default=1, init=False)
+    least: int = 1
     """Fewer tokens in all, or more, and the graph would be another one."""
-    most: int = field(default=2**62, init=False)
+    most: int = 2**62
 
     @property
     def total(self) -> int:

@@ -1,7 +1,7 @@
 """Compute and output buffers of a model that is placed: the graphs that llama.cpp reserves as it starts.
 
-Read: `src/llama-context.cpp` (`sched_reserve`, `graph_reserve`, `output_reserve`). Two graphs are reserved: a whole ubatch
-with the logits of every token, and one token of each sequence.
+Read: `src/llama-context.cpp` (`sched_reserve`, `graph_reserve`, `output_reserve`). Two graphs are reserved: a whole
+ubatch with the logits of every token, and one token of each sequence.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, NamedTuple
 
 from weigh.models.layout import SLIDING
+from weigh.records import replace
 from weigh.runtimes.llama_cpp import graphs, unknowns
 from weigh.runtimes.llama_cpp.batch import Batch
 from weigh.runtimes.llama_cpp.placement import CPU
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
     from weigh.runtimes.llama_cpp.allocator import Lives
     from weigh.runtimes.llama_cpp.placement import Placement
+
+
+FAR = 2**30
+"""Cells that no context has."""
 
 
 class Reserved(NamedTuple):
@@ -49,24 +54,30 @@ class Line:
         self.names = [one.kind.name for one in reserved.buffers]
         self._reserved = reserved
         self._cells: list[int] = []
-        self._points: list[tuple[int, list[tuple[int, tuple[int, ...]]]]] = []
+        """Of the points, in order."""
+        self._points: list[list[tuple[int, tuple[int, ...]]]] = []
 
     def at(self, batch: Batch) -> list[int]:
         """Bytes of each buffer."""
+        cells = batch.cells
+        place = bisect_left(self._cells, cells)
+        if place < len(self._cells) and self._cells[place] == cells:
+            return [size for size, _ in self._points[place]]
+        if len(self._cells) == 1 and cells < FAR:
+            self._add(replace(batch, cells=FAR, window=batch.window if batch.window < cells else FAR))
+            place = bisect_left(self._cells, cells)
+        if 0 < place < len(self._cells):
+            low, high = self._cells[place - 1 : place + 1]
+            ends = list(zip(self._points[place - 1], self._points[place], strict=True))
+            if all(first[1] == last[1] for first, last in ends):
+                return [a + (b - a) * (cells - low) // (high - low) for (a, _), (b, _) in ends]
+        return [size for size, _ in self._add(batch)]
+
+    def _add(self, batch: Batch) -> list[tuple[int, tuple[int, ...]]]:
         place = bisect_left(self._cells, batch.cells)
-        around = self._points[max(0, place - 1) : place + 1]
-        if len(around) == 2:
-            (low, first), (high, last) = around
-            if all(a[1] == b[1] for a, b in zip(first, last, strict=True)):
-                share = batch.cells - low
-                return [
-                    a[0] + (b[0] - a[0]) * share // (high - low) for a, b in zip(first, last, strict=True)
-                ]
-        found = self._reserved.sizes(batch)
-        if place == len(self._cells) or self._cells[place] != batch.cells:
-            self._cells.insert(place, batch.cells)
-            self._points.insert(place, (batch.cells, found))
-        return [size for size, _ in found]
+        self._cells.insert(place, batch.cells)
+        self._points.insert(place, self._reserved.sizes(batch))
+        return self._points[place]
 
 
 class Compute:

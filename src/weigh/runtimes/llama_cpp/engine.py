@@ -25,7 +25,7 @@ from weigh.runtimes.engine import (
     Share,
 )
 from weigh.runtimes.llama_cpp.compute import output_buffer
-from weigh.runtimes.llama_cpp.placement import FAMILIES, REPACK, How, Placement, gguf_of
+from weigh.runtimes.llama_cpp.placement import FAMILIES, REPACK, Gguf, How, Placement, gguf_of
 from weigh.runtimes.llama_cpp.releases import MIDDLE, NEWER, OLDER, OLDEST
 from weigh.runtimes.llama_cpp.room import Room, rounded
 
@@ -117,8 +117,7 @@ class LlamaCpp(Engine):
             raise UsageError(
                 "llama.cpp knows no such ranks", where="tensor", hint="Name several devices and a split_mode instead."
             )
-        checkpoint, assumptions = stored(served, job, options)
-        gguf = gguf_of(checkpoint, served.layers, served.text_config)
+        gguf, file_type, assumptions = stored(served, job, options)
         how = replace(settings(served, job, options, place), release=version.numbers)
         placed = Placement(gguf, how)
         room = Room(placed, options.kv_unified)
@@ -128,7 +127,7 @@ class LlamaCpp(Engine):
             what = f"llama.cpp has at most {most} sequences"
             raise UsageError(what, where="concurrency", hint="Start several servers.")
         longest = None if options.ctx_size is None else how.context_of_each
-        model = max((_sum(placed.sizes(), name) for name in placed.names), default=0)
+        model = max((_sum(placed.sizes, name) for name in placed.names), default=0)
         supply = None if not placed.count or place.memory_bytes is None else place.memory_bytes - model
         return Launch(
             shares,
@@ -136,26 +135,36 @@ class LlamaCpp(Engine):
             supply,
             longest or served.longest,
             tokens=how.n_ctx,
-            weights=numbered(checkpoint.metadata.get("general.file_type")) or "GGUF",
+            weights=file_type,
             most_sequences=most,
             assumptions=(*assumptions, *_taken(how, options, served)),
             routed=sum(one.num_bytes for name, one in gguf.tensors.items() if "_exps." in name),
         )
 
 
-def stored(served: Served, job: ServeJob, options: LlamaCppOptions) -> tuple[Checkpoint, list[tuple[str, str, str]]]:
-    """The tensors of the GGUF file: its own header, or what the quantizer would make of the config."""
-    own = served.source.checkpoint
-    if own is not None and own.format == "gguf":
-        return own, []
-    file_type = job.quantization or "BF16"
-    said = []
-    if job.quantization is None:
-        said.append(("weights in BF16", "no file type is named (--quantization Q4_K_M)", "the largest file"))
-    elif not options.no_imatrix:
-        said.append(("an importance matrix", "most published files have one", "a few tensors' formats"))
+def stored(
+    served: Served, job: ServeJob, options: LlamaCppOptions
+) -> tuple[Gguf, str, tuple[tuple[str, str, str], ...]]:
+    """The GGUF file, its own or what the quantizer would make of the config; its file type; what was assumed of it."""
+    file_type, has_matrix = job.quantization or "BF16", not options.no_imatrix
+    key = "gguf", file_type, has_matrix
+    if key not in served.memo:
+        own, said = served.source.checkpoint, tuple[tuple[str, str, str], ...]()
+        if own is None or own.format != "gguf":
+            own = _predicted(served, file_type, has_matrix)
+            if job.quantization is None:
+                said = (("weights in BF16", "no file type is named (--quantization Q4_K_M)", "the largest file"),)
+            elif has_matrix:
+                said = (("an importance matrix", "most published files have one", "a few tensors' formats"),)
+        gguf = gguf_of(own, served.layers, served.text_config)
+        served.memo[key] = gguf, numbered(own.metadata.get("general.file_type")) or "GGUF", said
+    found: tuple[Gguf, str, tuple[tuple[str, str, str], ...]] = served.memo[key]
+    return found
+
+
+def _predicted(served: Served, file_type: str, has_matrix: bool) -> Checkpoint:
     try:
-        return predict(served.config, served.model, file_type, not options.no_imatrix), said
+        return predict(served.config, served.model, file_type, has_matrix)
     except UnknownNameError as error:
         raise UsageError(error.what, where="quantization", hint=error.hint) from None
 
@@ -283,7 +292,7 @@ def overrides(options: LlamaCppOptions) -> tuple[tuple[str, str], ...]:
 
 def _shares(placed: Placement, place: Place, compute: Mapping[str, int]) -> tuple[Share, ...]:
     """What each device and the host hold."""
-    sizes, caches, states = placed.sizes(), placed.cache_sizes(), placed.state_sizes()
+    sizes, caches, states = placed.sizes, placed.cache_sizes(), placed.state_sizes()
     found = []
     for number, name in enumerate(placed.names):
         parts = [

@@ -71,10 +71,7 @@ class Tensor:
         ne, nb, block = self.ne, self.nb, self.dtype.elements_per_block
         if 0 in ne:
             return 0
-        if block == 1:
-            first = self.dtype.bytes_per_block + (ne[0] - 1) * nb[0]
-        else:
-            first = ne[0] * nb[0] // block
+        first = self.dtype.bytes_per_block + (ne[0] - 1) * nb[0] if block == 1 else ne[0] * nb[0] // block
         return first + (ne[1] - 1) * nb[1] + (ne[2] - 1) * nb[2] + (ne[3] - 1) * nb[3]
 
     @property

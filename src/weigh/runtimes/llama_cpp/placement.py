@@ -80,7 +80,7 @@ class Gguf:
 
     @cached_property
     def kinds(self) -> list[int]:
-        """A number for each layer, the same for layers that have tensors of the same names and sizes and keep the same."""
+        """A number for each layer, the same where tensors have the same names and sizes and the same is kept."""
         numbers: dict[object, int] = {}
         found = []
         for number, tensors in enumerate(self.of_layer):
@@ -289,6 +289,7 @@ class Placement:
             return CPU if looked_up and not is_known else self.family.host
         return CPU
 
+    @cached_property
     def sizes(self) -> dict[str, int]:
         """Bytes of each model buffer, by the name that llama.cpp prints."""
         found: dict[str, int] = {}

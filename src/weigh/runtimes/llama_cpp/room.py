@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from weigh.models.layout import SLIDING
-from weigh.records import replace
 from weigh.runtimes.llama_cpp.compute import Compute
-from weigh.runtimes.llama_cpp.placement import Placement
 
 if TYPE_CHECKING:
     from weigh.models.layout import LayerCache
+    from weigh.runtimes.llama_cpp.placement import Placement
 
 
 def rounded(cells: int, sequences: int, unified: bool) -> int:
@@ -29,11 +28,10 @@ class Room:
     def __init__(self, placed: Placement, unified: bool) -> None:
         self.compute = Compute(placed)
         self._placed, self._unified = placed, unified
-        self._alone = Placement(placed.gguf, replace(placed.how, n_seq_max=1, kv_unified=True))
-        sizes = placed.sizes()
+        sizes = placed.sizes
         self._model = [sizes.get(name, 0) + sizes.get(f"{name}_Mapped", 0) for name in placed.names]
-        states = self._alone.state_sizes()
-        self._states = [states.get(name, 0) for name in placed.names]
+        states = placed.state_sizes()
+        self._states = [states.get(name, 0) // placed.how.n_seq_max for name in placed.names]
         self._rows = [self._rows_on(name) for name in placed.names]
         self._found: dict[tuple[int, int], int] = {}
 

@@ -1,8 +1,8 @@
 """Sizes with unknowns: a graph is built once for any context and any number of sequences.
 
-An unknown is a power of two so large that sums and products of sizes never meet: the coefficients of a polynomial are the
-digits of one whole number (Kronecker's substitution), and arithmetic on sizes needs no other type. Division is exact
-where it is exact of every coefficient, which the sizes of a graph's tensors see to.
+An unknown is a power of two so large that sums and products of sizes never meet: the coefficients of a polynomial are
+the digits of one whole number (Kronecker's substitution), and arithmetic on sizes needs no other type. Division is
+exact where it is exact of every coefficient, which the sizes of a graph's tensors see to.
 """
 
 from __future__ import annotations
