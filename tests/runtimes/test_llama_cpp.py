@@ -19,9 +19,10 @@ from weigh.formats.gguf import predict
 from weigh.ghost.state import recording
 from weigh.runtimes.llama_cpp import ggml
 from weigh.runtimes.llama_cpp.allocator import Arena, BufferType, lives
-from weigh.runtimes.llama_cpp.compute import batches, compute_buffers, output_buffer, reserve
+from weigh.runtimes.llama_cpp.batch import Sizes
+from weigh.runtimes.llama_cpp.compute import Compute, batches, compute_buffers, output_buffer, reserve
 from weigh.runtimes.llama_cpp.placement import Gguf, How, Placement, gguf_of
-from weigh.runtimes.llama_cpp.releases import NEWER
+from weigh.runtimes.llama_cpp.releases import NEWER, OLDER
 from weigh.runtimes.llama_cpp.stack import whole
 
 PRINTED = [
@@ -92,18 +93,44 @@ def every_layer(at: Placement) -> dict[str, int]:
     """Compute buffers of graphs with every layer and known sizes."""
     found: dict[str, int] = {}
     for batch in batches(at, at.how.n_ctx, at.how.n_seq_max):
-        reserved = reserve(at, batch, whole(len(at.gguf.layers)))
+        reserved = reserve(at, Sizes(batch, ("tokens", "cells")), whole(len(at.gguf.layers)))
         for one, (size, _) in zip(reserved.buffers, reserved.sizes(batch), strict=True):
             found[one.kind.name] = max(size, found.get(one.kind.name, 0))
     return found
 
 
-@pytest.mark.parametrize("name", ["llama-3.2-1b", "gemma-3-1b", "gpt-neox-20b"])
-def test_few_layers_and_unknown_sizes_say_it_all(name: str) -> None:
-    model = gguf(name, "Q4_K_M")
-    for words in (How(4096), How(8192, n_gpu_layers=7, flash_attention=False), How(4096, devices=2)):
-        at = Placement(model, words)
-        assert compute_buffers(at) == every_layer(at)
+MODELS = list({label(row).partition("-2")[0]: row for row in PRINTED}.values())
+WAYS: tuple[dict[str, Any], ...] = (
+    {},
+    {"flash_attention": False},
+    {"n_gpu_layers": 7},
+    {"n_gpu_layers": 7, "flash_attention": False},
+    {"devices": 3},
+    {"n_seq_max": 4, "kv_unified": False},
+    {"n_seq_max": 40, "kv_unified": False, "n_gpu_layers": 5},
+    {"n_seq_max": 7, "n_gpu_layers": 0},
+    {"devices": 0},
+    {"overrides": (("exps|ffn_down", "CPU"),)},
+    {"offload_kqv": False},
+    {"type_k": "q8_0", "type_v": "q8_0"},
+    {"family": "vulkan", "use_mmap": False, "n_gpu_layers": 9},
+    {"split_mode": "row", "devices": 2},
+    {"release": OLDER, "n_seq_max": 3},
+)
+
+
+@pytest.mark.parametrize("number", range(len(MODELS)))
+def test_few_layers_and_unknown_sizes_say_it_all(number: int) -> None:
+    """Of every architecture, in some ways; contexts between others are on straight lines only where they are."""
+    model = placed(MODELS[number]).gguf
+    for way in (WAYS[(4 * number + step) % len(WAYS)] for step in range(4)):
+        if model.architecture in ("qwen35", "qwen35moe", "gemma4") and "release" in way:
+            continue
+        sequences = way.get("n_seq_max", 1)
+        compute = Compute(Placement(model, How(4096 * sequences, **way)))
+        for context in (1024, 65536, 4096, 5 * 256):
+            at = Placement(model, How(context * sequences, **way))
+            assert compute.at(at.how.n_ctx, sequences) == every_layer(at), (way, context)
 
 
 def test_all_tensors_are_somewhere() -> None:
@@ -165,6 +192,14 @@ def test_a_launch_is_its_placement() -> None:
     at = Placement(gguf("llama-3.2-1b", "Q4_K_M"), How(4096, release=NEWER))
     device = sum((*at.sizes.values(), *compute_buffers(at).values(), *at.cache_sizes().values())) + output_buffer(at)
     assert sum(share.num_bytes for share in made.launch.shares) == device
+
+
+@pytest.mark.parametrize(("users", "unified"), [(1, False), (6, False), (6, True)])
+def test_demand_is_what_a_launch_would_take(users: int, unified: bool) -> None:
+    words = {"quantization": "Q4_K_M", "kv_unified": unified, "gpu_layers": "9"}
+    first = weigh.serve("gemma-3-1b", "rtx-4090", "llama.cpp", context=4096, **words).launch
+    again = weigh.serve("gemma-3-1b", "rtx-4090", "llama.cpp", context=2500, concurrency=users, **words).launch
+    assert first.demand(2500, users) == again.shares[0].num_bytes - again.shares[0].of("weights")
 
 
 def test_mapped_files_are_counted_once() -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from weigh.models.layout import SLIDING
 from weigh.records import replace
-from weigh.runtimes.llama_cpp import graphs, unknowns
-from weigh.runtimes.llama_cpp.batch import Batch
+from weigh.runtimes.llama_cpp import graphs
+from weigh.runtimes.llama_cpp.batch import Batch, Sizes
 from weigh.runtimes.llama_cpp.placement import CPU
 from weigh.runtimes.llama_cpp.releases import OLDER
 from weigh.runtimes.llama_cpp.scheduler import COPIES, Scheduler
@@ -32,7 +32,7 @@ FAR = 2**30
 class Reserved(NamedTuple):
     """A graph that is scheduled."""
 
-    batch: Batch
+    built_for: Sizes
     buffers: list[Lives]
     blocks: tuple[Block, ...]
 
@@ -43,8 +43,7 @@ class Reserved(NamedTuple):
 
     def sizes(self, at: Batch) -> list[tuple[int, tuple[int, ...]]]:
         """Bytes of each buffer, and the choices that led there."""
-        products = unknowns.products(at.tokens, at.sequences, at.cells, at.window)
-        return [one.largest(products, self.blocks) for one in self.buffers]
+        return [one.largest(at.products, self.blocks) for one in self.buffers]
 
 
 class Line:
@@ -113,27 +112,23 @@ class Compute:
 
     def _reserved(self, batch: Batch) -> Reserved:
         """The graph for a batch of that size, if not of those numbers."""
-        known = self.placed.how.release <= OLDER
-        key = batch.sequences == 1, batch.streams == 1, (batch.tokens, batch.sequences) if known else None
-        reserved = self._graphs.setdefault(key, [])
-        for one in reserved:
-            if one.batch.least <= batch.known <= one.batch.most:
-                return one
         # until the end of 2025 masks had rows for a multiple of tokens, which is no polynomial of them
-        tokens = batch.tokens if known else unknowns.TOKENS
-        sequences = batch.sequences if batch.sequences == 1 or known else unknowns.SEQUENCES
-        streams = 1 if batch.streams == 1 else sequences
-        unknown = Batch(tokens, sequences, streams, unknowns.CELLS, unknowns.WINDOW, batch.known)
-        reserved.append(self._steady(unknown))
-        return reserved[-1]
+        known = ("tokens",) if self.placed.how.release <= OLDER else ()
+        numbers = (batch.tokens, batch.sequences) if known else None
+        key = batch.sequences == 1, batch.streams == 1, numbers
+        for one in self._graphs.setdefault(key, []):
+            if one.built_for.hold_for(batch):
+                return one
+        self._graphs[key].append(self._steady(Sizes(batch, known)))
+        return self._graphs[key][-1]
 
-    def _steady(self, batch: Batch) -> Reserved:
+    def _steady(self, sizes: Sizes) -> Reserved:
         """With as few layers as say it all."""
         for last in (1, 2):
-            found = reserve(self.placed, batch, stack_of(self.placed.marks, last))
+            found = reserve(self.placed, sizes, stack_of(self.placed.marks, last))
             if found.is_steady:
                 return found
-        return reserve(self.placed, batch, whole(len(self.placed.gguf.layers)))
+        return reserve(self.placed, sizes, whole(len(self.placed.gguf.layers)))
 
 
 def batches(placed: Placement, n_ctx: int, n_seq_max: int, unified: bool | None = None) -> tuple[Batch, Batch]:
@@ -145,24 +140,24 @@ def batches(placed: Placement, n_ctx: int, n_seq_max: int, unified: bool | None 
     windows = (placed.cells(one, n_ctx, n_seq_max, unified) for one in placed.gguf.layers if one.kind == SLIDING)
     cells = n_ctx // streams, next(windows, n_ctx) // streams
     return (
-        Batch(tokens, n_seq_max, streams, *cells, tokens * n_seq_max),
-        Batch(1, n_seq_max, streams, *cells, n_seq_max),
+        Batch(tokens, n_seq_max, streams, *cells),
+        Batch(1, n_seq_max, streams, *cells),
     )
 
 
-def reserve(placed: Placement, batch: Batch, stack: Stack) -> Reserved:
+def reserve(placed: Placement, sizes: Sizes, stack: Stack) -> Reserved:
     """The graph of a batch with some of its layers, scheduled."""
     scheduler = Scheduler(
         placed.backends,
-        batch,
+        sizes,
         COPIES if placed.is_pipelined else 1,
         placed.how.op_offload,
         {CPU, *({placed.family.host} if placed.family.host else ())},
     )
-    found = scheduler.lives(graphs.build(placed, batch, stack.built))
+    found = scheduler.lives(graphs.build(placed, sizes, stack.built))
     for one in found:
         one.size_copies(stack, placed.gguf.tensors)
-    return Reserved(batch, found, stack.blocks)
+    return Reserved(sizes, found, stack.blocks)
 
 
 def compute_buffers(placed: Placement) -> Mapping[str, int]:

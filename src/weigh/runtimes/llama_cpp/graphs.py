@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from weigh.models.layout import LayerCache
-    from weigh.runtimes.llama_cpp.batch import Batch
+    from weigh.runtimes.llama_cpp.batch import Sizes
     from weigh.runtimes.llama_cpp.placement import Placement
 
 MASK_PADDING = 64
@@ -102,8 +102,8 @@ STYLES: Mapping[str, Style] = {
 class Builder:
     """One graph of a model that is placed."""
 
-    def __init__(self, placed: Placement, batch: Batch, layers: Sequence[int] | None = None) -> None:
-        self.placed, self.batch, self.release = placed, batch, placed.how.release
+    def __init__(self, placed: Placement, sizes: Sizes, layers: Sequence[int] | None = None) -> None:
+        self.placed, self.sizes, self.release = placed, sizes, placed.how.release
         self.layers = range(len(placed.gguf.layers)) if layers is None else layers
         self.gguf, self.how = placed.gguf, placed.how
         self.architecture = self.gguf.architecture
@@ -112,13 +112,13 @@ class Builder:
         self.style = STYLES[self.architecture]
         self.graph = Graph()
         self.flash = placed.how.flash_attention
-        self.tokens, self.streams = batch.total, batch.streams
+        self.tokens, self.streams = sizes.total, sizes.streams
         self._leaves: dict[str, Tensor] = {}
         self._masks: dict[bool, tuple[Tensor, Tensor]] = {}
         self._numbers: dict[tuple[bool, str], Tensor] = {}
         self._rotations: dict[tuple[bool, str], Tensor | None] = {}
         self._state_numbers: tuple[Tensor, Tensor] | None = None
-        self.pins_norms = placed.gpu_layers > len(self.gguf.layers) or not batch.reaches(batch.total, PINNED_BELOW)
+        self.pins_norms = placed.gpu_layers > len(self.gguf.layers) or not sizes.reaches(sizes.total, PINNED_BELOW)
         """Norms are put on their layer's device by hand (`graph_get_cb`)."""
 
     # -- leaves ----------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ class Builder:
         return made
 
     def _cells(self, kept: LayerCache) -> int:
-        return self.batch.window if kept.kind == SLIDING else self.batch.cells
+        return self.sizes.window if kept.kind == SLIDING else self.sizes.cells
 
     def _cache(self, layer: int, which: str) -> Tensor:
         """Keys or values of a layer: (width, cells, streams)."""
@@ -165,7 +165,7 @@ class Builder:
         name = f"state_{which}_l{layer}"
         found = self._leaves.get(name)
         if found is None:
-            found = ggml.new((self.gguf.layers[layer].states[which].elements, self.batch.sequences))
+            found = ggml.new((self.gguf.layers[layer].states[which].elements, self.sizes.sequences))
             found.buffer = self.placed.cache_buffer(layer)
             self._leaves[name] = found
         return found
@@ -173,7 +173,7 @@ class Builder:
     def state_numbers(self) -> tuple[Tensor, Tensor]:
         """Which states are read, and which are left over."""
         if self._state_numbers is None:
-            self._state_numbers = hybrid.state_numbers(self.batch.sequences)
+            self._state_numbers = hybrid.state_numbers(self.sizes.sequences)
         return self._state_numbers
 
     def _mask(self, kept: LayerCache) -> Tensor:
@@ -647,12 +647,12 @@ def _flat(x: Tensor) -> Tensor:
     return ggml.view(x, (x.ne[0] * x.ne[1], x.ne[2]), (x.nb[2],))
 
 
-def build(placed: Placement, batch: Batch, layers: Sequence[int] | None = None) -> Graph:
+def build(placed: Placement, sizes: Sizes, layers: Sequence[int] | None = None) -> Graph:
     """The graph of a batch, with the layers that are named or all.
 
     Raises:
         NotModelledError: the architecture's graph is not described.
     """
-    graph = Builder(placed, batch, layers).build()
+    graph = Builder(placed, sizes, layers).build()
     graph.number_layers()
     return graph

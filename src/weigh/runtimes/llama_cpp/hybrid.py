@@ -34,7 +34,7 @@ def gated_attention(to: Builder, x: Tensor, layer: int, rope: tuple[Tensor, Tens
 
 def delta_net(to: Builder, x: Tensor, layer: int) -> Tensor:
     """`build_layer_attn_linear`: a convolution, the delta rule over its state, a gated norm."""
-    stem, sequences = f"blk.{layer}.", to.batch.sequences
+    stem, sequences = f"blk.{layer}.", to.sizes.sequences
     tokens = to.tokens // sequences
     config = to.gguf.config
     keys, key = config["linear_num_key_heads"], config["linear_key_head_dim"]
@@ -91,7 +91,7 @@ def _rates(to: Builder, x: Tensor, stem: str, sizes: tuple[int, int, int]) -> tu
 
 def _states(to: Builder, layer: int, which: int) -> Tensor:
     """`build_rs`: the states of the sequences at hand; one is cleared first, and what is left over is copied."""
-    cache, cells = to.state(layer, which), to.batch.sequences
+    cache, cells = to.state(layer, which), to.sizes.sequences
     size, graph = cache.elements // cells, to.graph
     states = ggml.reshape(cache, size, cells)
     cleared = ggml.view(states, (size,))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from weigh.dtypes import DType
-    from weigh.runtimes.llama_cpp.batch import Batch
+    from weigh.runtimes.llama_cpp.batch import Sizes
 
 COPIES = 4
 """Copies of inputs with pipeline parallelism (`GGML_SCHED_MAX_COPIES`)."""
@@ -67,13 +67,13 @@ class Scheduler:
     def __init__(
         self,
         backends: Sequence[Backend],
-        batch: Batch,
+        sizes: Sizes,
         copies: int = 1,
         offload: bool = True,
         host_weights: Iterable[str] = (),
     ) -> None:
         self.backends = backends
-        self.batch = batch
+        self.sizes = sizes
         self.host = len(backends) - 1
         self.copies = copies
         self.offload = offload
@@ -116,7 +116,7 @@ class Scheduler:
                 held = self._holder(operand.buffer, node)
                 if self.offload and held == self.host and operand.buffer in self.host_weights:
                     for index in range(self.host):
-                        if self.backends[index].runs(node) and self.batch.reaches(_rows(node), OFFLOAD_FROM):
+                        if self.backends[index].runs(node) and self.sizes.reaches(_rows(node), OFFLOAD_FROM):
                             return index
                 return held
         return -1
