@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from weigh.report.training import TrainingReport
     from weigh.runtimes import Runtime
     from weigh.runtimes.engine import Launch, Place, Served, ServeJob
+    from weigh.runtimes.phases import JobPhase
     from weigh.techniques.adapters.base import Adapter
 
     R = TypeVar("R")
@@ -212,10 +213,15 @@ def train(
     known = {s.name: s for s in fields_of(Training)}
     given = read_words(known, _on(device, settings))
 
-    def again(changed: Mapping[str, Any]) -> tuple[TrainingRun, tuple[Assumption, ...]]:
+    def again(changed: Mapping[str, Any], evaluate: bool = False) -> tuple[TrainingRun, tuple[Assumption, ...]]:
         chosen = program.settings({**given, **read_words(known, changed)}, found.config, version)
         recipe, assumptions = _recipe(Training, found, chosen, "sequence", program.software)
-        return run(found.config, recipe, found.where, loop=program.loop), assumptions
+        return run(found.config, recipe, found.where, loop=program.loop, evaluate=evaluate), assumptions
+
+    def around(report: TrainingReport) -> tuple[JobPhase, ...]:
+        from weigh.report.job_phases import job_phases
+
+        return job_phases(report, program, version, lambda: again({"steps": 1}, evaluate=True)[0])
 
     made, assumptions = again({})
     fitted = _device(device, made.recipe)
@@ -227,6 +233,7 @@ def train(
         named=named,
         job=job,
         again=lambda changed: again(changed)[0],
+        around=around,
     )
 
 

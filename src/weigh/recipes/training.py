@@ -15,7 +15,7 @@ from weigh.ghost.autocast import autocast
 from weigh.ghost.ledger import Ledger, NotSteady
 from weigh.ghost.nn import Parameter
 from weigh.ghost.repeat import unrolled
-from weigh.ghost.state import by_owner, recording, state
+from weigh.ghost.state import by_owner, no_grad, recording, state
 from weigh.ghost.tensor import Tensor
 from weigh.kernels import fused_kernels, kernels
 from weigh.kernels.losses import LOSSES as PLAIN_LOSSES
@@ -30,7 +30,7 @@ from weigh.optimizers.scaler import GradScaler
 from weigh.recipes.settings import Text
 from weigh.records import dataclass, field, replace
 from weigh.techniques.mesh import Mesh
-from weigh.trace.events import BACKWARD, CLIP, FORWARD, GRADIENT, STEP, Trace
+from weigh.trace.events import BACKWARD, CLIP, EVALUATE, FORWARD, GRADIENT, STEP, Trace
 
 if TYPE_CHECKING:
     from weigh.techniques import Technique
@@ -42,6 +42,9 @@ DISPATCHERS = ("alltoall", "allgather")
 """Of Megatron-LM's tokens to their experts."""
 VOCAB_PARALLEL_LOSSES = ("vocab_parallel", "vocab_parallel_copied", "fused", "te_fused")
 """Of Megatron-LM: over a cut vocabulary, plain (before Core 0.8 of a copy), compiled, or Transformer Engine's."""
+STATE_DICTS = ("full", "sharded")
+"""What FSDP's `state_dict_type` can be here."""
+EVAL_KEEPS = ("loss", "logits", "argmax")
 OFFLOADED = "shards, their gradients and the optimizer of FSDP, pinned on the host, at their peak"
 CHUNKED_LOSS = "chunked"
 """torchtune's, over the logits of eight pieces of the sequence."""
@@ -237,6 +240,18 @@ class Training:
     meta_init: bool = True
     """A sharded model is never whole on the device: it is built on the meta device or on the host, and its shards are
     put on the device unit by unit."""
+    state_dict: str | None = None
+    """What a sharded training saves: "full" (whole tensors, on the first rank) or "sharded"; None is the program's
+    default."""
+    eval_batch: int | None = None
+    """Sequences in a batch of an evaluation on one device; None is the program's default."""
+    eval_batches: int | None = None
+    """Batches of an evaluation on one device, where it keeps predictions."""
+    eval_keeps: str = "loss"
+    """What the Trainer gathers of every batch: "loss", "logits" (`compute_metrics` takes them), or "argmax" (of what
+    `preprocess_logits_for_metrics` makes token ids)."""
+    eval_accumulation: int | None = None
+    """Batches after which what was gathered goes to the host (`eval_accumulation_steps`); None: at the end."""
     device: str = "cuda"
     """Whose kernels run: "cuda" or "cpu"."""
     steps: int = 2
@@ -485,6 +500,21 @@ class Loop:
             if not self.zero_grad_first:
                 chosen.zero_grad(recipe.set_to_none)
 
+    def evaluate(self, model: CausalModel, recipe: Training) -> None:
+        """An evaluation: batches without a graph, of each of which the loss is read.
+
+        Raises:
+            NotModelledError: predictions are kept, and how the program does so was not read.
+        """
+        if recipe.eval_keeps != "loss":
+            raise NotModelledError("predictions that are kept, outside of the Trainer,", where="eval_keeps")
+        model.train(False)
+        with no_grad():
+            for number in range(2):  # a second batch does what all others do
+                state.ledger.mark(EVALUATE, number)
+                input_ids, labels = batch_of(model, recipe, recipe.eval_batch or recipe.batch)
+                self.loss(model, recipe, input_ids, labels)
+
 
 PLAIN = Loop()
 
@@ -519,9 +549,14 @@ def _sharded(recipe: Training, choice: Choice) -> Optimizer:
 
 
 def run(
-    config: Mapping[str, Any], recipe: Training, where: str = "config", unroll: bool = False, loop: Loop = PLAIN
+    config: Mapping[str, Any],
+    recipe: Training,
+    where: str = "config",
+    unroll: bool = False,
+    loop: Loop = PLAIN,
+    evaluate: bool = False,
 ) -> TrainingRun:
-    """Train the model of a config for `recipe.steps` steps on ghost tensors.
+    """Train the model of a config for `recipe.steps` steps on ghost tensors, and then `evaluate` it.
 
     Blocks that are alike are run once (`unroll` runs them all); where they turn out not to be alike, they are all run.
 
@@ -532,12 +567,12 @@ def run(
     unroll = unroll or recipe.shard in ZERO  # buckets end where they are full, whatever the block
     if unroll or any(technique.uneven for technique in loop.techniques(recipe)):
         with unrolled():
-            return _run(config, recipe, where, loop)
+            return _run(config, recipe, where, loop, evaluate)
     try:
-        return _run(config, recipe, where, loop)
+        return _run(config, recipe, where, loop, evaluate)
     except NotSteady:
         with unrolled():
-            return _run(config, recipe, where, loop)
+            return _run(config, recipe, where, loop, evaluate)
 
 
 MEGATRON = (
@@ -639,7 +674,7 @@ def _zero3(recipe: Training) -> Technique:
     )
 
 
-def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop) -> TrainingRun:
+def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop, evaluate: bool) -> TrainingRun:
     models.check_attention(config, recipe.attention)
     if recipe.adapter is not None and not loop.peft:
         raise NotModelledError(f"{recipe.adapter.kind} in a program that brings its own modules", where="adapter")
@@ -651,11 +686,7 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop) ->
         model, counted = _build(config, recipe, where, loop, techniques)
         parameters = _held(model)
         trainable = [p for p in parameters if p.tensor.requires_grad]
-        input_ids = model.inputs(recipe.batch, recipe.sequence, recipe.dtype)
-        labels = input_ids
-        if recipe.target is not None or not recipe.labels_are_inputs or model.features is not None:
-            length = recipe.target if recipe.target is not None else recipe.sequence
-            labels = ops.input_tensor((recipe.batch, length), INT64)
+        input_ids, labels = batch_of(model, recipe, recipe.batch)
         chosen_optimizer = loop.optimizer(recipe)
         if (chosen_optimizer.hooks and (recipe.accumulation > 1 or recipe.loss_scaling)) or (
             recipe.optimizer_in_backward and recipe.clip
@@ -673,6 +704,8 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop) ->
             ledger.on_phase = loop.workspaces(recipe, model).begin
         for number in range(recipe.steps):
             loop.step(model, recipe, chosen_optimizer, input_ids, labels, number, scaler)
+        if evaluate:
+            loop.evaluate(model, recipe)
         elsewhere: dict[str, Size] = dict(chosen_optimizer.elsewhere)
         if recipe.offload_parameters:
             elsewhere[OFFLOADED] = model.fsdp1.on_host()  # type: ignore[attr-defined]
@@ -710,6 +743,14 @@ def _build(
                 if tensor.storage.ledger is beside:
                     tensor.storage.move_to(ledger)
     return model, counted or Counted.of(model, loop.builds_share(recipe))
+
+
+def batch_of(model: CausalModel, recipe: Training, batch: Size) -> tuple[Tensor, Tensor]:
+    """What a model reads, and the labels (batch, length)."""
+    input_ids = model.inputs(batch, recipe.sequence, recipe.dtype)
+    if recipe.target is None and recipe.labels_are_inputs and model.features is None:
+        return input_ids, input_ids
+    return input_ids, ops.input_tensor((batch, recipe.target or recipe.sequence), INT64)
 
 
 def _held(model: CausalModel) -> list[Parameter]:

@@ -86,6 +86,8 @@ def explain_run(report: RunReport, style: Style) -> list[str]:
         rest = mine[OWNERS_SHOWN:]
         if rest:
             lines.append(f"      and {len(rest)} more kinds with {format_bytes(sum(o.num_bytes for o in rest))}")
+    if working := report.working():
+        lines += ["", style.bold("What happens around it"), *working]
     lines += ["", style.bold("How it is counted"), *wrap(_counted(report), style.width, "  ")]
     return [*lines, *explain_assumptions(report.all_assumptions(), style)]
 

@@ -68,11 +68,13 @@ class TrainingPace:
         """For JSON."""
         return {"basis": MODELLED, "roofline_seconds": self.bound, **self.span.as_dict(), "tokens": self.tokens}
 
-    def line(self) -> str:
+    def lines(self) -> list[str]:
         """For a terminal."""
         slow, fast = (f"{self.tokens / seconds:,.0f}" for seconds in (self.span.most, self.span.least))
-        bound = format_seconds(self.bound)
-        return f"  time       {self.span} a step, modelled ({bound} at the least): {slow} to {fast} tokens/s a device"
+        return [
+            f"  time       {self.span} a step, modelled ({format_seconds(self.bound)} at the least)",
+            f"             {slow} to {fast} tokens/s a device",
+        ]
 
 
 def training_pace(report: TrainingReport) -> TrainingPace | None:

@@ -177,6 +177,10 @@ class RunReport:
         """Lines under the chart."""
         return []
 
+    def working(self) -> list[str]:
+        """Lines of the working that only this kind of report has."""
+        return []
+
     def chart_title(self) -> str:
         """What the chart shows."""
         raise NotImplementedError

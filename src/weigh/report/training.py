@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from weigh.recipes.training import Training, TrainingRun
     from weigh.report.assumption import Assumption
     from weigh.report.pace import TrainingPace
+    from weigh.runtimes.phases import JobPhase
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,6 +41,14 @@ class TrainingReport(RunReport):
 
     again: Callable[[Mapping[str, Any]], TrainingRun] | None = None
     """Runs the training with some settings changed."""
+
+    around: Callable[[TrainingReport], tuple[JobPhase, ...]] | None = None
+    """Weighs loading, an evaluation and a checkpoint."""
+
+    @cached_property
+    def job_phases(self) -> tuple[JobPhase, ...]:
+        """What the program does around its steps, and the steps, each with its peaks on the device and on the host."""
+        return () if self.around is None else self.around(self)
 
     @cached_property
     def plan(self) -> Plan | None:
@@ -100,6 +109,7 @@ class TrainingReport(RunReport):
             "plan": self.plan and self.plan.as_dict(),
             "first_step": {"peak_bytes": self.first_step},
             "steady_state": {"peak_bytes": self.steady_state},
+            "job_phases": [phase.as_dict() for phase in self.job_phases],
             "elsewhere": {what: evaluated(size) for what, size in self.run.elsewhere.items()},
             "flops_per_step": {"total": sum(flops.values()), **flops, "basis": EXACT},
             "speed": self.pace and self.pace.as_dict(),
@@ -181,12 +191,19 @@ class TrainingReport(RunReport):
         device = None if self.device is None else self.device.name
         return saved(path, model, self.runtime, device, words_of(self.recipe))
 
+    def working(self) -> list[str]:
+        from weigh.report.job_phases import working
+
+        return working(self.job_phases)
+
     def chart_title(self) -> str:
         number = self.shown_round()
         which = "the first step" if number == 0 else f"step {number + 1}, the steady state"
         return f"Memory over {which}: the peak is {self.where()}"
 
     def notes(self) -> list[str]:
+        from weigh.report.job_phases import lines
+
         rows: list[tuple[str, ...]] = [("step", "phase", "at its start", "peak", "at its end")]
         for p in self.memory.phases:
             if p.mark.phase != "load":
@@ -200,10 +217,11 @@ class TrainingReport(RunReport):
             *self._remedies(),
             *table(rows, "<<>>>"),
             "",
+            *(lines(self.job_phases, self.recipe.gpus_per_node) if self.job_phases else ()),
             f"  first step {exactly(self.first_step)}",
             f"  steady     {exactly(self.steady_state)}{unrounded}",
             f"  arithmetic {format_flops(sum(flops.values()))} a step: {parts}",
-            *([self.pace.line()] if self.pace is not None else ()),
+            *(self.pace.lines() if self.pace is not None else ()),
             *(f"  elsewhere  {exactly(evaluated(size))} of {what}" for what, size in self.run.elsewhere.items()),
         ]
 

@@ -7,7 +7,7 @@ says, and what lies outside of the framework's allocator.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from weigh.records import dataclass, field
 
 if TYPE_CHECKING:
     from weigh.recipes.training import Loop
+    from weigh.runtimes.phases import JobPhase, Surroundings
 
 RUNTIMES = {
     "deepspeed": "weigh.runtimes.deepspeed",
@@ -72,6 +73,12 @@ class Runtime:
         `version` is its release as numbers; None is the one that was read.
         """
         return dict(words)
+
+    def phases(self, around: Surroundings) -> Iterator[JobPhase]:
+        """What it does before, between and after its steps (see `weigh.runtimes.phases`)."""
+        from weigh.runtimes.phases import not_read
+
+        yield from not_read(self.name)
 
 
 def named(text: str) -> tuple[Runtime, tuple[int, ...] | None]:

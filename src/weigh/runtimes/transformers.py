@@ -11,18 +11,25 @@ Read: transformers 4.45, 4.48 and 5.23, accelerate 1.0, peft 0.13.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from weigh.dtypes import BFLOAT16, FLOAT16
+from weigh.errors import NotModelledError
+from weigh.ghost import ops
 from weigh.ghost.autocast import autocast
+from weigh.ghost.state import no_grad, state
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import CausalModel, CausalOutput
-from weigh.recipes.training import Loop, Training
+from weigh.recipes.training import Loop, Training, batch_of
 from weigh.records import dataclass, replace
 from weigh.runtimes import Overhead, Runtime
+from weigh.runtimes.evaluation import BATCH, Gathered, batches_together
 from weigh.techniques.adapters.base import Adapter
-from weigh.trace.events import BACKWARD
+from weigh.trace.events import BACKWARD, EVALUATE
+
+if TYPE_CHECKING:
+    from weigh.runtimes.phases import JobPhase, Surroundings
 
 LOSS_FUNCTIONS = (4, 46)
 """From this release on losses are functions beside the models."""
@@ -36,6 +43,8 @@ REPEATED_KV = ("mistral", "mixtral", "phi3", "qwen2", "qwen2_moe", "starcoder2")
 """Families whose `*FlashAttention2` called `repeat_kv`, before ..."""
 GROUPED_FLASH = (4, 48)
 """... attention became a function beside the models (of qwen2_moe later)."""
+PHASES_READ = (5,)
+"""Loading was written anew for this release; how earlier ones load and save was not read."""
 GROUPED_EXPERTS = (5,)
 """Experts were run one by one before this release, in the families ..."""
 LOOPS = ("mixtral",)
@@ -62,6 +71,41 @@ class TrainerLoop(Loop):
         if recipe.autocast is not None and out.logits is not None and out.logits.dtype in (BFLOAT16, FLOAT16):
             out.logits = out.logits.float()
         return out  # type: ignore[no-any-return]
+
+    def evaluate(self, model: CausalModel, recipe: Training) -> None:
+        """`evaluation_loop`: what a batch gives is gathered from all processes and joined to what the others gave.
+
+        A batch's own tensors live until the next one has run. Of many batches the last two are run, beside what those
+        before them have left.
+        """
+        batch = recipe.eval_batch or BATCH
+        together = batches_together(recipe)
+        first = max(0, together - 2)
+        all_losses, all_preds, all_labels = (Gathered(recipe.mesh.world, batch, first) for _ in range(3))
+        logits = labels = None
+        model.train(False)
+        with no_grad():
+            for number in range(first, together):
+                state.ledger.mark(EVALUATE, number)
+                inputs = batch_of(model, recipe, batch)
+                losses, logits, labels = self.prediction_step(model, recipe, *inputs)
+                losses = all_losses.add(losses.expand(batch).clone())
+                if logits is not None:
+                    logits = ops.argmax(logits) if recipe.eval_keeps == "argmax" else logits
+                    logits = all_preds.add(logits)
+                    labels = all_labels.add(labels)
+        del logits, labels
+
+    def prediction_step(
+        self, model: CausalModel, recipe: Training, input_ids: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The loss, and of what is kept the logits and the labels."""
+        outputs = self.outputs(model, recipe, input_ids, labels)
+        assert outputs.loss is not None
+        loss = ops.clone(outputs.loss)  # `loss.detach().mean()`
+        if recipe.eval_keeps != "loss" and outputs.logits is None:
+            raise NotModelledError("logits that are kept, beside a fused loss,", where="eval_keeps")
+        return loss, outputs.logits if recipe.eval_keeps != "loss" else None, labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +137,15 @@ class Transformers(Runtime):
             if isinstance(adapter, Adapter) and found.get("checkpointing"):
                 found[name] = replace(adapter, input_gradients=True)
         return found
+
+    def phases(self, around: Surroundings) -> Iterator[JobPhase]:
+        """Those of transformers 5.23."""
+        from weigh.runtimes import trainer_phases
+        from weigh.runtimes.phases import not_read
+
+        if around.version is not None and around.version < PHASES_READ:
+            return not_read(f"{self.name} before {'.'.join(map(str, PHASES_READ))}")
+        return trainer_phases.phases(around)
 
 
 CONTEXT = Overhead(

@@ -51,10 +51,11 @@ FORWARD = "forward"
 BACKWARD = "backward"
 CLIP = "clip"
 STEP = "step"
+EVALUATE = "evaluate"
 PREFILL = "prefill"
 DECODE = "decode"
 
-PHASES = (LOAD, FORWARD, BACKWARD, CLIP, STEP, PREFILL, DECODE)
+PHASES = (LOAD, FORWARD, BACKWARD, CLIP, STEP, EVALUATE, PREFILL, DECODE)
 
 
 class Allocation:
