@@ -1,7 +1,9 @@
 """Command lines of serving programs: what their parsers would read, and what is refused."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +32,15 @@ from weigh.jobs import commands
             {"enforce_eager": True},
         ),
         ("vllm serve m --served-model-name a b --dtype half", {"dtype": "half"}),
+        ("vllm serve m --cudagraph-capture-sizes 1 8 32 --port 1", {"max_cudagraph_capture_size": 32}),
+        (
+            "vllm serve m -ep --enable-eplb --eplb-config.num_redundant_experts 32",
+            {"expert": True, "enable_eplb": True, "num_redundant_experts": 32},
+        ),
+        (
+            "sglang serve --model-path m --lora-paths a=x b --lora-target-modules q_proj k_proj --max-lora-rank 8",
+            {"lora_paths": "a=x b", "lora_target_modules": "q_proj k_proj", "max_lora_rank": 8},
+        ),
         (
             "python -m sglang.launch_server --model-path m --tp 8 --ep 8 --chunked-prefill-size -1",
             {"tensor": 8, "expert": True},
@@ -77,8 +88,30 @@ def test_what_is_wrong_is_named(line: str, said: str) -> None:
 
 
 def test_what_matters_and_is_not_modelled_is_refused() -> None:
-    with pytest.raises(NotModelledError, match="decode context parallelism"):
-        commands.read(["vllm serve m --decode-context-parallel-size 2"])
+    with pytest.raises(NotModelledError, match="prefill context parallelism"):
+        commands.read(["vllm serve m --prefill-context-parallel-size 2"])
+
+
+FLAGS = json.loads((Path(__file__).parents[1] / "data" / "engine_flags.json").read_text(encoding="utf-8"))
+"""The flags of the engines' own parsers, by release, and whether a value stands behind them."""
+EITHER = {"--enable-chunked-prefill", "--enable-prefix-caching", "--hf-token", "--disable-cuda-graph"} | {
+    "--enable-dp-attention"
+}
+"""Those whose value may be left out."""
+
+
+@pytest.mark.parametrize("release", FLAGS)
+def test_every_flag_of_the_engines_is_named(release: str) -> None:
+    one = commands.program(release.split()[0])
+    known = set(one.flags) | one.harmless | set(one.refused)
+    for kind, flags in FLAGS[release].items():
+        for name in flags.split():
+            assert name in known, name
+            flag = one.flags.get(name)
+            if name in EITHER or name in one.refused or (flag is not None and flag.kind == commands.MAYBE):
+                continue
+            stands_alone = flag.kind in (commands.TRUE, commands.FALSE) if flag is not None else name in one.alone
+            assert stands_alone == (kind == "alone"), name
 
 
 LLAMA_WORDS = {"ctx_size": 8192, "concurrency": 4, "gpu_layers": "40", "cache_type_k": "q8_0", "no_mmap": True}

@@ -23,8 +23,9 @@ PROGRAMS = {
 """Engine -> the module with its `COMMAND`."""
 
 NUMBER, TOKENS, REAL, WORD, TRUE, FALSE, JSON = "number", "tokens", "real", "word", "true", "false", "json"
-MAYBE = "maybe"
-"""What stands behind a flag; TRUE and FALSE stand alone and set their word to that, MAYBE is a word or stands alone."""
+MAYBE, LARGEST, WORDS = "maybe", "largest", "words"
+"""What stands behind a flag; TRUE and FALSE stand alone and set their word to that, MAYBE is a word or stands alone,
+LARGEST takes the largest of several numbers, and WORDS are several."""
 
 THOUSANDS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 """What vLLM's parser takes letters behind a number for (`engine/arg_utils.py: human_readable_int`)."""
@@ -180,9 +181,10 @@ class _Reading:
                 if at >= len(rest):
                     raise UsageError("has no value", where=name, hint="Put it behind.")
                 value, at = rest[at], at + 1
-                if name in self.one.harmless:
+                flag = self.one.flags.get(name)
+                if name in self.one.harmless or (flag is not None and flag.kind in (LARGEST, WORDS)):
                     while at < len(rest) and not rest[at].startswith("-"):  # lists of words
-                        at += 1
+                        value, at = f"{value} {rest[at]}", at + 1
             self._take(name, value, negated)
         return ServeCommand(
             self.one.engine,
@@ -258,8 +260,10 @@ class _Reading:
 
 
 def _value(text: str, kind: str, where: str) -> Any:
-    if kind == WORD:
+    if kind in (WORD, WORDS):
         return text
+    if kind == LARGEST:
+        return max(_value(one, NUMBER, where) for one in text.replace(",", " ").split())
     if kind == TOKENS and text in ("auto", "-1"):
         return None
     try:
@@ -280,12 +284,21 @@ SAME: tuple[Mapping[str, str], ...] = (
     {"vllm": "num_speculative_tokens", "sglang": "num_draft_tokens"},
     {"vllm": "block_size", "sglang": "page_size"},
     {"vllm": "cpu_offload_gb", "sglang": "cpu_offload_gb"},
+    {"vllm": "max_loras", "sglang": "max_loras_per_batch"},
+    {"vllm": "num_redundant_experts", "sglang": "ep_num_redundant_experts"},
+    {"vllm": "eplb_window_size", "sglang": "expert_distribution_recorder_buffer_size"},
+    {"vllm": "mamba_ssm_cache_dtype", "sglang": "mamba_ssm_dtype"},
+    {"vllm": "disable_hybrid_kv_cache_manager", "sglang": "disable_hybrid_swa_memory"},
 )
 """Settings that engines have under names of their own."""
 
 
-VALUES = {("sglang", "kv_dtype"): {"fp8": "fp8_e4m3"}}
-"""Words that an engine has for another one's."""
+VALUES: Mapping[tuple[str, str], Mapping[str, str | None]] = {
+    ("sglang", "kv_dtype"): {"fp8": "fp8_e4m3", "nvfp4": "fp4_e2m1", "fp8_ds_mla": "fp8_e4m3"}
+    | dict.fromkeys(("int8_per_token_head", "fp8_per_token_head", "int4_per_token_head")),
+    ("vllm", "kv_dtype"): {"fp4_e2m1": "nvfp4"},
+}
+"""Words that an engine has for another one's; None where it has none."""
 
 
 def write(engine: str, model: str, words: Mapping[str, Any], of: str) -> tuple[str, tuple[str, ...]]:
@@ -306,12 +319,18 @@ def write(engine: str, model: str, words: Mapping[str, Any], of: str) -> tuple[s
         if value is None or word in variables:
             continue
         name = next((row.get(engine, word) for row in SAME if row.get(of) == word), word)
-        if name not in by_word:
+        if name == "expert" and "expert_ranks" in by_word:
+            said += [by_word["expert_ranks"][0], str(words.get("tensor", 1))] if value else []
+            continue
+        meant = VALUES.get((engine, word), {}).get(str(value), value)
+        if name not in by_word or meant is None:
             left.append(word)
             continue
         spelled, flag = by_word[name]
         if flag.kind in (TRUE, FALSE):
             said += [spelled] if value == (flag.kind == TRUE) else []
+        elif flag.kind == WORDS:
+            said += [spelled, *str(value).split()]
         elif flag.kind != JSON:
-            said += [spelled, VALUES.get((engine, word), {}).get(str(value), str(value))]
+            said += [spelled, str(meant)]
     return shlex.join(said), tuple(left)

@@ -182,7 +182,8 @@ class Speed:
         """Bytes of keys, values and states of one request on one rank."""
         if tokens not in self._kept_by:
             job, served = self._report.job, self._report.served
-            held = keep(served.layers, Keeping(tokens, kv_dtype=job.kv_dtype, tensor=job.tensor), served.dtype)
+            kv_dtype = self._report.launch.kv_dtype or job.kv_dtype
+            held = keep(served.layers, Keeping(tokens, kv_dtype=kv_dtype, tensor=job.tensor), served.dtype)
             self._kept_by[tokens] = sum(layer.num_bytes for layer in held)
         return self._kept_by[tokens]
 

@@ -7,7 +7,7 @@ device. Nothing here knows an engine; how fast one runs is left out.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -108,7 +108,7 @@ class Served:
     @cached_property
     def longest(self) -> int | None:
         """Tokens that the model is made for; None where its config does not say."""
-        keys = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+        keys = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length", "max_target_positions")
         return next((self.text_config[key] for key in keys if isinstance(self.text_config.get(key), int)), None)
 
     @property
@@ -139,18 +139,22 @@ def check_limits(served: Served, context: int | None, ranks: int) -> None:
         raise UsageError(what, where="tensor", hint="Take a divisor of the heads.")
 
 
-def check_cache(served: Served, kv_dtype: str, engine: str) -> None:
+def check_cache(served: Served, kv_dtype: str, engine: str, others: Sequence[str] = (), reads: bool = False) -> None:
     """What engines of PyTorch refuse or are not described to keep.
+
+    `others` are formats beside the usual ones; `reads` says that it keeps what an encoder of constant length said.
 
     Raises:
         NotModelledError: layers attend to an encoder, or none attends to anything.
         UsageError: a format that they do not keep keys and values in.
     """
-    if any(layer.kind == CROSS for layer in served.layers):
+    if any(layer.kind == CROSS and not (reads and layer.window) for layer in served.layers):
         raise NotModelledError(f"the cache of cross attention in {engine}", where=served.source.name)
+    if kv_dtype in others:
+        return
     for one in kv_dtypes(kv_dtype, served):
-        if one.name not in KV_FORMATS:
-            hint = f"It keeps them in {', '.join(KV_FORMATS)}."
+        if one.name not in (*KV_FORMATS, *others):
+            hint = f"It keeps them in {', '.join((*KV_FORMATS, *others))}."
             raise UsageError(f"{engine} has no cache in {one.name}", where="kv_dtype", hint=hint)
 
 
@@ -243,6 +247,8 @@ class Launch:
     """What the weights are stored in, where that is not the model's dtype: "Q4_K_M"."""
     most_sequences: int | None = None
     """Requests at once beyond which others wait (`--max-num-seqs`, `--parallel`)."""
+    kv_dtype: str | None = None
+    """The number format that comes nearest to an engine's own one of keys and values, where the job names such."""
     routed: int = 0
     """Bytes of the shares' weights that are of experts, of which a token goes through some."""
 

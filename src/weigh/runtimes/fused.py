@@ -32,7 +32,9 @@ from weigh.runtimes.sharding import (
     PER_HEAD,
     ROW,
     WHOLE,
+    WHOLE_TOWERS,
     Rank,
+    side,
     stage_layers,
 )
 from weigh.trace.allocator import Block, CachingAllocator
@@ -95,6 +97,11 @@ class _Parameter(NamedTuple):
     """The name of the module that has its module."""
     leaf: str
     """What its module is called there."""
+
+    @property
+    def is_tower(self) -> bool:
+        """Whether it sees or hears."""
+        return self.owner.role in nn.TOWERS or any(part in self.module for part in TOWERS)
 
 
 def held(
@@ -231,6 +238,7 @@ class _Loading:
             served.memo["fused"] = _fused(_in_order(served.model))
         self.fused: list[list[_Parameter]] = served.memo["fused"]
         self.weights: dict[tuple[Module, str], Weight | None] = {}
+        self.sparse = {one[0].block for one in self.fused if one[0].owner.active_share != 1}
 
     def blocks(self) -> Iterator[_Block]:
         """The tensors of block after block, in the order in which they are made; of alike blocks the first one's."""
@@ -250,7 +258,7 @@ class _Loading:
         for together in here:
             one = together[0]
             yield from self._made(together)
-            if one.block is not None and one.leaf in ROW and "att" in one.module:
+            if one.block is not None and one.leaf in ROW and "att" in one.module and not one.is_tower:
                 yield from self._attention(one, tables)
 
     def matrices(self) -> Iterator[Matrix]:
@@ -293,7 +301,7 @@ class _Loading:
 
     def _is_quantized(self, one: _Parameter, weight: Weight, form: Format) -> bool:
         """Checkpoints of methods that are only named leave what sees and hears as it is."""
-        if self.wanted is not None and (one.leaf in SMALL_GATES or any(part in one.module for part in TOWERS)):
+        if self.wanted is not None and (one.leaf in SMALL_GATES or one.is_tower):
             return False
         return form.converts(weight if one.attribute == "weight" else replace(weight, name=f"{one.module}.weight"))
 
@@ -329,7 +337,7 @@ class _Loading:
             return self._experts(one, name)
         if len(one.shape) != 2 or one.attribute != "weight":
             return None
-        if isinstance(one.owner, nn.Embedding) and one.leaf not in WHOLE:
+        if isinstance(one.owner, nn.Embedding) and side(one.module) is not WHOLE:
             return Weight(name, self._vocabulary(one.shape[0]), one.shape[1], self.dtype, EMBEDDING)
         if one.owner.role == nn.HEAD:
             return Weight(name, self._vocabulary(one.shape[0]), one.shape[1], self.dtype, HEAD)
@@ -350,7 +358,7 @@ class _Loading:
             rows, columns = columns, rows
         joined = 2 if one.attribute == "gate_up_proj" else 1
         if rank.whole_experts:
-            count = -(-count // rank.experts_over)
+            count = -(-(count + rank.redundant) // rank.experts_over)
         elif joined == 2:
             rows = 2 * self._divide(rows // 2, one, rank.experts_over)
         else:
@@ -368,17 +376,27 @@ class _Loading:
 
     def _cut(self, one: _Parameter, out: int, into: int) -> tuple[int, int]:
         """Outputs and inputs of a matrix on this rank."""
-        if self.rank.tensor == 1 or one.leaf in WHOLE:
+        if self._is_whole(one):
             return out, into
-        is_first = one.module.endswith("intermediate.dense")  # BERT's name for it
-        if one.leaf in ROW and not is_first:
+        found = COLUMN if one.module.endswith("intermediate.dense") else side(one.module)  # BERT's name for it
+        if found is ROW:
             return out, self._divide(into, one)
-        if one.leaf in COLUMN or is_first:
+        if found is COLUMN:
             return self._rows(one, out), into
         raise NotModelledError(f"how ranks share {one.module}", where="tensor", hint="Serve it on one device.")
 
+    def _is_whole(self, one: _Parameter) -> bool:
+        """Whether every rank has all of it."""
+        if self.rank.tensor == 1 or side(one.module) is WHOLE:
+            return True
+        if (self.rank.towers_whole or self.served.config.get("model_type") in WHOLE_TOWERS) and one.is_tower:
+            return True
+        return self.rank.dense_whole and "mlp" in one.module and one.block not in self.sparse
+
     def _rows(self, one: _Parameter, out: int) -> int:
         """Outputs of a column-parallel matrix or of its bias; key-value heads are copied where there are too few."""
+        if one.is_tower or not self.served.layers:
+            return self._divide(out, one)  # as many heads of keys as of queries
         if one.leaf in PACKED:
             keys = self._keys_values(one)
             return self._divide(out - keys[0], one) + keys[1]
@@ -406,10 +424,11 @@ class _Loading:
                 return -(-count // self.rank.experts_over), width
             cut = "gate_up" in one.attribute
             return count, self._divide(width, one, self.rank.experts_over) if cut else width
-        if one.attribute == "bias" and one.leaf in COLUMN and ranks > 1:
+        if one.attribute == "bias" and side(one.module) is COLUMN and not self._is_whole(one):
             return (sum(self._rows(part, part.shape[0]) for part in together),)
         if ranks > 1 and (one.attribute in PER_HEAD or one.leaf in PER_HEAD):
-            return (self._divide(one.shape[0], one), *one.shape[1:])
+            at = next((index for index, size in enumerate(one.shape) if size > 1), 0)
+            return (*one.shape[:at], self._divide(one.shape[at], one), *one.shape[at + 1 :])
         return (sum(part.shape[0] for part in together), *one.shape[1:])
 
     def _divide(self, size: int, one: _Parameter, ranks: int | None = None) -> int:

@@ -33,6 +33,12 @@ def form_of(served: Served, wanted: str | None) -> Format | None:
     return formats.read(dict(served.config) | {"quantization_config": config_of(wanted)}, served.source.where)
 
 
+def title_of(served: Served, wanted: str | None) -> str | None:
+    """How the weights are stored, in words; None where they are as they are computed with."""
+    form = form_of(served, wanted)
+    return None if form is None else form.title
+
+
 def stored_otherwise(served: Served, engine: str) -> Iterator[tuple[str, str, str]]:
     """That a checkpoint holds other tensors than its config makes: the config's are weighed, and the difference said.
 

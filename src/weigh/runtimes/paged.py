@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from weigh.errors import NotModelledError
-from weigh.models.layout import CHUNKED, LATENT, NOTHING, SLIDING, LayerCache
+from weigh.errors import NotModelledError, UsageError
+from weigh.models.layout import CHUNKED, CROSS, LATENT, NOTHING, SLIDING, LayerCache
 from weigh.recipes.keeping import heads_of_rank, key_value_dtypes
 from weigh.records import dataclass
 
@@ -38,11 +38,15 @@ class Keeps:
     kv_dtype: str = "auto"
     tensor: int = 1
     """Ranks that share the heads."""
+    context: int = 1
+    """Ranks of those that share a request's tokens (decode context parallelism)."""
     block: int = BLOCK
     """Tokens of a block (`--block-size`)."""
     version: tuple[int, ...] = (0, 25)
     state_dtype: DType | None = None
-    """Of the recurrence's states (`mamba_ssm_cache_dtype`); None: what the family keeps them in."""
+    """Of the recurrence's states (`--mamba-ssm-cache-dtype`); None: what the family keeps them in."""
+    convolution_dtype: DType | None = None
+    """Of the other states (`--mamba-cache-dtype`); None: the model's."""
     step: int = 8192
     """Tokens of a step at most, which a window keeps besides."""
     drafts: int = 0
@@ -63,6 +67,8 @@ class Kind(NamedTuple):
     window: int | None = None
     """Tokens that a layer sees; None: all."""
     state_bytes: int = 0
+    encoded: int | None = None
+    """Tokens of an encoder that it reads, whatever the context."""
 
 
 class Group(NamedTuple):
@@ -94,8 +100,10 @@ class Pool:
     def _pages(self, kind: Kind, context: int) -> int:
         if kind.state_bytes:
             return self.keeps.drafts + (2 if self.keeps.prefix_caching and not self.keeps.drafts else 1)
+        if kind.encoded is not None:
+            return -(-kind.encoded // self.block)
         if kind.window is None:
-            return -(-context // self.block)
+            return -(-context // (self.block * self.keeps.context))
         seen = min(kind.window - 1 + self.keeps.step, context)
         return -(-seen // self.block) + 1
 
@@ -112,8 +120,10 @@ class Pool:
         286016
         """
         if self.keeps.version < CONCURRENT and not any(group.kind.state_bytes for group in self.groups):
-            return self.blocks(budget) // max(1, len(self.groups)) * self.block
-        return self.blocks(budget) * longest // max(1, self.pages(longest))
+            return self.blocks(budget) // max(1, len(self.groups)) * self.block * self.keeps.context
+        counted = sum(self._pages(group.kind, longest) for group in self.groups if group.kind.encoded is None)
+        encoded = sum(-(-self.keeps.step // self.block) for group in self.groups if group.kind.encoded is not None)
+        return self.blocks(budget) * longest // max(1, counted + encoded)  # encoders count as a step's tokens here
 
 
 V1 = (0, 8)
@@ -144,7 +154,10 @@ def pool(layers: Sequence[LayerCache], keeps: Keeps) -> Pool:
         return Pool((), keeps.block, 0, keeps)
     states = [kind for kind in kinds if kind.state_bytes]
     attention = [kind for kind in kinds if not kind.state_bytes]
-    if not states and all(kind.window is None for kind in attention):
+    if keeps.context > 1 and (len(kinds) > 1 or states or attention[0].window is not None):
+        what = "layers that keep unlike cannot share tokens among ranks"
+        raise UsageError(what, where="decode_context_parallel_size", hint="Leave it out.")
+    if not states and all(kind.window is None and kind.encoded is None for kind in attention):
         size = keeps.block * sum(kind.token_bytes * count for kind, count in kinds.items())
         return Pool((Group(attention[0], sum(kinds.values())),), keeps.block, size, keeps)
     return _shared(kinds, attention, states, keeps)
@@ -173,13 +186,34 @@ def _kinds(layer: LayerCache, keeps: Keeps) -> list[Kind]:
         found.append(Kind(0, state_bytes=_state_bytes(layer, keeps)))
     if layer.kind != NOTHING and (layer.heads or layer.latent_width):
         windowed = layer.kind in (SLIDING, CHUNKED) and keeps.hybrid and keeps.version >= HYBRID
-        found.append(Kind(_token_bytes(layer, keeps), layer.window if windowed else None))
+        encoded = layer.window if layer.kind == CROSS else None
+        found.append(Kind(_token_bytes(layer, keeps), layer.window if windowed else None, encoded=encoded))
     return found
 
 
+PER_HEAD = {"int8_per_token_head": 8, "fp8_per_token_head": 8, "int4_per_token_head": 4}
+"""Bits of a number in formats with a scale in four bytes for each token's key and value of a head."""
+DS_MLA = "fp8_ds_mla"
+"""512 numbers of a byte, four scales of four bytes, and 64 rotary numbers of two (`MLAAttentionSpec`)."""
+DS_MLA_BYTES, DS_MLA_WIDTH = 656, 576
+NEAREST = {"int8_per_token_head": "int8", "fp8_per_token_head": "fp8", "int4_per_token_head": "nvfp4", DS_MLA: "fp8"}
+"""The number formats that come nearest to them."""
+
+
 def _token_bytes(layer: LayerCache, keeps: Keeps) -> int:
-    key, value = key_value_dtypes(keeps.kv_dtype, keeps.dtype)
     index = layer.index_width + 4 * -(-layer.index_width // INDEX_SCALE)
+    if keeps.kv_dtype in PER_HEAD:
+        if layer.kind == LATENT and layer.latent_width:
+            raise UsageError("latent attention has no heads of its own", where="kv_dtype", hint="Take fp8.")
+        heads, bits = heads_of_rank(layer.heads, keeps.tensor), PER_HEAD[keeps.kv_dtype]
+        return heads * ((layer.key_width + layer.value_width) * bits // 8 + 2 * 4) + index
+    if keeps.kv_dtype == DS_MLA:
+        if layer.latent_width != DS_MLA_WIDTH:
+            raise UsageError("is for latent vectors of 512 and 64 numbers", where="kv_dtype", hint="Take fp8.")
+        return DS_MLA_BYTES + index
+    key, value = key_value_dtypes(keeps.kv_dtype, keeps.dtype)
+    if layer.kind == LATENT and layer.latent_width and key.name == "nvfp4":
+        raise UsageError("latent attention has no cache in four bits", where="kv_dtype", hint="Take fp8.")
     if layer.kind == LATENT and layer.latent_width:
         return key.num_bytes(layer.latent_width) + index
     heads = heads_of_rank(layer.heads, keeps.tensor)
@@ -196,6 +230,7 @@ def _state_bytes(layer: LayerCache, keeps: Keeps) -> int:
             elements = width * (kernel - 1 + keeps.drafts)
         if elements % keeps.tensor:
             raise NotModelledError(f"a state of {list(state.shape)} shared by {keeps.tensor} ranks", where="tensor")
-        dtype = (keeps.state_dtype or state.dtype) if state.dtype is not None else keeps.dtype
+        own = keeps.state_dtype if state.name == "recurrence" else keeps.convolution_dtype
+        dtype = own or state.dtype or keeps.dtype
         total += dtype.num_bytes(elements) // keeps.tensor
     return total

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from weigh import dtypes
 from weigh.errors import UsageError
 from weigh.models.layout import CHUNKED, LATENT, SLIDING
 from weigh.recipes.keeping import Keeping, keep
 from weigh.recipes.settings import Text
 from weigh.records import dataclass
-from weigh.runtimes import fused, methods, sharding
+from weigh.runtimes import additions, fused, methods, sharding
 from weigh.runtimes.engine import (
     ACTIVATIONS,
     ASSUMED,
@@ -62,6 +63,10 @@ ranks and with more."""
 LARGEST = (16384, 512, 512)
 RESERVED = 512
 """MiB that are kept free whatever else is."""
+FOUR_BITS = {"fp4_e2m1": "nvfp4"}
+"""Its name for four bits with a scale of a byte for each 16 numbers (`MHATokenToKVPoolFP4`)."""
+LORA_RANK = 16
+"""Rank of adapters where nobody says."""
 STATES_TO_TOKENS = 0.9
 """Memory of states for each byte of the pool of tokens (`mamba_full_memory_ratio`)."""
 
@@ -92,6 +97,35 @@ class SglangOptions:
     """Tokens of the windows' pool for each of the other."""
     num_draft_tokens: int | None = None
     """Tokens that a draft proposes."""
+    speculative_algorithm: Text | None = None
+    """How tokens are proposed: by EAGLE (NEXTN) with layers of the model's own where no draft is named, by NGRAM
+    without any."""
+    enable_lora: bool = False
+    """Room for adapters beside linear layers."""
+    lora_paths: Text | None = None
+    """Adapters that are there from the start; naming one makes room."""
+    max_lora_rank: int | None = None
+    """Their rank at most; the largest of theirs where nobody says."""
+    max_loras_per_batch: int = 8
+    """Adapters at once."""
+    lora_target_modules: Text | None = None
+    """Which layers they may change: names, or "all"; those that the adapters change where nobody says."""
+    enable_eplb: bool = False
+    """Whole experts are moved between ranks, for all to be busy alike."""
+    ep_num_redundant_experts: int | None = None
+    """Experts of a layer that are there twice for it."""
+    expert_distribution_recorder_buffer_size: int = 1000
+    """Steps whose choices of experts are remembered for it."""
+    moe_dense_tp_size: int | None = None
+    """1 has feed-forwards without experts whole on every rank."""
+    mamba_full_memory_ratio: float = STATES_TO_TOKENS
+    """Memory of states for each byte of the pool of tokens."""
+    max_mamba_cache_size: int | None = None
+    """States, where nothing is kept for requests that begin alike."""
+    mamba_ssm_dtype: Text = "float32"
+    """Number format of the states' largest one."""
+    disable_hybrid_swa_memory: bool = False
+    """Windows keep every token."""
     alloc_conf: Text | None = None
     """How PyTorch's allocator is set (PYTORCH_CUDA_ALLOC_CONF): "expandable_segments:True"."""
 
@@ -121,7 +155,8 @@ class _Start:
             raise UsageError(f"{job.data} replicas cannot share {job.tensor} ranks", where="data", hint=hint)
         self.ranks = attention_ranks(job.tensor, job.data, options.enable_dp_attention)
         check_limits(served, job.context, self.ranks)
-        check_cache(served, job.kv_dtype, "SGLang")
+        check_cache(served, job.kv_dtype, "SGLang", tuple(FOUR_BITS))
+        self._check()
         capability = None if place.device is None else place.device.compute_capability
         self.capability = capability
         chunk, graph = self._defaults()
@@ -130,12 +165,20 @@ class _Start:
 
     def launch(self) -> Launch:
         experts_over = self.job.tensor if self.options.enable_dp_attention else self.job.tensor * self.job.data
-        rank = sharding.Rank(self.ranks, experts_over, self.job.expert, 0, self.job.pipeline)
+        rank = sharding.Rank(
+            self.ranks,
+            experts_over,
+            self.job.expert,
+            stages=self.job.pipeline,
+            redundant=self.options.ep_num_redundant_experts or 0,
+            dense_whole=self.options.moe_dense_tp_size == 1,
+        )
         settings = None if self.options.alloc_conf is None else AllocatorSettings.parse(self.options.alloc_conf)
         loaded = fused.loaded(self.served, rank, self.job.quantization, self.capability, settings=settings)
         weights, sums = loaded.reserved, loaded.weights + loaded.besides
-        draft = self._draft()
-        rest = self._rest(weights + draft)
+        draft = self._draft(rank)
+        beside = self._slots(rank) + self._recorded()
+        rest = self._rest(weights + draft + beside)
         state, states = self._states(rest)
         pools = _Pools(self.served, self.job, self.options, self.ranks, self.chunk)
         tokens = None if rest is None else pools.tokens(rest - states)
@@ -150,7 +193,8 @@ class _Start:
             Part(
                 "ends of segments", WEIGHTS, weights - sums, MODELLED, "what PyTorch's allocator has reserved besides"
             ),
-            Part("draft model", WEIGHTS, draft, EXACT, "each tensor of a rank of the draft"),
+            Part("draft model", WEIGHTS, draft, EXACT, "each tensor of a rank of the draft, or of a layer that drafts"),
+            Part("adapters and records", WEIGHTS, beside, MODELLED, "A and B of every slot; choices of experts"),
             Part("KV cache", KV_CACHE, pages or cache, EXACT, "tokens of the pool and a page"),
             Part("recurrent states", STATES, states or state * users, EXACT, "a slot for each running request"),
         ]
@@ -172,11 +216,45 @@ class _Start:
             block_size=self.options.page_size,
             printed={"weights": weights} | ({} if tokens is None else {"kv_cache_tokens": tokens}),
             assumptions=tuple(self.taken),
+            weights=methods.title_of(self.served, self.job.quantization),
+            kv_dtype=FOUR_BITS.get(self.job.kv_dtype),
             most_sequences=self.options.max_running_requests,
             routed=loaded.routed,
         )
 
-    def _draft(self) -> int:
+    def _check(self) -> None:
+        """What it refuses (`server_args.py`)."""
+        if self.options.moe_dense_tp_size not in (None, 1):
+            raise UsageError("can only be 1", where="moe_dense_tp_size", hint="Leave it out, or give 1.")
+        if (self.options.ep_num_redundant_experts or self.options.enable_eplb) and not self.job.expert:
+            what = "moves whole experts between ranks"
+            raise UsageError(what, where="enable_eplb", hint="Add --ep-size.")
+
+    def _slots(self, rank: sharding.Rank) -> int:
+        options = self.options
+        if not (options.enable_lora or options.lora_paths):
+            return 0
+        if options.max_lora_rank is None:
+            why = "nobody says --max-lora-rank, and the adapters are not read"
+            self.taken.append((f"adapters of rank {LORA_RANK}", why, "memory of their slots grows with it"))
+        names = frozenset((options.lora_target_modules or "all").replace(",", " ").split())
+        slots = additions.LoraSlots(options.max_loras_per_batch, options.max_lora_rank or LORA_RANK)
+        return additions.lora_pool(self.served, rank, slots, names)
+
+    def _recorded(self) -> int:
+        """Bytes of the recorder that the balance of experts asks (`eplb/expert_distribution.py: _CircularBuffer`)."""
+        if not self.options.enable_eplb:
+            return 0
+        counts = {one.block: one.experts for one in fused.matrices(self.served, sharding.Rank()) if one.experts}
+        if not counts:
+            raise UsageError("the model has no experts", where="enable_eplb", hint="Leave it out.")
+        physical = max(counts.values()) + (self.options.ep_num_redundant_experts or 0)
+        return 4 * self.options.expert_distribution_recorder_buffer_size * len(self.served.layers) * physical
+
+    def _draft(self, rank: sharding.Rank) -> int:
+        own = (self.options.speculative_algorithm or "").upper() in ("EAGLE", "NEXTN")
+        if self.served.draft is None and own:
+            return additions.mtp_layers(self.served, rank, self.job.quantization)
         if self.served.draft is None:
             return 0
         return fused.loaded(self.served.draft, sharding.Rank(self.ranks, self.job.tensor)).reserved
@@ -204,7 +282,10 @@ class _Start:
             kept += self.graph * self.job.data * (4.5 if self.graph > 300 else 3)
         if mib > 60 * 1024:
             kept = max(kept, 10 * 1024)
-        if self.served.draft is not None or self.options.num_draft_tokens:
+        algorithm = (self.options.speculative_algorithm or "").upper()
+        if algorithm == "STANDALONE":
+            kept += 6 * 1024
+        elif algorithm != "NGRAM" and (algorithm or self.served.draft is not None or self.options.num_draft_tokens):
             kept += 2 * 1024
         return float(round((mib - kept) / mib, 3))
 
@@ -215,13 +296,15 @@ class _Start:
 
     def _states(self, rest: int | None) -> tuple[int, int]:
         """Bytes of one request's states, and of all that there is room for."""
-        each = sum(state_bytes(self.served.layers, 0, self.served.dtype, self.ranks).values()) // 2
+        recurrence = dtypes.get(self.options.mamba_ssm_dtype)
+        each = state_bytes(self.served.layers, 0, self.served.dtype, self.ranks, recurrence)["recurrent_state"]
         drafts = 1 + (self.options.num_draft_tokens or 0)
         if not each or rest is None:
             return each, 0
-        slots = self.options.max_running_requests or 512
+        slots = self.options.max_mamba_cache_size or self.options.max_running_requests or 512
         if not self.options.disable_radix_cache:
-            slots = int(rest * STATES_TO_TOKENS / (1 + STATES_TO_TOKENS)) // each // drafts
+            ratio = self.options.mamba_full_memory_ratio
+            slots = int(rest * ratio / (1 + ratio)) // each // drafts
         return each, (slots * drafts + 1) * each
 
 
@@ -230,8 +313,9 @@ class _Pools:
 
     def __init__(self, served: Served, job: ServeJob, options: SglangOptions, ranks: int, chunk: int) -> None:
         layers = served.layers if job.pipeline == 1 else served.layers[: -(-len(served.layers) // job.pipeline)]
-        windows = [layer for layer in layers if layer.kind in (SLIDING, CHUNKED)]
-        full = [layer for layer in layers if layer.kind not in (SLIDING, CHUNKED)]
+        kinds = () if options.disable_hybrid_swa_memory else (SLIDING, CHUNKED)
+        windows = [layer for layer in layers if layer.kind in kinds]
+        full = [layer for layer in layers if layer.kind not in kinds]
         self.full = token_bytes(full, served.dtype, job.kv_dtype, ranks)
         self.windows = token_bytes(windows, served.dtype, job.kv_dtype, ranks)
         self.window = max((layer.window or 0 for layer in windows), default=0)
@@ -260,7 +344,7 @@ class _Pools:
 
 def token_bytes(layers: Sequence[LayerCache], dtype: DType, kv_dtype: str, ranks: int) -> int:
     """Bytes of a token in all these layers; an indexer keeps eight bits a number and a scale for each 128."""
-    kept = keep(layers, Keeping(1, kv_dtype=kv_dtype, tensor=ranks), dtype)
+    kept = keep(layers, Keeping(1, kv_dtype=FOUR_BITS.get(kv_dtype, kv_dtype), tensor=ranks), dtype)
     total = 0
     for one in kept:
         total += one.bytes_per_token
@@ -275,7 +359,9 @@ def pool_bytes(layers: Sequence[LayerCache], tokens: int, page: int, dtype: DTyp
     return (tokens + page) * token_bytes(layers, dtype, "auto", tensor)
 
 
-def state_bytes(layers: Sequence[LayerCache], requests: int, dtype: DType, tensor: int = 1) -> dict[str, int]:
+def state_bytes(
+    layers: Sequence[LayerCache], requests: int, dtype: DType, tensor: int = 1, recurrence: DType | None = None
+) -> dict[str, int]:
     """Bytes of the states of so many running requests and one slot more, by name: `conv` without its newest column."""
     found = {"recurrent_state_conv": 0, "recurrent_state_ssm": 0}
     for layer in layers:
@@ -284,7 +370,8 @@ def state_bytes(layers: Sequence[LayerCache], requests: int, dtype: DType, tenso
                 width, kernel = state.shape
                 found["recurrent_state_conv"] += dtype.num_bytes(width * (kernel - 1))
             else:
-                found["recurrent_state_ssm"] += (state.dtype or dtype).num_bytes(state.elements)
+                kept = recurrence if recurrence is not None and state.dtype is not None else state.dtype or dtype
+                found["recurrent_state_ssm"] += kept.num_bytes(state.elements)
     found = {name: (requests + 1) * size // tensor for name, size in found.items()}
     return {**found, "recurrent_state": sum(found.values())}
 

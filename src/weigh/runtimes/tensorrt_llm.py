@@ -119,6 +119,7 @@ class TensorrtLlm(Engine):
             block_size=size,
             assumptions=(*self.unread(version), *methods.stored_otherwise(served, "TensorRT-LLM")),
             most_sequences=options.max_batch_size,
+            weights=methods.title_of(served, job.quantization),
             routed=loaded.routed,
         )
 

@@ -11,13 +11,14 @@ Read: 0.6.4, 0.8.5, 0.9.2, 0.12, 0.17, 0.21, 0.22, 0.25 (`v1/worker/gpu_worker.p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from weigh import formats
-from weigh.errors import NotModelledError, UsageError
+from weigh import dtypes, formats
+from weigh.errors import UsageError
 from weigh.kernels.workspaces import workspace_bytes
+from weigh.models.layout import CHUNKED, CROSS, LATENT, SLIDING
 from weigh.recipes.settings import Text
-from weigh.records import dataclass
+from weigh.records import dataclass, replace
 from weigh.runtimes import additions, fused, methods, paged, profiling, sharding
 from weigh.runtimes.engine import (
     ACTIVATIONS,
@@ -56,6 +57,12 @@ CALIBRATED = (0, 17)
 """From here on a checkpoint's own scheme of keys and values is followed."""
 CALIBRATION = ("kv_cache_scheme", "kv_cache_quant_algo")
 """Where compressed-tensors and ModelOpt say it (`utils/torch_utils.py: get_kv_cache_quant_algo_string`)."""
+KV_FORMATS = ("nvfp4", *paged.PER_HEAD, paged.DS_MLA)
+"""What it keeps keys and values in beside the usual formats."""
+FOUR_BITS = 10
+"""Compute capability of devices with kernels for keys and values in nvfp4 (`attention/backends/flashinfer.py`)."""
+POOLING = frozenset("pooling embed embedding classify reward score".split())
+"""Words of `--runner`, `--task` and `--convert` for models whose output layer is not made."""
 LARGE_DEVICE = 70 * 2**30
 """Devices with more, A100 apart, take larger steps."""
 NON_TORCH, NON_TORCH_RANKS = 60 * 2**20, 200 * 2**20
@@ -103,10 +110,30 @@ class VllmOptions:
     """How they are proposed: "mtp" by layers of the model's own, "draft_model" by another one, "ngram" by none."""
     runner: Text = "auto"
     """ "pooling" makes embeddings, without the output layer."""
+    task: Text = "auto"
+    """What older releases call it: "embed", "classify", "reward", "score" are pooling."""
+    convert: Text = "auto"
+    """What is made of a model that writes: "embed", "classify", "reward" are pooling."""
+    mm_encoder_tp_mode: Text = "weights"
+    """ "data" has the parts that see or hear whole on every rank."""
     cpu_offload_gb: float = 0.0
     """GiB of weights on each rank that stay in the host's memory."""
     language_model_only: bool = False
     """The parts that see or hear are not loaded."""
+    decode_context_parallel_size: int = 1
+    """Ranks that share a request's tokens, of those that share the heads."""
+    enable_eplb: bool = False
+    """Whole experts are moved between ranks, for all to be busy alike."""
+    num_redundant_experts: int | None = None
+    """Experts of a layer that are there twice for it."""
+    eplb_window_size: int = 1000
+    """Steps whose choices of experts are remembered for it."""
+    mamba_cache_dtype: Text = "auto"
+    """Number format of recurrent layers' states; "auto" is the model's."""
+    mamba_ssm_cache_dtype: Text = "auto"
+    """That of their largest one; "auto" is what the config says, or the other's."""
+    disable_sliding_window: bool = False
+    """Requests are as long as a window at most, and every layer keeps them whole."""
     alloc_conf: Text | None = None
     """How PyTorch's allocator is set (PYTORCH_CUDA_ALLOC_CONF): "expandable_segments:True"."""
 
@@ -130,9 +157,14 @@ class _Start:
         self.capability = None if place.device is None else place.device.compute_capability
         self.taken: list[tuple[str, str, str]] = [*Vllm.unread(version), *methods.stored_otherwise(served, "vLLM")]
         self.longest = job.context or served.longest
+        self.cut = self._cut()
         self.kv_dtype = job.kv_dtype if job.kv_dtype != "auto" else _calibrated(served, version)
         check_limits(served, job.context, job.tensor)
-        check_cache(served, job.kv_dtype, "vLLM")
+        check_cache(served, job.kv_dtype, "vLLM", KV_FORMATS, reads=True)
+        if self.kv_dtype == "nvfp4" and self.capability is not None and self.capability[0] != FOUR_BITS:
+            hint = "Take fp8, or a device of compute capability 10."
+            raise UsageError("vLLM has no kernels for nvfp4 on this device", where="kv_dtype", hint=hint)
+        self._check_ranks()
         self.utilization = options.gpu_memory_utilization or (0.92 if version.numbers >= LATER_SHARE else 0.9)
         if not 0 < self.utilization <= 1:
             raise UsageError(
@@ -159,12 +191,14 @@ class _Start:
             self._together(shares),
             lambda context, users: pool.demand(context, -(-users // self.job.data)),
             supply,
-            self.served.longest,
+            self.cut or self.served.longest,
             tokens=held,
             blocks=blocks,
             block_size=pool.block,
             printed=self._printed(stages[tightest], budgets[tightest], held, blocks),
             assumptions=tuple(self.taken),
+            weights=methods.title_of(self.served, self.job.quantization),
+            kv_dtype=paged.NEAREST.get(self.kv_dtype),
             most_sequences=self.requests * self.job.data,
             routed=self.routed,
         )
@@ -172,7 +206,11 @@ class _Start:
     # -- what is taken before the cache
     def _stage(self, stage: int) -> list[Part]:
         """The parts of a rank of a pipeline stage, without the cache."""
-        rank = sharding.rank_of(self.job, stage)
+        rank = replace(
+            sharding.rank_of(self.job, stage),
+            redundant=self.options.num_redundant_experts or 0,
+            towers_whole=self.options.mm_encoder_tp_mode == "data",
+        )
         found = self._loaded(rank)
         self.routed += found.routed
         offloaded = min(found.weights, int(self.options.cpu_offload_gb * 2**30))
@@ -183,6 +221,10 @@ class _Start:
             Part("ends of blocks", WEIGHTS, self._counted(found) - found.weights - found.besides, MODELLED, ends),
         ]
         parts += self._slots(rank)
+        if self.options.enable_eplb:
+            size = additions.balancing(self.served, found, self.options)
+            why = "loads of the last steps, where experts are, and room for a layer's that move"
+            parts.append(Part("balance of experts", WEIGHTS, size, MODELLED, why))
         parts += self._drafts(rank)
         parts.append(self._activations(rank))
         ranks = self.job.ranks > 1
@@ -199,7 +241,8 @@ class _Start:
 
     def _loaded(self, rank: sharding.Rank) -> fused.Loaded:
         settings = None if self.options.alloc_conf is None else AllocatorSettings.parse(self.options.alloc_conf)
-        how = (self.job.quantization, self.capability, self.options.runner == "pooling")
+        is_pooling = not {self.options.runner, self.options.task, self.options.convert}.isdisjoint(POOLING)
+        how = (self.job.quantization, self.capability, is_pooling)
         return fused.loaded(self.served, rank, *how, settings, is_blind=self.options.language_model_only)
 
     def _slots(self, rank: sharding.Rank) -> list[Part]:
@@ -240,7 +283,8 @@ class _Start:
         why = (
             f"the profiling run of {step.tokens:,} tokens and {step.requests} requests, at {found.what}: {found.alive}"
         )
-        if any(part in str(self.served.config) for part in ("vision_config", "audio_config")):
+        reads = any(layer.kind == CROSS for layer in self.served.layers)
+        if reads or any(part in str(self.served.config) for part in ("vision_config", "audio_config")):
             what = "the encoder takes no more than the language model's step"
             self.taken.append((what, "its own run is not modelled", "the cache can be smaller by the encoder's peak"))
         return Part("activations of the largest step", ACTIVATIONS, found.num_bytes, MODELLED, why)
@@ -253,19 +297,21 @@ class _Start:
             layers = layers[here.start : here.stop]
         if self.served.draft is not None:
             layers = (*layers, *self.served.draft.layers)
-        options, config = self.options, self.served.text_config
+        options = self.options
         mtp = 1 if options.speculative_method == "mtp" else 0
         keeps = paged.Keeps(
             self.served.dtype,
             self.kv_dtype,
             self.job.tensor,
+            options.decode_context_parallel_size,
             options.block_size or paged.BLOCK,
             self.version.numbers,
-            _state_dtype(config),
+            self._state_dtype(),
+            self._convolution_dtype(),
             self.step_tokens,
             options.num_speculative_tokens or 0,
             mtp,
-            hybrid=not options.disable_hybrid_kv_cache_manager,
+            hybrid=not (options.disable_hybrid_kv_cache_manager or options.disable_sliding_window),
             prefix_caching=options.enable_prefix_caching,
         )
         return paged.pool(layers, keeps)
@@ -313,6 +359,51 @@ class _Start:
         why = f"{captured} sizes x layers x {GRAPH_LAYER_BYTES // 1000} kB: within a factor of 2 of published logs"
         return Part("CUDA graphs", OVERHEAD, size, ASSUMED, why)
 
+    # -- what is asked for
+    def _cut(self) -> int | None:
+        """The window, where requests are not to be longer."""
+        windows = [layer.window for layer in self.served.layers if layer.kind in (SLIDING, CHUNKED) and layer.window]
+        if not (self.options.disable_sliding_window and windows):
+            return None
+        cut = min(windows)
+        if self.job.context is not None and self.job.context > cut:
+            what = f"{self.job.context:,} tokens are more than the window's {cut:,}, at which requests are cut"
+            raise UsageError(what, where="context", hint="Leave --disable-sliding-window out.")
+        self.longest = min(self.longest or cut, cut)
+        return cut
+
+    def _check_ranks(self) -> None:
+        """What it refuses of ranks that share tokens or experts (`config/parallel.py`, `config/model.py`)."""
+        job, options, shared = self.job, self.options, self.options.decode_context_parallel_size
+        where = "decode_context_parallel_size"
+        if job.tensor % shared:
+            what = f"{shared} is no divisor of the {job.tensor} ranks that share the heads"
+            raise UsageError(what, where=where, hint="Take a divisor of --tensor-parallel-size.")
+        heads = max((layer.heads for layer in self.served.layers if layer.kind != LATENT), default=0)
+        if shared > 1 and heads and shared > job.tensor // heads:
+            what = f"none of {heads} key-value heads is on {shared} of {job.tensor} ranks"
+            raise UsageError(what, where=where, hint="At most --tensor-parallel-size / heads.")
+        if options.enable_eplb and (not job.expert or job.tensor * job.data == 1):
+            what = "balances whole experts over several ranks"
+            raise UsageError(what, where="enable_eplb", hint="Add --enable-expert-parallel and ranks.")
+        if options.num_redundant_experts and not options.enable_eplb:
+            raise UsageError("is for a balance of experts", where="num_redundant_experts", hint="Add --enable-eplb.")
+
+    def _convolution_dtype(self) -> DType | None:
+        named = self.options.mamba_cache_dtype
+        return None if named == "auto" else dtypes.get(named)
+
+    def _state_dtype(self) -> DType | None:
+        """Of recurrences: as asked for, as the config says, or the model's (`MambaStateDtypeCalculator`)."""
+        config, named = self.served.text_config, self.options.mamba_ssm_cache_dtype
+        if named == "auto" and config.get("model_type") == "kimi_linear":
+            return dtypes.FLOAT32
+        if named == "auto":
+            named = str(config.get("mamba_ssm_dtype") or config.get("mamba_ssm_cache_dtype") or "auto")
+        if named == "auto" and config.get("model_type") == "nemotron_h":
+            return dtypes.FLOAT32
+        return self._convolution_dtype() or self.served.dtype if named == "auto" else dtypes.get(named)
+
     # -- defaults
     def _step(self) -> tuple[int, int]:
         """Tokens and requests of the largest step."""
@@ -359,11 +450,7 @@ def capture_sizes(largest: int) -> list[int]:
 
 
 def _calibrated(served: Served, version: Version) -> str:
-    """What keys and values are kept in where nobody says: as a checkpoint that was calibrated for it asks.
-
-    Raises:
-        NotModelledError: it asks for four bits.
-    """
+    """What keys and values are kept in where nobody says: as a checkpoint that was calibrated for it asks."""
     found = formats.settings(served.config, served.source.where) or {}
     if version.numbers < CALIBRATED:
         return "auto"
@@ -373,17 +460,7 @@ def _calibrated(served: Served, version: Version) -> str:
     if isinstance(asked, Mapping):
         bits = int(asked.get("num_bits") or 0) if asked.get("type") == "float" else 0
         asked = {8: "fp8", 4: "nvfp4"}.get(bits)
-    if str(asked).lower() == "nvfp4":
-        raise NotModelledError("a cache in four-bit floats", where=served.source.where)
-    return "fp8" if str(asked).lower() == "fp8" else "auto"
-
-
-def _state_dtype(config: Any) -> DType | None:
-    """What recurrent states are kept in, where the config says."""
-    from weigh import dtypes
-
-    named = config.get("mamba_ssm_dtype") or config.get("mamba_ssm_cache_dtype")
-    return dtypes.get(str(named)) if named and named != "auto" else None
+    return str(asked).lower() if str(asked).lower() in ("fp8", "nvfp4") else "auto"
 
 
 ENGINE = Vllm()

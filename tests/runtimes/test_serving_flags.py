@@ -1,0 +1,136 @@
+"""What flags of engines take: against the arithmetic of the engines' own sources, and laws."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import weigh
+from weigh import dtypes
+from weigh.errors import NotModelledError, UsageError
+from weigh.runtimes import fused, sharding
+from weigh.runtimes.engine import Launch, Served
+from weigh.sources.source import Source
+
+LINES = (Path(__file__).parents[1] / "data" / "measured" / "serving.jsonl").read_text(encoding="utf-8").splitlines()
+HYBRID = next(row["model"]["config"] for row in map(json.loads, LINES) if row["id"] == "vl-046")
+"""Qwen3.5 27B, whose layers are recurrent but for each fourth, and which sees."""
+
+
+def launch(model: object, device: str, runtime: str = "vllm", **settings: object) -> Launch:
+    return weigh.serve(model, device, runtime, **settings).launch
+
+
+def test_ranks_that_share_tokens_multiply_them() -> None:
+    """Latent vectors are the same on every rank, so that eight ranks have room for eight times the tokens."""
+    words = {"tensor": 8, "quantization": "fp8", "context": 4096}
+    alone, shared = (launch("deepseek-v3", "b200x8", **words, decode_context_parallel_size=ranks) for ranks in (1, 8))
+    assert alone.blocks == shared.blocks
+    assert shared.tokens == 8 * (alone.tokens or 0)
+    assert shared.demand(4096, 1) * 8 == alone.demand(4096, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "words", "said"),
+    [
+        ("llama-3-8b", {"tensor": 4, "decode_context_parallel_size": 2}, "none of 8 key-value heads is on 2 of 4"),
+        ("deepseek-v3", {"tensor": 8, "decode_context_parallel_size": 3}, "no divisor"),
+        ("gpt-oss-20b", {"tensor": 8, "decode_context_parallel_size": 1, "enable_eplb": True}, "whole experts"),
+        ("qwen3-30b-a3b", {"tensor": 2, "expert": True, "num_redundant_experts": 2}, "balance of experts"),
+        ("llama-3-8b", {"tensor": 2, "expert": True, "enable_eplb": True}, "has no experts"),
+        ("deepseek-v3", {"tensor": 8, "kv_dtype": "int8_per_token_head"}, "no heads of its own"),
+        ("llama-3-8b", {"kv_dtype": "fp8_ds_mla"}, "latent vectors"),
+        ("deepseek-v3", {"tensor": 8, "kv_dtype": "nvfp4"}, "no cache in four bits"),
+        ("gemma-2-2b", {"disable_sliding_window": True, "context": 8192}, "more than the window's 4,096"),
+    ],
+)
+def test_what_vllm_refuses(model: str, words: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        launch(model, "b200x8", **words)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "names"),
+    [("vllm", ("enable_eplb", "num_redundant_experts")), ("sglang", ("enable_eplb", "ep_num_redundant_experts"))],
+)
+def test_redundant_experts_are_whole_experts(runtime: str, names: tuple[str, str]) -> None:
+    """Eight ranks with 128 experts and 8 that are there twice: one more on each, in all 48 layers."""
+    words = {"tensor": 8, "expert": True}
+    plain, more = (
+        launch("qwen3-30b-a3b", "h100x8", runtime, **words, **{names[0]: True, names[1]: count}) for count in (None, 8)
+    )
+    assert more.routed - plain.routed == 48 * 3 * 2048 * 768 * 2
+
+
+def test_vllm_notes_loads_and_places_of_experts() -> None:
+    words = {"tensor": 8, "expert": True}
+    found = launch("qwen3-30b-a3b", "h100x8", **words, enable_eplb=True, num_redundant_experts=8).shares[0].parts
+    part = next(part for part in found if part.what == "balance of experts")
+    notes = 4 * 1001 * 136 + 8 * (136 + 128 + 128 * 1024)
+    assert part.num_bytes == 48 * notes + 17 * 3 * 2048 * 768 * 2
+
+
+def test_slots_of_sglangs_adapters() -> None:
+    """The shapes of `LoRAMemoryPool`: A is (slots, stacked x rank, inputs), B is (slots, outputs, rank)."""
+    layers, hidden, inner, heads, groups, width, rank, slots, ranks = 32, 4096, 14336, 32, 8, 128, 16, 8, 4
+    a = {"qkv": 3 * hidden, "o": heads * width // ranks, "gate_up": 2 * hidden, "down": inner // ranks}
+    b = {"qkv": (heads + 2 * groups) * width // ranks, "o": hidden, "gate_up": 2 * inner // ranks, "down": hidden}
+    words = {"tensor": ranks, "enable_lora": True, "max_lora_rank": rank}
+    for names, chosen in (("all", a), ("q_proj o_proj", ("qkv", "o"))):
+        parts = launch("llama-3-8b", "h100x4", "sglang", **words, lora_target_modules=names).shares[0].parts
+        found = next(part.num_bytes for part in parts if part.what == "adapters and records")
+        assert found == 2 * layers * slots * rank * sum(a[name] + b[name] for name in chosen)
+    with pytest.raises(UsageError, match="no layer is called"):
+        launch("llama-3-8b", "h100", "sglang", enable_lora=True, lora_target_modules="w_proj")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "kv_dtype", "bits", "scales"),
+    [
+        ("vllm", "nvfp4", 4.5, 0),
+        ("sglang", "fp4_e2m1", 4.5, 0),
+        ("vllm", "int8_per_token_head", 8, 4),
+        ("vllm", "int4_per_token_head", 4, 4),
+    ],
+)
+def test_formats_of_keys_and_values(runtime: str, kv_dtype: str, bits: float, scales: int) -> None:
+    needed = launch("llama-3-8b", "b200", runtime, kv_dtype=kv_dtype).demand(4096, 3)
+    assert needed == 3 * 4096 * 32 * 8 * 2 * (128 * bits / 8 + scales)
+
+
+def test_four_bits_want_their_kernels() -> None:
+    with pytest.raises(UsageError, match="no kernels for nvfp4"):
+        launch("llama-3-8b", "h100", kv_dtype="nvfp4")
+
+
+def test_an_encoders_tokens_are_kept() -> None:
+    """Whisper: 448 tokens of its own and 1,500 of the encoder's, in blocks of 16, for each of 32 layers."""
+    found = launch("openai/whisper-large-v3", "h100")
+    assert found.longest == 448
+    assert found.demand(448, 2) == 2 * (28 + 94) * 16 * 32 * 2 * 1280 * 2
+    with pytest.raises(NotModelledError, match="cross attention in SGLang"):
+        launch("openai/whisper-large-v3", "h100", "sglang")
+
+
+def test_states_in_other_formats() -> None:
+    sizes = [
+        launch(HYBRID, "h200", runtime, **words).demand(1, 100)
+        for runtime, words in (
+            ("vllm", {"mamba_ssm_cache_dtype": "float32"}),
+            ("vllm", {"mamba_ssm_cache_dtype": "bfloat16"}),
+            ("sglang", {"mamba_ssm_dtype": "float32"}),
+            ("sglang", {"mamba_ssm_dtype": "bfloat16"}),
+        )
+    ]
+    assert sizes[0] > sizes[1]
+    assert sizes[2] > sizes[3]
+
+
+def test_encoders_whole_on_every_rank() -> None:
+    one = Served(Source("m", HYBRID, "m", "m"), dtypes.BFLOAT16)
+    seen = [
+        sum(held.num_bytes for held in fused.held(one, rank) if "visual" in held.name)
+        for rank in (sharding.Rank(), sharding.Rank(4, 4), sharding.Rank(4, 4, towers_whole=True))
+    ]
+    assert seen[0] == seen[2] > 3 * seen[1]
