@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
+from math import prod
 from typing import Any
 
 import pytest
@@ -13,8 +16,9 @@ from weigh.errors import NotModelledError, UsageError, WeighError
 from weigh.recipes.training import Training, run
 from weigh.runtimes import get
 from weigh.runtimes.mcore.buffers import Sharing, layout
+from weigh.runtimes.mcore.fsdp import bucket_layout
 from weigh.runtimes.mcore.schedules import in_flight, stages_of
-from weigh.trace.events import FORWARD, LOAD
+from weigh.trace.events import FORWARD, LOAD, UNSHARDED
 from weigh.trace.expand import expand
 from weigh.trace.peak import phase_peaks
 
@@ -229,6 +233,44 @@ def test_gradients_in_bf16_are_copied_to_fp32_for_the_step() -> None:
     assert {a.path for a in halved.allocations} - {a.path for a in plain.allocations} == {"main_grads"}
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 8])
+def test_buckets_of_megatron_fsdp_hold_each_parameter_once(ranks: int) -> None:
+    """Tensors lie apart, shares add up, and every rank's share begins at a row."""
+    shapes = [(64,), (192, 64), (64, 256), (256, 64), (256,), (16,), (16,)]
+    starts, numel = bucket_layout(shapes, ranks)
+    covered = sorted((start, start + prod(shape)) for start, shape in zip(starts, shapes, strict=True))
+    assert all(stop <= start for (_, stop), (start, _) in pairwise(covered))
+    assert covered[-1][1] <= numel
+    assert numel % (ranks * 256) == 0
+
+
+def test_megatron_fsdp_shares_what_its_strategy_says() -> None:
+    """Between steps: 2 + 4 + 12/n bytes a parameter, 2 + 16/n, 18/n; the gathered layers come and go."""
+    ranks, layers = 4, 16
+    recipe = replace(RECIPE, gpus_per_node=ranks, shard="megatron_fsdp", warm=True, gradient_accumulation_fusion=False)
+    workspaces = 3 * (32 << 20) + 1024
+    for strategy, bytes_each in (
+        ("optim", 6 + 12 / ranks),
+        ("optim_grads", 2 + 16 / ranks),
+        ("optim_grads_params", 18 / ranks),
+    ):
+        found = run({**GPT, "num_hidden_layers": layers}, replace(recipe, sharding_strategy=strategy), loop=LOOP)
+        parameters = sum(int(p.numel) * p.count for p in found.parameters)  # type: ignore[arg-type, call-overload]
+        after = [int(p.after) for p in phase_peaks(found.trace) if p.mark.phase == "step"]  # type: ignore[arg-type]
+        assert after[0] == after[1]
+        assert (after[0] - workspaces) / parameters == pytest.approx(bytes_each, rel=0.005)
+        gathered = [a for a in found.trace.allocations if a.purpose == UNSHARDED]
+        assert bool(gathered) == (strategy == "optim_grads_params")
+
+
+def test_megatron_fsdp_gathers_a_layer_for_each_pass() -> None:
+    """Once for a forward pass and once for its backward pass; what is outside of layers once a step."""
+    recipe = replace(RECIPE, gpus_per_node=4, shard="megatron_fsdp", warm=True, gradient_accumulation_fusion=False)
+    found = run({**GPT, "num_hidden_layers": 4}, replace(recipe, steps=1), loop=LOOP)
+    sizes = Counter(int(a.num_bytes) for a in found.trace.allocations if a.purpose == UNSHARDED)  # type: ignore[call-overload]
+    assert sorted(sizes.values()) == [1, 4 * 2 * recipe.accumulation]
+
+
 ROUTED: dict[str, Any] = {**GPT, "mlp_bias": False, "attention_bias": False, "n_routed_experts": 8} | {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 512,
@@ -271,6 +313,7 @@ def test_weights_of_tokens_are_in_the_dtype_of_the_router() -> None:
         ({"pipeline": 2, "gpus_per_node": 2, "pipeline_layout": "Et*4|xt*4L"}, UsageError),
         ({"defer_embedding_wgrad": 0}, UsageError),
         ({"context": 4, "gpus_per_node": 4, "context_exchange": "a2a+p2p"}, UsageError),
+        ({"shard": "megatron_fsdp", "pipeline": 2, "gpus_per_node": 4}, NotModelledError),
         ({"shard": "fsdp2", "gpus_per_node": 2}, NotModelledError),
         ({"loss": "upcast"}, NotModelledError),
         ({"optimizer": "sgd"}, NotModelledError),

@@ -73,12 +73,14 @@ UNEVEN = {
 }
 """Arguments that deal layers unevenly."""
 REFUSED = (
-    *("fp8_format", "fp8_param_gather", "fp8_recipe", "use_torch_fsdp2", "use_megatron_fsdp", "optimizer_cpu_offload"),
+    *("fp8_format", "fp8_param_gather", "fp8_recipe", "use_torch_fsdp2", "optimizer_cpu_offload"),
     *("cpu_offloading_num_layers", "use_precision_aware_optimizer", "main_grads_dtype", "main_params_dtype"),
     *("exp_avg_dtype", "exp_avg_sq_dtype"),
     *("recompute_modules", "distribute_saved_activations", "overlap_moe_expert_parallel_comm"),
     *("virtual_pipeline_model_parallel_size", "enable_cuda_graph", "use_transformer_engine_op_fuser"),
     *("external_cuda_graph", "use_te_rng_tracker", "ddp_bucket_size", "ddp_num_buckets", "attention_backend"),
+    *("fsdp_double_buffer", "nccl_ub", "megatron_fsdp_main_params_dtype", "megatron_fsdp_main_grads_dtype"),
+    *("megatron_fsdp_grad_comm_dtype", "megatron_fsdp_version"),
     *("cuda_graph_impl", "fine_grained_activation_offloading", "cpu_offloading", "delay_wgrad_compute"),
     *("moe_shared_expert_overlap", "use_te_activation_func", "experimental_attention_variant", "moe_latent_size"),
     *("first_last_layers_bf16", "attention_output_gate", "moe_use_legacy_grouped_gemm", "fp4_format"),
@@ -128,6 +130,12 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
             book.say(word, value, key)
     for word, key in VALUES.items():
         book.copy(word, key)
+    strategy = book.take("data_parallel_sharding_strategy") or "no_shard"
+    if flag(book.take("use_megatron_fsdp")):
+        if strategy == "no_shard":
+            book.refusal("use_megatron_fsdp", "without --data-parallel-sharding-strategy")
+        book.say("shard", "megatron_fsdp", "use_megatron_fsdp")
+        book.say("sharding_strategy", strategy, "data_parallel_sharding_strategy")
     _layers(book)
     book.refuse(*REFUSED)
     return book.job(model=_model(book), runtime="megatron", own_loop=True)

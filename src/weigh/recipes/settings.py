@@ -285,7 +285,8 @@ _CHOICES: dict[str, tuple[str, ...] | str] = {
     "state_dict": "weigh.recipes.training:STATE_DICTS",
     "token_dispatcher": "weigh.recipes.training:DISPATCHERS",
     "upcast": "weigh.techniques.quantization:UPCASTS",
-    "shard": ("fsdp2", "fsdp1", "zero1", "zero2", "zero3", "distributed_optimizer"),
+    "sharding_strategy": ("optim", "optim_grads", "optim_grads_params"),
+    "shard": ("fsdp2", "fsdp1", "zero1", "zero2", "zero3", "distributed_optimizer", "megatron_fsdp"),
     "windows": ("capped", "reserved"),
 }
 """The words that a field takes, or where they are listed; loaded when one is checked."""

@@ -231,6 +231,8 @@ class Training:
     """Megatron-LM: gradients are reduced bucket by bucket while the backward pass runs."""
     grad_reduce_in_bf16: bool = False
     """Megatron-LM: the gradient buffer is bf16, and the optimizer makes fp32 copies of its share."""
+    sharding_strategy: str = "optim_grads_params"
+    """Megatron-LM: what Megatron-FSDP shares: the optimizer's states, gradients too, or parameters as well."""
     mask_in_batch: bool = True
     """Megatron-LM: batches have an attention mask; False is `--no-create-attention-mask-in-dataloader`."""
     local_layers: bool = False
@@ -580,7 +582,7 @@ MEGATRON = (
     *("pipeline_layout", "virtual_pipeline_group", "defer_embedding_wgrad", "context_heads"),
     *("token_dispatcher", "grouped_experts", "router_dtype", "permute_fusion", "activation_fusion"),
     *("hidden_dropout", "attention_dropout", "deterministic", "gradient_accumulation_fusion", "overlap_grad_reduce"),
-    *("grad_reduce_in_bf16", "mask_in_batch", "local_layers", "own_stand_ins"),
+    *("sharding_strategy", "grad_reduce_in_bf16", "mask_in_batch", "local_layers", "own_stand_ins"),
 )
 """Settings that only Megatron-LM's loop reads."""
 COMPILED = ("compile", "offload_activations")

@@ -43,6 +43,7 @@ from weigh.runtimes.mcore.buffers import (
 )
 from weigh.runtimes.mcore.config import MegatronConfig
 from weigh.runtimes.mcore.experts import TEGroupedMLP
+from weigh.runtimes.mcore.fsdp import Group, fully_shard
 from weigh.runtimes.mcore.layers import FLASH, FUSED, UNFUSED, ExpertLinear, Setup
 from weigh.runtimes.mcore.model import GPTModel, GPTStage
 from weigh.runtimes.mcore.schedules import schedule, stages_of
@@ -59,7 +60,7 @@ ELSEWHERE = (
     *("quantization", "optimizer_in_backward", "loss_scaling"),
 )
 """Settings of other loops."""
-SHARDS = ("distributed_optimizer",)
+SHARDS = ("distributed_optimizer", "megatron_fsdp")
 MOMENTS = {"adam": 2, "adamw": 2}
 
 
@@ -119,8 +120,11 @@ class Megatron(Loop):
         setup = _setup(shape, recipe)
         model = GPTModel(shape, setup, recipe.dtype, _stages(shape, recipe))
         nn.name_modules(model)
-        for _ in _buffers(model, recipe):  # the parameters' hooks keep them
-            pass
+        if recipe.shard == "megatron_fsdp":
+            _fully_shard(model, recipe)
+        else:
+            for _ in _buffers(model, recipe):  # the parameters' hooks keep them
+                pass
         return model
 
     def optimizer(self, recipe: Training) -> Optimizer:
@@ -167,6 +171,8 @@ class Megatron(Loop):
         for chunk in model.chunks:
             if chunk.last:
                 chunk.output_layer.drain()
+        if model.fsdp is not None:
+            model.fsdp.finish()
         ledger.mark(STEP, number)
         chosen.step()
 
@@ -330,6 +336,18 @@ def _buffers(model: GPTModel, recipe: Training) -> Iterator[GradBuffer]:
             yield GradBuffer(group, alone, main_grad_dtype(recipe.dtype, recipe.grad_reduce_in_bf16), sharing)
 
 
+def _fully_shard(model: GPTModel, recipe: Training) -> None:
+    """Megatron-FSDP; the hooks keep its buckets."""
+    if recipe.pipeline > 1 or recipe.replicas > 1:
+        raise NotModelledError("Megatron-FSDP over pipeline stages, or in replicas", where="shard")
+    mesh, place, setup = recipe.mesh, Place.of(recipe), model.setup
+    dense = Group(mesh.shard, place.data * mesh.context + place.context)
+    each = setup.expert_tensor * setup.expert
+    experts = Group(mesh.world // each, recipe.rank // each) if setup.expert > 1 else dense
+    grads = main_grad_dtype(recipe.dtype, recipe.grad_reduce_in_bf16)
+    model.fsdp = fully_shard(model.chunks[0], recipe.sharding_strategy, dense, experts, _is_expert, grads)
+
+
 def _is_vocabulary(parameter: Parameter) -> bool:
     return "word_embeddings" in parameter.place or "output_layer" in parameter.place
 
@@ -377,6 +395,9 @@ class MegatronLM(Runtime):
             found.setdefault("own_stand_ins", version >= OWN_STAND_INS)
         if getattr(found["dtype"], "name", found["dtype"]) == "fp16":
             found.setdefault("steps", 3)  # the first is skipped
+        if found.get("shard") == "megatron_fsdp":
+            found.setdefault("warm", True)  # reading a checkpoint, even none, makes the states
+            found.setdefault("gradient_accumulation_fusion", False)  # not before Transformer Engine 2.10
         return found
 
 

@@ -66,8 +66,6 @@ def megatron_words(case: Mapping[str, Any]) -> dict[str, Any]:
         if case.get(key):
             raise NotModelledError(f"{key} in Megatron-LM", where=key)
     extra = case.get("extra") or {}
-    if extra.get("megatron_fsdp"):
-        raise NotModelledError("Megatron-FSDP", where="extra.megatron_fsdp")
     for key in ("batch", "sequence"):
         if case.get(key) is None:
             raise WeighError(f"the case does not say its {key}", where=key)
@@ -78,7 +76,7 @@ def megatron_words(case: Mapping[str, Any]) -> dict[str, Any]:
         if words.get("dtype") != "fp16":
             raise NotModelledError("a run that makes no optimizer states", where="extra.optimizer_states_allocated")
         words["steps"] = 1  # the first is skipped, for its loss is scaled too far; so was every other of the run
-    words |= dict(_parallel(case.get("parallel") or {}))
+    words |= dict(_parallel(case.get("parallel") or {}, extra.get("megatron_fsdp")))
     words["checkpointing"] = _recomputed(case.get("checkpointing") or {})
     words |= dict(_kernels(case, extra, extra.get("megatron_args") or {}))
     words |= dict(_stages(case, extra, extra.get("megatron_args") or {}))
@@ -116,7 +114,7 @@ def _precision(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "dtype", dtype
 
 
-def _parallel(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _parallel(found: Mapping[str, Any], fsdp: str | None) -> Iterator[tuple[str, Any]]:
     yield "gpus_per_node", found.get("world") or 1
     for name in ("tensor", "pipeline", "context", "expert", "virtual_pipeline", "expert_tensor"):
         if found.get(name):
@@ -126,8 +124,11 @@ def _parallel(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     if not found.get("expert_tensor") and expert > 1 and stage % (tensor * expert) and stage % expert == 0:
         yield "expert_tensor", 1  # as many as share other layers is impossible here
     yield "sequence_parallel", bool(found.get("sequence_parallel"))
-    if found.get("shard") not in (None, "none"):
+    if found.get("shard") not in (None, "none") and not fsdp:
         yield "shard", found["shard"]
+    if fsdp and fsdp != "no_shard":
+        yield "shard", "megatron_fsdp"
+        yield "sharding_strategy", fsdp
 
 
 def _kernels(case: Mapping[str, Any], extra: Mapping[str, Any], args: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -151,7 +152,8 @@ def _kernels(case: Mapping[str, Any], extra: Mapping[str, Any], args: Mapping[st
             yield name, given
     yield "activation_fusion", not any(args.get(f"no-bias-{name}-fusion") for name in ("gelu", "swiglu"))
     yield "deterministic", bool(args.get("deterministic-mode"))
-    yield "gradient_accumulation_fusion", not args.get("no-gradient-accumulation-fusion")
+    if not extra.get("megatron_fsdp"):
+        yield "gradient_accumulation_fusion", not args.get("no-gradient-accumulation-fusion")
     yield "overlap_grad_reduce", bool(args.get("overlap-grad-reduce"))
     exchange = extra.get("cp_comm_type", args.get("cp-comm-type"))
     if exchange:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 from math import lcm
+from typing import Any
 from weakref import ref
 
 from weigh.dtypes import BFLOAT16, FLOAT32, DType
@@ -114,7 +115,19 @@ class GradBuffer:
             for parameter in parameters:
                 parameter.tensor.storage = data.storage
         for parameter in parameters:
-            parameter.tensor.on_accumulated = _Drop(parameter.tensor, self)
+            parameter.tensor.on_accumulated = Drop(parameter.tensor, self)
+
+    def beside(self, name: str, purpose: str) -> list[Tensor]:
+        """An fp32 tensor beside the share of each parameter that this rank has."""
+        return beside(self.layout.shares, name, purpose)
+
+
+def beside(shares: tuple[int, ...], name: str, purpose: str) -> list[Tensor]:
+    """An fp32 tensor for each share."""
+    made = [empty((share,), FLOAT32, "aten::empty_like", purpose=purpose) for share in shares]
+    for each in made:
+        each.storage.relabel(purpose, name)
+    return made
 
 
 def _whole(parameter: Parameter) -> int:
@@ -123,10 +136,10 @@ def _whole(parameter: Parameter) -> int:
     return numel
 
 
-class _Drop:
+class Drop:
     """The hook of `DistributedDataParallel`: add the gradient to the main one, and let go of it."""
 
-    def __init__(self, tensor: Tensor, buffer: GradBuffer) -> None:
+    def __init__(self, tensor: Tensor, buffer: Any) -> None:
         self.tensor = ref(tensor)
         self.buffer = buffer
 
@@ -136,9 +149,9 @@ class _Drop:
         tensor.grad = None
 
 
-def _hook(parameter: Parameter) -> _Drop:
+def _hook(parameter: Parameter) -> Drop:
     hook = parameter.tensor.on_accumulated
-    assert isinstance(hook, _Drop)
+    assert isinstance(hook, Drop)
     return hook
 
 
@@ -147,7 +160,7 @@ class MixedPrecisionOptimizer(Optimizer):
 
     def __init__(self, copies_gradients: bool, scales_loss: bool, moments: int) -> None:
         super().__init__(Choice("adamw", "fused"))
-        self.buffers: list[GradBuffer] = []
+        self.buffers: list[Any] = []
         self.copies_gradients = copies_gradients
         self.scale_is_initial = scales_loss
         self.moments = moments
@@ -159,12 +172,12 @@ class MixedPrecisionOptimizer(Optimizer):
         """Make the main parameters, as the constructor does."""
         self.parameters = parameters
         self.buffers = list({id(hook.buffer): hook.buffer for hook in map(_hook, parameters)}.values())
-        self.main_params = [t for b in self.buffers for t in self._beside(b, "main_params")]
+        self.main_params = [t for b in self.buffers for t in b.beside("main_params", OPTIMIZER_STATE)]
 
     def prepare(self) -> None:
         """Adam's moments."""
         names = ("exp_avg", "exp_avg_sq")[: self.moments]
-        self.adam_states = [t for b in self.buffers for name in names for t in self._beside(b, name)]
+        self.adam_states = [t for b in self.buffers for name in names for t in b.beside(name, OPTIMIZER_STATE)]
 
     def step(self) -> None:
         """Gradients of 16 bits are copied to fp32; the update itself makes nothing.
@@ -172,7 +185,7 @@ class MixedPrecisionOptimizer(Optimizer):
         With fp16 the first step is skipped: at the initial loss scale of 2^32 its gradients overflow.
         """
         if self.copies_gradients:
-            self.main_grads = [t for b in self.buffers for t in self._beside(b, "main_grads", GRADIENT)]
+            self.main_grads = [t for b in self.buffers for t in b.beside("main_grads", GRADIENT)]
         overflows, self.scale_is_initial = self.scale_is_initial, False
         if not self.adam_states and not overflows:
             self.prepare()
@@ -180,14 +193,6 @@ class MixedPrecisionOptimizer(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Fill the buffers with zeros; drop the fp32 copies."""
         self.main_grads = []
-
-    @staticmethod
-    def _beside(buffer: GradBuffer, name: str, purpose: str = OPTIMIZER_STATE) -> list[Tensor]:
-        """An fp32 tensor beside the share of each parameter that this rank has."""
-        made = [empty((share,), FLOAT32, "aten::empty_like", purpose=purpose) for share in buffer.layout.shares]
-        for each in made:
-            each.storage.relabel(purpose, name)
-        return made
 
 
 def main_grad_dtype(dtype: DType, reduced_in_bf16: bool) -> DType:

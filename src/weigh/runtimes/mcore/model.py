@@ -6,8 +6,11 @@ B batch, H hidden). Weights are named as Megatron names them.
 
 from __future__ import annotations
 
+from typing import Any
+
 from weigh.dtypes import DType
 from weigh.ghost import nn, ops
+from weigh.ghost.nn import Parameter
 from weigh.ghost.ops.table import apply
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import CausalModel
@@ -128,9 +131,15 @@ class GPTModel(CausalModel):
     def __init__(self, config: MegatronConfig, setup: Setup, dtype: DType, stages: list[tuple[range, bool, bool]]):
         super().__init__()
         self.config, self.setup, self.dtype = config, setup, dtype
+        self.fsdp: Any = None
+        """What shares its parameters, with Megatron-FSDP."""
         for number, (layers, first, last) in enumerate(stages):
             name = f"chunk{number}" if len(stages) > 1 else "model"
             setattr(self, name, GPTStage(config, setup, dtype, layers, f"{name}.", first, last))
+
+    def parameters(self) -> list[Parameter]:
+        """Every parameter once; a storage that waits to be gathered has no purpose by which to find it."""
+        return super().parameters() if self.fsdp is None else self.fsdp.held
 
     @property
     def chunks(self) -> list[GPTStage]:
