@@ -72,6 +72,8 @@ UNEVEN = {
     "loss": "account_for_loss_in_pipeline_split",
 }
 """Arguments that deal layers unevenly."""
+FSDP_DTYPES = ("megatron_fsdp_main_params_dtype", "megatron_fsdp_main_grads_dtype", "megatron_fsdp_grad_comm_dtype")
+"""Arguments of Megatron-FSDP that may say fp32 only."""
 REFUSED = (
     *("fp8_format", "fp8_param_gather", "fp8_recipe", "use_torch_fsdp2", "optimizer_cpu_offload"),
     *("cpu_offloading_num_layers", "use_precision_aware_optimizer", "main_grads_dtype", "main_params_dtype"),
@@ -79,8 +81,7 @@ REFUSED = (
     *("recompute_modules", "distribute_saved_activations", "overlap_moe_expert_parallel_comm"),
     *("virtual_pipeline_model_parallel_size", "enable_cuda_graph", "use_transformer_engine_op_fuser"),
     *("external_cuda_graph", "use_te_rng_tracker", "ddp_bucket_size", "ddp_num_buckets", "attention_backend"),
-    *("fsdp_double_buffer", "nccl_ub", "megatron_fsdp_main_params_dtype", "megatron_fsdp_main_grads_dtype"),
-    *("megatron_fsdp_grad_comm_dtype", "megatron_fsdp_version"),
+    *("fsdp_double_buffer", "nccl_ub", "megatron_fsdp_version"),
     *("cuda_graph_impl", "fine_grained_activation_offloading", "cpu_offloading", "delay_wgrad_compute"),
     *("moe_shared_expert_overlap", "use_te_activation_func", "experimental_attention_variant", "moe_latent_size"),
     *("first_last_layers_bf16", "attention_output_gate", "moe_use_legacy_grouped_gemm", "fp4_format"),
@@ -130,15 +131,23 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
             book.say(word, value, key)
     for word, key in VALUES.items():
         book.copy(word, key)
+    _sharing(book)
+    _layers(book)
+    book.refuse(*REFUSED)
+    return book.job(model=_model(book), runtime="megatron", own_loop=True)
+
+
+def _sharing(book: Book) -> None:
+    """Megatron-FSDP, in place of the distributed optimizer."""
+    for key in FSDP_DTYPES:
+        if (dtype := book.take(key)) not in (None, "fp32"):
+            book.refusal(key, dtype)
     strategy = book.take("data_parallel_sharding_strategy") or "no_shard"
     if flag(book.take("use_megatron_fsdp")):
         if strategy == "no_shard":
             book.refusal("use_megatron_fsdp", "without --data-parallel-sharding-strategy")
         book.say("shard", "megatron_fsdp", "use_megatron_fsdp")
         book.say("sharding_strategy", strategy, "data_parallel_sharding_strategy")
-    _layers(book)
-    book.refuse(*REFUSED)
-    return book.job(model=_model(book), runtime="megatron", own_loop=True)
 
 
 def _layers(book: Book) -> None:

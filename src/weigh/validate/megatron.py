@@ -7,20 +7,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from weigh.errors import NotModelledError, WeighError
-from weigh.jobs.megatron import REFUSED, UNEVEN, uneven
+from weigh.jobs.megatron import FSDP_DTYPES, REFUSED, UNEVEN, uneven
 from weigh.recipes.training import DISPATCHERS, VOCAB_PARALLEL_LOSSES
 
 LOCAL = "local"
 """`--transformer-impl`: Megatron's own layers."""
 
-HANDLED = (
-    "attention_backend",
-    "recompute_modules",
-    "use_megatron_fsdp",
-    "fp8_format",
-    "fp8_recipe",
-    "fp8_param_gather",
-)
+HANDLED = ("attention_backend", "fp8_format", "fp8_recipe", "fp8_param_gather")
 """Arguments that the reader of scripts refuses, and cases say in words of their own."""
 SIMUMAX = "simumax"
 """A publisher whose scripts (`simu_tools/megatron_scripts`) run without dropout and without masks in batches."""
@@ -162,6 +155,9 @@ def _kernels(case: Mapping[str, Any], extra: Mapping[str, Any], args: Mapping[st
         if groups:
             yield "context_heads", int(groups[0])
     yield from _experts(extra.get("moe") or {}, args)
+    for name in FSDP_DTYPES:
+        if args.get(name.replace("_", "-")) not in (None, "fp32"):
+            raise NotModelledError(f"--{name.replace('_', '-')}", where="extra.megatron_args")
     for name in REFUSED:
         if args.get(name.replace("_", "-")) and name not in HANDLED:
             raise NotModelledError(f"--{name.replace('_', '-')} of Megatron-LM", where="extra.megatron_args")
