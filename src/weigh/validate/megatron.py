@@ -72,6 +72,7 @@ def megatron_words(case: Mapping[str, Any]) -> dict[str, Any]:
     words |= dict(_parallel(case.get("parallel") or {}, extra.get("megatron_fsdp")))
     words["checkpointing"] = _recomputed(case.get("checkpointing") or {})
     words |= dict(_kernels(case, extra, extra.get("megatron_args") or {}))
+    _refuse(extra.get("megatron_args") or {})
     words |= dict(_stages(case, extra, extra.get("megatron_args") or {}))
     name = (case.get("optimizer") or {}).get("name")
     if name is not None:
@@ -155,6 +156,10 @@ def _kernels(case: Mapping[str, Any], extra: Mapping[str, Any], args: Mapping[st
         if groups:
             yield "context_heads", int(groups[0])
     yield from _experts(extra.get("moe") or {}, args)
+
+
+def _refuse(args: Mapping[str, Any]) -> None:
+    """Arguments that change memory, and are not described."""
     for name in FSDP_DTYPES:
         if args.get(name.replace("_", "-")) not in (None, "fp32"):
             raise NotModelledError(f"--{name.replace('_', '-')}", where="extra.megatron_args")
