@@ -257,9 +257,11 @@ def _add_to_buffer(buffer: dict[int, Tensor], slot: int, gradient: Tensor) -> No
 def _sole_owner(gradient: Tensor) -> bool:
     """input_buffer.cpp, `can_accumulate_inplace`; a dispatch mode makes every tensor "subclass-like", and so never.
 
+    So does the mode that traces what is compiled.
+
     A view never is one, for it keeps its base and with that a second reference to the storage (variable.h, `ViewInfo`).
     """
-    if state.traced or gradient.is_view or gradient.handles != 1:
+    if state.traced or state.recorder is not None or gradient.is_view or gradient.handles != 1:
         return False
     return gradient.storage.handles == 1 and is_dense(gradient)
 

@@ -29,6 +29,7 @@ class State:
         "ledger",
         "overrides",
         "pack_hook",
+        "recorder",
         "sequence",
         "traced",
         "trailing",
@@ -44,6 +45,8 @@ class State:
         self.pack_hook: Callable[[Any], Any] | None = None
         self.overrides: dict[str, Any] = {}
         """Rows of the op table that the kernels in use replace: op name -> op."""
+        self.recorder: Callable[..., None] | None = None
+        """What is told of every op that runs, but not of those that it runs itself."""
         self.sequence = 0
         self.traced = False
         """The run is seen through a dispatch mode (as the recorded witnesses are): nothing is then summed in place."""

@@ -217,6 +217,9 @@ class _MaskSizes:
     """How many keys a query sees."""
     offset: Tensor | int
     padding: Tensor | None
+    packed: tuple[Tensor, Tensor] | None = None
+    """To which of several sequences a token belongs, and its position there, where that cannot be looked up: while the
+    model is traced to be compiled."""
 
 
 def _preprocess_mask_arguments(
@@ -228,7 +231,9 @@ def _preprocess_mask_arguments(
 ) -> _MaskSizes:
     batch, length = embeddings.shape[0], embeddings.shape[1]
     if cache is None and attention_mask is None and positions is not None and not state.traced:
-        _look_for_packed_sequences(positions, batch)
+        sequence = _look_for_packed_sequences(positions, batch)
+        if state.recorder is not None:
+            return _MaskSizes(length, 0, None, (ops.cumsum(sequence), positions.expand(batch, length)))
     if attention_mask is not None:
         attention_mask = ops.to(attention_mask, BOOL)
     if cache is None:
@@ -251,7 +256,11 @@ def _create_mask(
     batch, length = embeddings.shape[0], embeddings.shape[1]
     if (attention or state.attention) != "eager":
         must_have = not allow_is_causal_skip or (cache is not None and cache.compileable and length == 1)
-        if not must_have and _ignore_causal_mask_sdpa(length, sizes.visible, local_size, cache):
+        if (
+            not must_have
+            and sizes.packed is None
+            and _ignore_causal_mask_sdpa(length, sizes.visible, local_size, cache)
+        ):
             return None
         mask = _boolean_mask(batch, length, sizes, overlay)
         made_by_generate = cache is not None and cache.dense_masks and allow_is_causal_skip
@@ -306,15 +315,29 @@ def _boolean_mask(batch: Size, length: Size, sizes: _MaskSizes, overlay: Overlay
     batch_idx = batch_arange.view(batch, 1, 1, 1)
     q_idx, kv_idx = q_arange.view(1, 1, length, 1), kv_arange.view(1, 1, 1, visible)
 
-    def causal() -> Tensor:
-        return ops.less_equal(kv_idx, q_idx)
+    def masked(q: Tensor, kv: Tensor) -> Tensor:
+        def causal() -> Tensor:
+            return ops.less_equal(kv, q)
+
+        return causal() if overlay is None else _and_masks(lambda: overlay(batch_idx, q, kv), causal)
 
     def seen() -> Tensor:
         assert padding is not None
         return ops.clone_contiguous(padding.narrow(-1, visible)).view(batch, 1, 1, visible)
 
     def mask_function() -> Tensor:
-        return causal() if overlay is None else _and_masks(lambda: overlay(batch_idx, q_idx, kv_idx), causal)
+        if sizes.packed is None:
+            return masked(q_idx, kv_idx)
+        sequence, position = sizes.packed
+        rows, columns = (batch, 1, length, 1), (batch, 1, 1, length)
+
+        def same() -> Tensor:
+            return ops.equal(ops.gather(sequence, q_idx, rows), ops.gather(sequence, kv_idx, columns))
+
+        def inside() -> Tensor:
+            return masked(ops.gather(position, q_idx, rows), ops.gather(position, kv_idx, columns))
+
+        return _and_masks(same, inside)
 
     allowed = mask_function() if padding is None else _and_masks(mask_function, seen)
     del head_arange
@@ -328,15 +351,15 @@ def _and_masks(*masks: Callable[[], Tensor]) -> Tensor:
     return result
 
 
-def _look_for_packed_sequences(positions: Tensor, batch: Size) -> None:
-    """`find_packed_sequence_indices`: a difference, a comparison and a running sum, all dropped at once."""
+def _look_for_packed_sequences(positions: Tensor, batch: Size) -> Tensor:
+    """`find_packed_sequence_indices`: a difference and a comparison, returned, of which a running sum is made."""
     positions = positions.expand(batch, positions.shape[1])
     first = positions.narrow(1, 1) - 1
     joined = ops.cat([first, positions], -1)
     difference = joined.narrow(1, positions.shape[1]) - joined.narrow(1, positions.shape[1])
     del joined
     changed = ops.to(difference, BOOL)
-    ops.to(changed, INT64)
+    return ops.to(changed, INT64)
 
 
 # -- rotary position embedding ---------------------------------------------------------------------

@@ -90,7 +90,7 @@ class Training:
     checkpoint_every: int = 1
     """Only each so manieth block is checkpointed."""
     compile: bool = False
-    """torchtune and torchtitan: layers are compiled, and the chunked loss; only under checkpoints."""
+    """`torch.compile` of the model; torchtune and torchtitan compile each layer, and the chunked loss."""
     offload_activations: bool = False
     """torchtune: what the forward pass saves waits on the host."""
     optimizer: str | None = "adamw"
@@ -399,6 +399,8 @@ class Loop:
             yield Checkpointing(recipe.checkpointing, every=recipe.checkpoint_every)
         elif recipe.checkpoint_every > 1:
             raise UsageError("nothing is checkpointed", where="checkpoint_every", hint="Give checkpointing too.")
+        if recipe.compile:
+            yield _compiled(recipe)
 
     def optimizer(self, recipe: Training) -> Optimizer:
         """The optimizer, before it owns parameters."""
@@ -585,8 +587,8 @@ MEGATRON = (
     *("sharding_strategy", "grad_reduce_in_bf16", "mask_in_batch", "local_layers", "own_stand_ins"),
 )
 """Settings that only Megatron-LM's loop reads."""
-COMPILED = ("compile", "offload_activations")
-"""Settings that only torchtune's recipes read, and torchtitan's trainer the first of them."""
+TORCHTUNE = ("offload_activations",)
+"""Settings that only torchtune's recipes read."""
 
 
 def fuses_adapters(recipe: Training) -> bool:
@@ -596,7 +598,7 @@ def fuses_adapters(recipe: Training) -> bool:
 
 def _refuse_settings_of_others(recipe: Training) -> None:
     default = Training()
-    for program, names in (("Megatron-LM", MEGATRON), ("torchtune and torchtitan", COMPILED)):
+    for program, names in (("Megatron-LM", MEGATRON), ("torchtune", TORCHTUNE)):
         for name in names:
             if getattr(recipe, name) != getattr(default, name):
                 raise NotModelledError(f"{name.replace('_', ' ')} outside of {program}", where=name)
@@ -655,6 +657,16 @@ def parallel(recipe: Training) -> Iterator[Technique]:
         from weigh.techniques.ddp import DataParallel
 
         yield DataParallel()
+
+
+def _compiled(recipe: Training) -> Technique:
+    from weigh.techniques.compiling import Compiled
+
+    if recipe.checkpointing is not None:
+        raise NotModelledError("compiled code around checkpoints", where="compile")
+    if recipe.mesh.world > 1:
+        raise NotModelledError("one compiled function on several devices", where="compile")
+    return Compiled()
 
 
 def _zero3(recipe: Training) -> Technique:

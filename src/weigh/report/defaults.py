@@ -51,6 +51,12 @@ DDP = Assumption(
     "its buckets stand beside the gradients, as large as all of them together; gradient_as_bucket_view saves that",
 )
 
+COMPILED = Assumption(
+    "torch.compile of PyTorch 2.13, with its defaults",
+    "its partitioner's choice of what is kept is computed as it computes it; when temporaries live is modelled",
+    "matrices of odd sizes are padded where that was measured to be faster, which costs a copy of each",
+)
+
 
 def own_dtype(source: Source) -> tuple[DType, list[Assumption]]:
     """The dtype of a model where nobody asks for another one.
@@ -155,6 +161,8 @@ def surroundings(source: Source, recipe: Any, software: str = SOFTWARE) -> tuple
         taken = (NOTHING_KEPT, *taken)
     if _reduces_unsaid(recipe):
         taken = (DDP, *taken)
+    if getattr(recipe, "compile", False):
+        taken = (COMPILED, *taken)
     if context is None or tokens <= context:
         return taken
     beyond = Assumption(
@@ -170,7 +178,7 @@ def _software(recipe: Any, software: str) -> tuple[Assumption, ...]:
     why = "their sources decide what is allocated, saved and freed"
     if recipe.device == "cpu":
         return (Assumption(f"{software} with the CPU's kernels", why, "other versions choose other kernels"),)
-    other = "other versions and older devices choose other kernels; compiled code allocates less"
+    other = "other versions and older devices choose other kernels"
     on = f"{software} on compute capability {recipe.compute_capability}"
     return Assumption(on, f"{why}, and which attention kernel runs", other), *CUDA
 

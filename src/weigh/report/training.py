@@ -129,6 +129,8 @@ class TrainingReport(RunReport):
             _optimizer(r),
             f"{self.run.attention} attention",
         ]
+        if r.compile:
+            said.append("compiled")
         if r.checkpointing:
             form = "checkpointing" if r.checkpointing == "full" else f"{r.checkpointing} checkpointing"
             said.append(form if r.checkpoint_every == 1 else f"{form} of 1 in {r.checkpoint_every} blocks")

@@ -56,6 +56,7 @@ WITNESSES: dict[str, dict[str, str | None]] = {
     "expert": {_ANY: _MEASURED},
     "checkpointing": {"full": _ROWS, "reentrant": _ROWS, "selective": _CASES},
     "checkpoint_every": {_ANY: _THREE},
+    "compile": {"True": "tests/data/compiled.jsonl"},
     "autocast": {_ANY: _ROWS},
     "accumulation": {_ANY: _THREE},
     "freeze": {_ANY: _ROWS},

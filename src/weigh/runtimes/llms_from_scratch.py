@@ -200,19 +200,14 @@ class GPTModel(CausalModel):
         self.out_head = nn.Head(None, config.emb_dim, config.vocab_size, dtype)
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None, *_: Any) -> CausalOutput:
-        logits = self._logits(input_ids)
-        return CausalOutput(logits, None if labels is None else token_loss(logits, labels))
-
-    def _logits(self, in_idx: Tensor) -> Tensor:
-        tok_embeds = self.tok_emb(in_idx)
-        pos_embeds = self.pos_emb(ops.arange(in_idx.shape[1]))
+        tok_embeds = self.tok_emb(input_ids)
+        pos_embeds = self.pos_emb(ops.arange(input_ids.shape[1]))
         x = tok_embeds + pos_embeds
         x = self.drop_emb(x)
         for block in self.trf_blocks:
             x = block(x)
         x = self.final_norm(x)
-        logits: Tensor = self.out_head(x)
-        return logits
+        return CausalOutput(self.out_head(x))
 
 
 class Book(Loop):
@@ -227,5 +222,9 @@ class Book(Loop):
         name_modules(model)
         return model
 
+    def loss(self, model: CausalModel, recipe: Training, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """`calc_loss_batch`, outside of what is compiled."""
+        return token_loss(model(input_ids).logits, labels)
 
-RUNTIME = Runtime("llms_from_scratch", "2025", Book(), software="the book's own model (2025) in eager PyTorch 2.13")
+
+RUNTIME = Runtime("llms_from_scratch", "2025", Book(), software="the book's own model (2025) in PyTorch 2.13")

@@ -13,7 +13,9 @@ Read: pytorch/torchtitan at 9dec370 (December 2024): `models/llama/model.py`, `m
   output. A float8 linear layer, compiled, saves what another one does.
 - Since 2025 the loss is compiled too (`--loss compiled`).
 
-Left out: compiled blocks without checkpoints, weights gathered in float8, tensor, pipeline and context parallelism;
+- Without checkpoints compiled blocks keep what AOTAutograd's partitioner says (`techniques/compiling`).
+
+Left out: weights gathered in float8, tensor, pipeline and context parallelism;
 other models than Llama.
 """
 
@@ -35,6 +37,7 @@ from weigh.records import dataclass, replace
 from weigh.runtimes import Runtime
 from weigh.techniques import Technique
 from weigh.techniques.checkpointing import Checkpointing
+from weigh.techniques.compiling import Compiled
 from weigh.techniques.fsdp2 import FullyShard
 
 
@@ -169,16 +172,18 @@ class Trainer(Loop):
         """The last block stays whole between the passes.
 
         Raises:
-            NotModelledError: more than FSDP2; compiled blocks that keep what they make.
+            NotModelledError: more than FSDP2; compiled blocks of which some are checkpointed.
         """
         if recipe.tensor > 1:
             raise NotModelledError("tensor parallelism as torchtitan does it", where="tensor")
-        if recipe.compile and (recipe.checkpointing is None or recipe.checkpoint_every > 1):
-            raise NotModelledError("compiled layers without checkpoints", where="compile")
+        if recipe.compile and recipe.checkpoint_every > 1:
+            raise NotModelledError("compiled layers of which some are checkpointed", where="compile")
         compiled, recipe = recipe.compile, replace(recipe, compile=False)
         found = list(super().techniques(replace(recipe, checkpointing=None)))
         for technique in super().techniques(replace(recipe, shard=None, gpus_per_node=1, nodes=1, replicas=1)):
             yield replace(technique, compiled=compiled) if isinstance(technique, Checkpointing) else technique
+        if compiled and recipe.checkpointing is None:
+            yield Compiled(blocks=True)
         yield from (replace(t, keep_last=True) if isinstance(t, FullyShard) else t for t in found)
 
 

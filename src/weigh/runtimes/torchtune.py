@@ -10,7 +10,8 @@ Read: pytorch/torchtune at 30b8519 (September 2024) and 1814feb (November 2024):
   its logits before the backward pass.
 - `compile` compiles every layer and the chunks' cross entropy. Under checkpoints a compiled layer leaves its input
   alone, as any other; what it makes while it runs again is taken to be what its single ops make. The compiled loss
-  keeps a chunk's logits and two numbers a row, and makes their gradient at once (`kernels/compiled.py`).
+  keeps a chunk's logits and two numbers a row, and makes their gradient at once (`kernels/compiled.py`). Without
+  checkpoints a compiled layer keeps what AOTAutograd's partitioner says (`techniques/compiling`).
 - Offloaded activations leave the device five saved tensors later, and come back one node before they are used.
 
 Left out: QLoRA, DoRA, LoRA on the output layer, packed samples' masks, distillation, preference recipes, other families
@@ -37,6 +38,7 @@ from weigh.records import dataclass, replace
 from weigh.runtimes import Runtime
 from weigh.techniques import Technique
 from weigh.techniques.checkpointing import Checkpointing, Packed
+from weigh.techniques.compiling import Compiled
 from weigh.techniques.lora import Lora
 from weigh.trace.events import BUFFER, WEIGHT
 
@@ -283,14 +285,14 @@ class Recipe(Loop):
         """The decoder, frozen but for its adapters where there are any.
 
         Raises:
-            NotModelledError: another family; QLoRA; compiled layers that keep what they make; DoRA.
+            NotModelledError: another family; QLoRA; DoRA.
         """
         if config.get("model_type") not in FAMILIES:
             raise NotModelledError(f"torchtune's {config.get('model_type')}", where=f"{where}: model_type")
         if recipe.quantization is not None:
             raise NotModelledError("torchtune's QLoRA (torchao's NF4)", where="quantization")
-        if recipe.compile and recipe.checkpointing is None:
-            raise NotModelledError("compiled layers without checkpoints", where="compile")
+        if recipe.compile and recipe.checkpoint_every > 1:
+            raise NotModelledError("compiled layers of which some are checkpointed", where="compile")
         if recipe.offload_activations and recipe.checkpointing is None:
             raise NotModelledError("offloaded activations without checkpoints", where="offload_activations")
         if recipe.lora is not None and recipe.lora.dora:
@@ -307,6 +309,8 @@ class Recipe(Loop):
         """Checkpoints around the layers, then FSDP2 around both."""
         if recipe.checkpointing is not None:
             yield Checkpointing(recipe.checkpointing, every=recipe.checkpoint_every)
+        elif recipe.compile:
+            yield Compiled(blocks=True)
         yield from parallel(replace(recipe, compile=False, offload_activations=False))
 
     def kernels(self, recipe: Training, family: str) -> dict[str, Any]:

@@ -195,11 +195,8 @@ def training_words(case: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _switches(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    compiles = case.get("runtime") in ("torchtune", "torchtitan")
     torchtune, offload = case.get("runtime") == "torchtune", case.get("offload")
     if case.get("compile"):
-        if not compiles:
-            raise NotModelledError("compiled code", where="compile")
         yield "compile", True
     if offload == "activations" and torchtune:
         yield "offload_activations", True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from weigh.dims import Size
 from weigh.dtypes import COMPLEX64, FLOAT32
 from weigh.ghost.ops.pointwise import elementwise, like
 from weigh.ghost.ops.table import Op, apply
@@ -79,8 +80,22 @@ class MulComplex(Op):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> list[Any]:
         a, b = ctx.unpack()
-        other = mul_complex(grad, like("aten::clone", a)) if ctx.needs[1] else None
-        return [mul_complex(grad, like("aten::clone", b)) if ctx.needs[0] else None, other]
+        other = mul_complex(grad, apply(Conjugate, a)) if ctx.needs[1] else None
+        return [mul_complex(grad, apply(Conjugate, b)) if ctx.needs[0] else None, other]
+
+
+class Conjugate(Op):
+    """The copy that a flagged conjugate becomes when it is read."""
+
+    name = "aten::resolve_conj"
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return like("aten::clone", x)
+
+    @staticmethod
+    def flops(out: Tensor, *tensors: Any) -> Size:
+        return 0
 
 
 def _seen_as(x: Tensor, shape: tuple[Any, ...], strides: tuple[Any, ...] | None) -> Tensor:

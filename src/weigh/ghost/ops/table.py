@@ -72,7 +72,14 @@ def apply(op: type[Op], *tensors: Tensor | None, **attributes: Any) -> Any:
         needs = [t is not None and t.requires_grad for t in tensors]
         if True in needs:
             node = Node(op, tensors, needs)
-    result = op.forward(node, *tensors, **attributes)
+    recorder = state.recorder
+    if recorder is None:
+        result = op.forward(node, *tensors, **attributes)
+    else:
+        state.recorder = None
+        result = op.forward(node, *tensors, **attributes)
+        state.recorder = recorder
+        recorder(op, tensors, attributes, result)
     out = result if result.__class__ is Tensor else next(t for t in result if t is not None)
     if node is not None:
         if out is result:

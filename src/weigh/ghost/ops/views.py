@@ -259,9 +259,21 @@ class Unbind(Op):
         shape, dtype = ctx.inputs[0]
         came = [*grads, *[None] * (shape[ctx.meta] - len(grads))]
         parts = [zeros((), dtype) if part is None else part for part in came]  # expanded
-        stacked = empty(shape, dtype, "aten::stack")
-        del parts
-        return [stacked]
+        return [apply(UnbindBackward, *parts, shape=shape)]
+
+
+class UnbindBackward(Op):
+    """`unbind_backward`: the gradients stacked."""
+
+    name = "aten::stack.dim"
+
+    @staticmethod
+    def forward(ctx: Any, *parts: Tensor, shape: Shape) -> Tensor:
+        return empty(shape, parts[0].dtype, "aten::stack")
+
+    @staticmethod
+    def flops(out: Tensor, *tensors: Any) -> Size:
+        return 0
 
 
 class Cat(Op):
