@@ -98,6 +98,18 @@ def test_peaks_of_the_profiling_run() -> None:
     assert compared == 4
 
 
+def test_graphs() -> None:
+    """One figure a piece, which is fitted: how far apart the logs are, AMD's left out."""
+    ratios = []
+    for name, row in CASES.items():
+        if row["runtime"] == "vllm" and "cuda_graph" in row["measured"] and row["model"].get("config"):
+            ratio = prediction(name)["cuda_graph"] / row["measured"]["cuda_graph"]
+            ratios.append(max(ratio, 1 / ratio))
+    assert len(ratios) >= 17
+    assert sum(ratio < 1.35 for ratio in ratios) >= 11
+    assert median(ratios) < 1.2
+
+
 def test_what_is_left_for_the_cache() -> None:
     """In vLLM of a device whose size was printed, in SGLang of the memory that was printed as free."""
     errors = {"vllm": [], "sglang": []}  # type: dict[str, list[float]]

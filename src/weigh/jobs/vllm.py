@@ -224,8 +224,8 @@ def _compilation(found: Mapping[str, Any]) -> dict[str, Any]:
             words["max_cudagraph_capture_size"] = max(map(int, value))
         elif key == "max_cudagraph_capture_size":
             words[key] = int(value)
-        elif key == "cudagraph_mode" and str(value).upper() == "NONE":
-            words["max_cudagraph_capture_size"] = 1
+        elif key == "cudagraph_mode":
+            words["cudagraph_mode"] = str(value).upper()
         elif key in ("mode", "level") and str(value) in ("0", "NONE"):
             raise NotModelledError("graphs of code that is not compiled", where="vllm --compilation-config")
     return words

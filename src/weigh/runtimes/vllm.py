@@ -67,11 +67,17 @@ LARGE_DEVICE = 70 * 2**30
 """Devices with more, A100 apart, take larger steps."""
 NON_TORCH, NON_TORCH_RANKS = 60 * 2**20, 200 * 2**20
 """What the profiling run finds outside of PyTorch's memory: kernels as they are loaded, and NCCL's buffers."""
-GRAPH_LAYER_BYTES = 300_000
-"""Memory of a captured graph for each layer of the model: the median of 17 published logs, of which 14 are within a
-factor of two of it."""
+GRAPH_BYTES = 300_000
+"""Memory of a captured piece of a graph: the median of 17 published logs, of which 11 are within 1.3 times of it and 13
+within 1.7; one of the others is AMD's. No source says what the driver keeps of a graph."""
+BOTH_MODES = (0, 11)
+"""From here on steps of decoding are captured whole besides (`config/vllm.py: FULL_AND_PIECEWISE`)."""
+WIDER_STEPS = (0, 12)
+"""From here on every sixteenth size beyond 256 is captured, every eighth before."""
 SIZES = (1, 2, 4)
-"""The first sizes that are captured; then every eighth to 256, and every sixteenth beyond."""
+"""The first sizes that are captured, then every eighth."""
+WHOLE, PIECES = "FULL", "PIECEWISE"
+"""Parts of the names of modes: decoding captured whole, and steps of any kind cut at every attention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,8 @@ class VllmOptions:
     """No CUDA graphs, no compiled code."""
     max_cudagraph_capture_size: int | None = None
     """Tokens of the largest step that is captured as a graph."""
+    cudagraph_mode: Text = "auto"
+    """What is captured: "NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE"."""
     enable_prefix_caching: bool = True
     """Keep blocks for requests that begin alike."""
     disable_hybrid_kv_cache_manager: bool = False
@@ -241,9 +249,11 @@ class _Start:
 
     def _loaded(self, rank: sharding.Rank) -> fused.Loaded:
         settings = None if self.options.alloc_conf is None else AllocatorSettings.parse(self.options.alloc_conf)
-        is_pooling = not {self.options.runner, self.options.task, self.options.convert}.isdisjoint(POOLING)
-        how = (self.job.quantization, self.capability, is_pooling)
+        how = (self.job.quantization, self.capability, self._is_pooling())
         return fused.loaded(self.served, rank, *how, settings, is_blind=self.options.language_model_only)
+
+    def _is_pooling(self) -> bool:
+        return not {self.options.runner, self.options.task, self.options.convert}.isdisjoint(POOLING)
 
     def _slots(self, rank: sharding.Rank) -> list[Part]:
         if not self.options.enable_lora:
@@ -323,7 +333,8 @@ class _Start:
         if self.place.memory_bytes is None:
             return None
         taken = sum(part.num_bytes for part in parts)
-        if self.version.numbers >= LATER_SHARE:
+        is_amd = self.device is not None and self.device.maker == "AMD"
+        if self.version.numbers >= LATER_SHARE and not is_amd:
             taken += self._graphs().num_bytes
         return int(self.place.memory_bytes * self.utilization) - taken
 
@@ -352,12 +363,32 @@ class _Start:
             yield graphs
 
     def _graphs(self) -> Part:
-        """Memory of the driver for each captured graph: a figure per layer, from published logs."""
-        sizes = capture_sizes(self.options.max_cudagraph_capture_size or min(2 * self.requests, 512))
-        captured = 0 if self.options.enforce_eager else len(sizes)
-        size = captured * len(self.served.layers) * GRAPH_LAYER_BYTES // self.job.pipeline
-        why = f"{captured} sizes x layers x {GRAPH_LAYER_BYTES // 1000} kB: within a factor of 2 of published logs"
-        return Part("CUDA graphs", OVERHEAD, size, ASSUMED, why)
+        """Memory of the driver for captured graphs: a figure for each piece, from published logs."""
+        numbers, mode = self.version.numbers, self._mode()
+        largest = self.options.max_cudagraph_capture_size or min(2 * self.requests, 512)
+        if numbers < paged.V1:
+            largest = min(largest, 256)
+        sizes = capture_sizes(largest, numbers >= WIDER_STEPS)
+        decoding = self.requests * (1 + (self.options.num_speculative_tokens or 0))
+        captured = len(sizes) if PIECES in mode else 0
+        if WHOLE in mode:
+            captured += len([size for size in sizes if size <= decoding])
+        pieces = len(self.served.layers) // self.job.pipeline + 1
+        why = (
+            f"{captured} graphs x {pieces} pieces x {GRAPH_BYTES // 1000} kB: most published logs are within 1.7 times"
+        )
+        return Part("CUDA graphs", OVERHEAD, captured * pieces * GRAPH_BYTES, ASSUMED, why)
+
+    def _mode(self) -> str:
+        """What is captured (`compilation.py: CUDAGraphMode`, `vllm.py: __post_init__`)."""
+        mode, numbers = self.options.cudagraph_mode.upper(), self.version.numbers
+        if self.options.enforce_eager or mode == "NONE":
+            return "NONE"
+        if mode != "AUTO":
+            return mode
+        if numbers < paged.V1 or any(layer.kind == CROSS for layer in self.served.layers):
+            return WHOLE
+        return PIECES if numbers < BOTH_MODES or self._is_pooling() else f"{WHOLE}_AND_{PIECES}"
 
     # -- what is asked for
     def _cut(self) -> int | None:
@@ -436,16 +467,17 @@ class _Start:
         found["activation_peak"] = sum(part.num_bytes for part in parts if part.of == ACTIVATIONS)
         found["torch_peak"] = found["weights"] + found["activation_peak"]
         cache = {"kv_cache": budget, "kv_cache_tokens": held, "kv_blocks": blocks}
+        found["cuda_graph"] = self._graphs().num_bytes
         return found | {name: value for name, value in cache.items() if value is not None}
 
 
-def capture_sizes(largest: int) -> list[int]:
+def capture_sizes(largest: int, wider: bool = True) -> list[int]:
     """Tokens of the steps that are captured as graphs (`config/vllm.py: _set_cudagraph_sizes`).
 
-    >>> len(capture_sizes(512)), capture_sizes(16)
-    (51, [1, 2, 4, 8, 16])
+    >>> len(capture_sizes(512)), len(capture_sizes(512, wider=False)), capture_sizes(16)
+    (51, 67, [1, 2, 4, 8, 16])
     """
-    sizes = [*SIZES, *range(8, 256, 8), *range(256, largest + 1, 16)]
+    sizes = [*SIZES, *range(8, 256, 8), *range(256, largest + 1, 16 if wider else 8)]
     return [size for size in sizes if size <= largest]
 
 

@@ -159,7 +159,7 @@ def _vllm(row: Mapping[str, Any], where: str) -> dict[str, int]:
     )
     release = engine.version(vllm.ENGINE, str(row.get("runtime_version") or ""))
     printed = vllm.ENGINE.launch(served, job, options, Place(None, known_bytes=memory), release).printed
-    wanted = {"weights", "activation_peak", "torch_peak"}
+    wanted = {"weights", "activation_peak", "torch_peak", "cuda_graph"}
     if budget is not None or memory:
         wanted |= {"kv_cache_tokens", "kv_blocks"} | ({"kv_cache"} if memory else set())
     return {name: value for name, value in printed.items() if name in wanted}
