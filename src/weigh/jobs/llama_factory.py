@@ -19,7 +19,7 @@ HARMLESS = f"""
     name_module_trainable lr_scheduler_kwargs packing neat_packing compute_accuracy
 """
 REFUSED = (
-    *("quantization_bit", "quantization_method", "use_unsloth", "use_unsloth_gc", "shift_attn", "rope_scaling"),
+    *("quantization_bit", "quantization_method", "use_unsloth", "shift_attn", "rope_scaling"),
     *(
         "enable_liger_kernel",
         "upcast_layernorm",
@@ -64,6 +64,8 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
     disabled = book.take("disable_gradient_checkpointing")
     book.left["gradient_checkpointing"] = not flag(disabled) if disabled is not None else None
     hugging.checkpointing(book, True, True)
+    if flag(book.take("use_unsloth_gc")):
+        book.say("checkpointing", "offloaded", "use_unsloth_gc")
     key, attention = book.found("flash_attn")
     if attention is not None:
         book.say("attention", ATTENTION.get(str(attention), attention), key)

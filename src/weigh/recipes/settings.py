@@ -271,7 +271,7 @@ _CHOICES: dict[str, tuple[str, ...] | str] = {
     "attention": "weigh.ghost.state:ATTENTION",
     "attention_kernel": "weigh.kernels.cuda:ATTENTION_KERNELS",
     "cache": "weigh.recipes.generation:CACHES",
-    "checkpointing": ("full", "reentrant", "selective"),
+    "checkpointing": "weigh.techniques.checkpointing:MODES",
     "context_exchange": ("p2p", "a2a", "a2a+p2p"),
     "device": ("cuda", "cpu"),
     "eval_keeps": "weigh.recipes.training:EVAL_KEEPS",

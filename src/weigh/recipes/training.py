@@ -29,6 +29,7 @@ from weigh.optimizers.in_backward import InBackward
 from weigh.optimizers.scaler import GradScaler
 from weigh.recipes.settings import Text
 from weigh.records import dataclass, field, replace
+from weigh.techniques.host import hosts_of
 from weigh.techniques.mesh import Mesh
 from weigh.trace.events import BACKWARD, CLIP, EVALUATE, FORWARD, GRADIENT, STEP, Trace
 
@@ -92,7 +93,8 @@ class Training:
     compile: bool = False
     """`torch.compile` of the model; torchtune and torchtitan compile each layer, and the chunked loss."""
     offload_activations: bool = False
-    """torchtune: what the forward pass saves waits on the host."""
+    """What the forward pass saves waits on the host, by the program's own means; in a plain script by PyTorch's
+    `save_on_cpu`."""
     optimizer: str | None = "adamw"
     """ "adamw", "adam", "sgd", "adagrad", "adadelta", "adamax", "nadam", "radam", "rmsprop", "adafactor", "muon",
     "lion", "lamb", "sophia", "shampoo", "soap", "adan", "adopt", "came", "prodigy", "lomo", "adalomo", "grokadamw",
@@ -337,6 +339,9 @@ class Loop:
     waits_after: ClassVar[tuple[str, ...]] = ()
     """Phases after which the script reads a value, so that the host waits for the device."""
 
+    offloads: ClassVar[bool] = True
+    """Activations can wait on the host."""
+
     no_sync: ClassVar[bool] = False
     """Under FSDP1 the gradients of all micro-batches but the last are summed whole, on every rank."""
 
@@ -399,8 +404,18 @@ class Loop:
             yield Checkpointing(recipe.checkpointing, every=recipe.checkpoint_every)
         elif recipe.checkpoint_every > 1:
             raise UsageError("nothing is checkpointed", where="checkpoint_every", hint="Give checkpointing too.")
+        if recipe.compile and recipe.offload_activations:
+            raise NotModelledError("compiled models whose activations wait on the host", where="compile")
         if recipe.compile:
             yield _compiled(recipe)
+        if recipe.offload_activations:
+            yield self.offloading(recipe)
+
+    def offloading(self, recipe: Training) -> Technique:
+        """How activations are taken to the host and back."""
+        from weigh.techniques.offloading import SaveOnHost
+
+        return SaveOnHost()
 
     def optimizer(self, recipe: Training) -> Optimizer:
         """The optimizer, before it owns parameters."""
@@ -587,8 +602,6 @@ MEGATRON = (
     *("sharding_strategy", "grad_reduce_in_bf16", "mask_in_batch", "local_layers", "own_stand_ins"),
 )
 """Settings that only Megatron-LM's loop reads."""
-TORCHTUNE = ("offload_activations",)
-"""Settings that only torchtune's recipes read."""
 
 
 def fuses_adapters(recipe: Training) -> bool:
@@ -598,10 +611,9 @@ def fuses_adapters(recipe: Training) -> bool:
 
 def _refuse_settings_of_others(recipe: Training) -> None:
     default = Training()
-    for program, names in (("Megatron-LM", MEGATRON), ("torchtune", TORCHTUNE)):
-        for name in names:
-            if getattr(recipe, name) != getattr(default, name):
-                raise NotModelledError(f"{name.replace('_', ' ')} outside of {program}", where=name)
+    for name in MEGATRON:
+        if getattr(recipe, name) != getattr(default, name):
+            raise NotModelledError(f"{name.replace('_', ' ')} outside of Megatron-LM", where=name)
 
 
 def parallel(recipe: Training) -> Iterator[Technique]:
@@ -692,6 +704,8 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop, ev
     models.check_attention(config, recipe.attention)
     if recipe.adapter is not None and not loop.peft:
         raise NotModelledError(f"{recipe.adapter.kind} in a program that brings its own modules", where="adapter")
+    if recipe.offload_activations and not loop.offloads:
+        raise NotModelledError("activations on the host in this program", where="offload_activations")
     chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced, recipe.unchecked_attention)
     chosen |= loop.kernels(recipe, str(config.get("model_type")))
     with recording(chosen, traced=recipe.traced, attention=recipe.attention) as ledger:
@@ -721,6 +735,7 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop, ev
         if evaluate:
             loop.evaluate(model, recipe)
         elsewhere: dict[str, Size] = dict(chosen_optimizer.elsewhere)
+        elsewhere |= {what: host.peak() for what, host in hosts_of(model).items()}
         if recipe.offload_parameters:
             elsewhere[OFFLOADED] = model.fsdp1.on_host()  # type: ignore[attr-defined]
         return TrainingRun(

@@ -13,6 +13,7 @@ from weigh.techniques.adapters import KINDS
 _OPTIMIZERS = "tests/torch/test_optimizers.py"
 _RECORDED = "tests/optimizers/test_recorded.py"
 _IN_BACKWARD = "tests/optimizers/test_in_backward.py"
+_OFFLOADING = "tests/techniques/test_offloading.py"
 _ROWS = "tests/data/witness/rows.jsonl"
 _PARALLEL = "tests/data/witness/parallel.jsonl"
 _THREE = "tests/torch/test_three_witnesses.py"
@@ -54,7 +55,7 @@ WITNESSES: dict[str, dict[str, str | None]] = {
     "virtual_pipeline": {_ANY: _MEASURED},
     "context": {_ANY: _MEASURED},
     "expert": {_ANY: _MEASURED},
-    "checkpointing": {"full": _ROWS, "reentrant": _ROWS, "selective": _CASES},
+    "checkpointing": {"full": _ROWS, "reentrant": _ROWS, "selective": _CASES, "offloaded": _OFFLOADING},
     "checkpoint_every": {_ANY: _THREE},
     "compile": {"True": "tests/data/compiled.jsonl"},
     "autocast": {_ANY: _ROWS},
@@ -67,6 +68,7 @@ WITNESSES: dict[str, dict[str, str | None]] = {
     "loss": {"shifted": _CASES, "rebound": _CASES, "native": _CASES, "liger_fused_linear": _KERNELS},
     "optimizer_in_backward": {"True": _IN_BACKWARD},
     "loss_scaling": {"True": _OPTIMIZERS},
+    "offload_activations": {"True": _OFFLOADING},
     "offload_optimizer": {"True": None},
     "offload_parameters": {"True": _CASES},
 }

@@ -41,6 +41,8 @@ TARGETS = ("k_proj", "q_proj", "v_proj", "up_proj", "down_proj", "gate_proj")
 class Train(Loop):
     """`fsdp_main`."""
 
+    offloads = False
+
     waits_after = (BACKWARD,)  # loss.item()
     peft = False
 

@@ -481,6 +481,8 @@ def chunked_cross_entropy(logits: list[Tensor], targets: Tensor) -> Tensor:
 class Finetune(Loop):
     """`finetune/lora.py`, `adapter.py`, `adapter_v2.py` and `full.py`."""
 
+    offloads = False
+
     no_sync = True
     peft = False
 

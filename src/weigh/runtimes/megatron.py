@@ -88,6 +88,8 @@ class Place:
 class Megatron(Loop):
     """`pretrain` of `megatron/training/training.py`."""
 
+    offloads = False
+
     def kernels(self, recipe: Training, family: str) -> dict[str, Any]:
         """The loss is the model's own."""
         if recipe.loss not in VOCAB_PARALLEL_LOSSES:

@@ -153,6 +153,8 @@ class Transformer(CausalModel):
 class Trainer(Loop):
     """`train.py`."""
 
+    offloads = False
+
     zero_grad_first = True
     peft = False
 

@@ -39,8 +39,10 @@ from weigh.runtimes import Runtime
 from weigh.techniques import Technique
 from weigh.techniques.checkpointing import Checkpointing, Packed
 from weigh.techniques.compiling import Compiled
+from weigh.techniques.host import Host, host_of
 from weigh.techniques.lora import Lora
-from weigh.trace.events import BUFFER, WEIGHT
+from weigh.techniques.offloading import ACTIVATIONS
+from weigh.trace.events import ACTIVATION, BUFFER, WEIGHT
 
 FAMILIES = ("llama", "mistral")
 CHUNKS = 8
@@ -203,7 +205,7 @@ class TransformerDecoder(CausalModel):
         return [self.output(h).float()]
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None, *_: Any) -> CausalOutput:
-        offloading = Offloading() if self.recipe.offload_activations else None
+        offloading = Offloading(host_of(self, ACTIVATIONS)) if self.recipe.offload_activations else None
         with saved_tensors_hooks(offloading.pack) if offloading is not None else nullcontext():
             logits = self.logits(input_ids)
         assert labels is not None
@@ -233,7 +235,8 @@ class TransformerDecoder(CausalModel):
 class Offloading:
     """`OffloadActivations` with streams, for one forward and backward pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: Host) -> None:
+        self.host = host
         self.tensor_id = 0
         self.fwd_stash: dict[int, Tensor] = {}
         self.bwd_stash: list[Tensor] = []
@@ -253,10 +256,11 @@ class Offloading:
 class _Offloaded(Packed):
     """A saved tensor on the host."""
 
-    __slots__ = ("dtype", "manager", "requires_grad", "shape", "tensor_id")
+    __slots__ = ("copy", "dtype", "manager", "requires_grad", "shape", "tensor_id")
 
     def __init__(self, manager: Offloading, tensor_id: int, activation: Tensor) -> None:
         self.manager, self.tensor_id = manager, tensor_id
+        self.copy = manager.host.empty(activation.shape, activation.dtype, ACTIVATION)
         self.shape, self.dtype = activation.shape, activation.dtype
         self.requires_grad = activation.requires_grad
 

@@ -20,11 +20,14 @@ from weigh.ghost.ops.attention import FlashAttention
 from weigh.ghost.ops.matmul import Mm
 from weigh.ghost.ops.table import Op, apply
 from weigh.ghost.state import enable_grad, no_grad, recomputing, saved_tensors_hooks, state
-from weigh.ghost.tensor import Tensor
+from weigh.ghost.tensor import Tensor, empty
 from weigh.records import dataclass
 from weigh.techniques import Technique
+from weigh.techniques.host import Host, host_of
+from weigh.trace.events import ACTIVATION
 
-MODES = ("full", "reentrant", "selective")
+CHECKPOINTS = "checkpoints that wait on the host for the backward pass"
+MODES = ("full", "reentrant", "selective", "offloaded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,8 @@ class Checkpointing(Technique):
 
     mode: str = "full"
     """ "full": non-reentrant, PyTorch's recommendation and transformers' default. "reentrant": the older form.
-    "selective": as "full", but what attention and every other matrix product return is kept (torchtitan)."""
+    "selective": as "full", but what attention and every other matrix product return is kept (torchtitan). "offloaded":
+    as "reentrant", but a block's input waits on the host (Unsloth's)."""
     compiled: bool = False
     """The blocks are compiled: what a block's last product returns, which nothing that goes back reads, is not kept."""
     every: int = 1
@@ -69,8 +73,11 @@ class Checkpointing(Technique):
                 "full": checkpoint,
                 "reentrant": reentrant_checkpoint,
                 "selective": partial(selective_checkpoint, compiled=self.compiled),
+                "offloaded": offloaded_checkpoint,
             }
             form = forms[self.mode]
+            if self.mode == "offloaded":
+                form = partial(form, host=host_of(model, CHECKPOINTS))
             block.wrap_in(partial(form, positional=block.positional))
 
 
@@ -319,3 +326,42 @@ def reentrant_checkpoint(function: Callable[..., Any], *args: Any, positional: i
         return function(*filled)
 
     return apply(CheckpointFunction, *given, function=call)
+
+
+class OffloadedCheckpointFunction(Op):
+    """The reentrant form whose input is copied to the host, and back before the block runs again."""
+
+    name = "OffloadedCheckpointFunction"
+    source = "unsloth_zoo/gradient_checkpointing.py, class Unsloth_Offloaded_Gradient_Checkpointer"
+    view = True
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *, function: Callable[..., Any], host: Host) -> Tensor:
+        if ctx:
+            ctx.save(host.empty(x.shape, x.dtype, ACTIVATION))
+            ctx.meta = function, state.autocast and state.autocast.dtype
+        with no_grad():
+            out: Tensor = function(x)
+        if out.__class__ is not Tensor:
+            raise NotModelledError("offloaded checkpoints of blocks that return more than one tensor")
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> list[Any]:
+        (on_host,), (function, dtype) = ctx.unpack(), ctx.meta
+        x = empty(on_host.shape, on_host.dtype, "aten::_to_copy", purpose=ACTIVATION)
+        with autocast(dtype):  # `custom_bwd`: the nested backward pass runs under it too
+            return _run_again([x], grad, [True], function, dtype)
+
+
+def offloaded_checkpoint(function: Callable[..., Any], x: Tensor, *args: Any, host: Host, positional: int = 1) -> Any:
+    """Unsloth's checkpoint: the first argument is offloaded, the others hang on the function.
+
+    Raises:
+        NotModelledError: a block that is given more than one tensor by position.
+    """
+    if not state.grad_enabled:
+        return function(x, *args)
+    if positional > 1 and any(a.__class__ is Tensor for a in args[: positional - 1]):
+        raise NotModelledError("offloaded checkpoints of blocks with several inputs", where="checkpointing")
+    return apply(OffloadedCheckpointFunction, x, function=lambda x: function(x, *args), host=host)
