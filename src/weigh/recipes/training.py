@@ -398,6 +398,10 @@ class Loop:
 
             yield FusedLora()
         yield from parallel(recipe)
+        yield from self._of_activations(recipe)
+
+    def _of_activations(self, recipe: Training) -> Iterator[Technique]:
+        """Which activations are kept, and where."""
         if recipe.checkpointing is not None:
             from weigh.techniques.checkpointing import Checkpointing
 
