@@ -184,7 +184,8 @@ def train(
     """What training a model takes; the settings are those of `weigh.recipes.training.Training`, as people write them.
 
     `runtime` is the program that trains it, with its release where that matters ("transformers@4.48"); it decides what
-    the settings do not say. A `job` says what is not said here.
+    the settings do not say. A `job` says what is not said here. `precision` is one word for several settings (see
+    `weigh.recipes.precision`).
 
     >>> train("gpt2", sequence="1k", autocast="bf16", device="rtx-4090").fit.verdict
     'yes'
@@ -195,6 +196,7 @@ def train(
         UsageError: there is no such setting, it cannot have that value, or no model is named.
     """
     from weigh import runtimes
+    from weigh.recipes.precision import with_precision
     from weigh.recipes.settings import read_words
     from weigh.recipes.settings import settings as fields_of
     from weigh.recipes.training import Training, run
@@ -211,7 +213,7 @@ def train(
     runtime = runtime or "pytorch"
     program, version = runtimes.named(runtime)
     known = {s.name: s for s in fields_of(Training)}
-    given = read_words(known, _on(device, settings))
+    given = read_words(known, _on(device, with_precision(settings, runtime)))
 
     def again(changed: Mapping[str, Any], evaluate: bool = False) -> tuple[TrainingRun, tuple[Assumption, ...]]:
         chosen = program.settings({**given, **read_words(known, changed)}, found.config, version)

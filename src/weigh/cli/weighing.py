@@ -91,6 +91,8 @@ def _run(command: str, parser: Parser, words: Sequence[str]) -> tuple[str, int]:
         )
         parser.add_argument("--runtime", metavar="NAME", help=what)
         add_job(parser)
+        what = "one word for what it is trained in: bf16, fp16, fp32, bf16-mixed (fp32 parameters), fp16-mixed, ..."
+        parser.add_argument("--precision", metavar="WORD", help=what)
         parser.add_argument("--save-recipe", metavar="FILE", help="write the recipe that was run (.toml or .json)")
     listed = settings(Recipe)
     add_settings(parser, listed)
@@ -101,6 +103,8 @@ def _run(command: str, parser: Parser, words: Sequence[str]) -> tuple[str, int]:
     _check_way(found.by, ways)
     words_given: dict[str, Any] = read_settings(found, listed)
     if command == "train":
+        if found.precision is not None:
+            words_given["precision"] = found.precision
         report: Any = api.train(found.model, found.device, found.runtime, job_of(found), **words_given)
         if found.save_recipe is not None:
             save(found.save_recipe, report.saved(found.save_recipe))
