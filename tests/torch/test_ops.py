@@ -15,6 +15,7 @@ import support.attention_programs
 import support.composite_programs
 import support.expert_programs
 import support.family_programs
+import support.matrix_programs
 import support.recurrent_programs  # noqa: F401  they enter their programs
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st

@@ -83,7 +83,8 @@ def adapt(model: Any, adapter: Adapter) -> Any:
         model.enable_input_require_grads()
     settings = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[adapter.kind.upper()]](**adapter.as_peft(), task_type="CAUSAL_LM")
     try:
-        return get_peft_model(model, settings, autocast_adapter_dtype=adapter.autocast_adapter)
+        device = model.device
+        return get_peft_model(model, settings, autocast_adapter_dtype=adapter.autocast_adapter).to(device)
     except ValueError as error:
         where = "lora" if adapter.kind == "lora" else "adapter"
         raise UsageError(str(error), where=where, hint="Name layers that the model has.") from None

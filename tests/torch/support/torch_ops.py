@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the name that everyone uses
 from support.expert_programs import TorchExpertOps
 from support.family_programs import TorchFamilyOps
+from support.matrix_programs import TorchMatrixOps
 from support.recurrent_programs import TorchRecurrentOps
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -16,7 +17,7 @@ aten = torch.ops.aten
 Tensor = torch.Tensor
 
 
-class TorchOps(TorchExpertOps, TorchFamilyOps, TorchRecurrentOps):
+class TorchOps(TorchExpertOps, TorchFamilyOps, TorchMatrixOps, TorchRecurrentOps):
     """The ops of one device."""
 
     def __init__(self, device: str) -> None:

@@ -16,6 +16,7 @@ import support.attention_programs
 import support.composite_programs
 import support.family_programs
 import support.in_place_programs
+import support.matrix_programs
 import support.recurrent_programs  # noqa: F401  they enter their programs
 import torch
 from support.inputs import Input

@@ -62,6 +62,7 @@ from weigh.ghost.ops.indexing import (
     where,
 )
 from weigh.ghost.ops.matmul import addmm, bmm, linear, matmul, mm
+from weigh.ghost.ops.matrices import add_scaled_, block_diagonal, kron, norm, put_at, put_at_, solve
 from weigh.ghost.ops.network import (
     cpu_dropout,
     cross_entropy,
@@ -157,6 +158,13 @@ from weigh.ghost.ops.views import (
 from weigh.ghost.ops.windows import greater, roll
 
 __all__ = [
+    "block_diagonal",
+    "put_at",
+    "put_at_",
+    "kron",
+    "add_scaled_",
+    "norm",
+    "solve",
     "index_copy",
     "index_copy_last_",
     "masked_fill_",

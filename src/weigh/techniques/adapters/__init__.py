@@ -10,11 +10,21 @@ from weigh.errors import InputError, NotModelledError, UnknownNameError
 from weigh.techniques.adapters.base import Adapter
 
 KINDS: dict[str, str] = {
-    "lora": "weigh.techniques.lora:Lora",
+    "adalora": "weigh.techniques.adapters.adalora:AdaLora",
     "beft": "weigh.techniques.adapters.beft:Beft",
+    "boft": "weigh.techniques.adapters.boft:Boft",
     "gralora": "weigh.techniques.adapters.gralora:Gralora",
     "ia3": "weigh.techniques.adapters.ia3:IA3",
     "ln_tuning": "weigh.techniques.adapters.ln_tuning:LnTuning",
+    "loha": "weigh.techniques.adapters.loha:LoHa",
+    "lokr": "weigh.techniques.adapters.lokr:LoKr",
+    "lora": "weigh.techniques.lora:Lora",
+    "oft": "weigh.techniques.adapters.oft:Oft",
+    "p_tuning": "weigh.techniques.adapters.prompts:PTuning",
+    "prefix_tuning": "weigh.techniques.adapters.prefix_tuning:PrefixTuning",
+    "prompt_tuning": "weigh.techniques.adapters.prompts:PromptTuning",
+    "psoft": "weigh.techniques.adapters.psoft:Psoft",
+    "trainable_tokens": "weigh.techniques.adapters.trainable_tokens:TrainableTokens",
     "vera": "weigh.techniques.adapters.vera:Vera",
 }
 """The methods by name: where each is."""
@@ -81,4 +91,6 @@ def _of_peft(key: str, value: Any) -> Any:
         return (value,)
     if key.endswith("_pattern"):
         return tuple(value.items())
+    if key == "decompose_factor" and value == -1:
+        return None
     return value
