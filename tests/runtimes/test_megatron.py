@@ -148,6 +148,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"pipeline": 2, "virtual_pipeline": 2, "gpus_per_node": 2, "rank": 1},
     {"context": 2, "gpus_per_node": 2, "checkpointing": "full"},
     {"context": 4, "gpus_per_node": 4, "context_exchange": "a2a+p2p", "context_heads": 2},
+    {"fp8": "tensorwise", "fp8_params": True, "shard": "distributed_optimizer", "gpus_per_node": 2},
+    {"fp8": "mxfp8", "tensor": 2, "sequence_parallel": True, "gpus_per_node": 2, "compute_capability": "10.0"},
     {"checkpointing": "selective", "compute_capability": "8.0", "gradient_accumulation_fusion": False},
 ]
 
@@ -271,6 +273,55 @@ def test_megatron_fsdp_gathers_a_layer_for_each_pass() -> None:
     assert sorted(sizes.values()) == [1, 4 * 2 * recipe.accumulation]
 
 
+def test_fp8_keeps_inputs_in_one_byte_and_weights_in_two_directions() -> None:
+    """Of a layer's 34 sbh, the inputs of its four products: 2 + 0 + 2 + 8 become 1 + 1 + 1 + 4, for what attention
+    keeps is its output, not the product's input. Weights, 12hh, have a workspace of two bytes, and four scales.
+    """
+    s, b, h = 256, 2, 256
+    recipe = replace(RECIPE, accumulation=1)
+    less = kept_per_layer(recipe) - kept_per_layer(replace(recipe, fp8="tensorwise"))
+    assert less == 5 * s * b * h - (2 * 12 * h * h + 4 * 4)
+    blackwell = replace(recipe, compute_capability="10.0")
+    rows_only = kept_per_layer(blackwell) - kept_per_layer(replace(blackwell, fp8="tensorwise"))
+    assert rows_only == 5 * s * b * h - (12 * h * h + 4 * 4) - 4 * 4  # the rows are what is kept, with their scales
+
+
+def test_mxfp8_adds_a_scale_for_32_elements() -> None:
+    recipe = replace(RECIPE, accumulation=1, compute_capability="10.0")
+    more = kept_per_layer(replace(recipe, fp8="mxfp8")) - kept_per_layer(replace(recipe, fp8="tensorwise"))
+    s, b, h = 256, 2, 256
+    assert more == 12 * h * h + (7 * s * b * h + 2 * 12 * h * h) // 32 - 8 * 4
+
+
+@pytest.mark.parametrize("shard", [None, "distributed_optimizer"])
+def test_fp8_weights_are_one_byte_and_get_their_columns_in_the_first_step(shard: str | None) -> None:
+    def after(config: dict[str, Any], fp8_params: bool) -> tuple[int, int]:
+        settings: dict[str, Any] = {"fp8": "tensorwise", "fp8_params": fp8_params, "shard": shard, "gpus_per_node": 2}
+        found = run(config, replace(RECIPE, **settings), loop=LOOP, unroll=True)
+        phases = [p for p in phase_peaks(found.trace) if p.mark.phase in (LOAD, "step")]
+        return int(phases[0].after), int(phases[-1].after)  # type: ignore[arg-type]
+
+    products = 12 * 256 * 256 * 8
+    plain, primary = after(GPT, False), after(GPT, True)
+    assert plain[0] - primary[0] == pytest.approx(products, rel=0.001)
+    # between steps: rows and columns beside 16 bits, or columns beside 8
+    assert plain[1] - primary[1] == pytest.approx(2 * products, rel=0.001)
+
+
+def test_user_buffers_hold_what_tensor_ranks_exchange() -> None:
+    """Whole sequences are outside of PyTorch's allocator; three streams' workspaces are in it."""
+    recipe = replace(RECIPE, gpus_per_node=2, tensor=2, sequence_parallel=True, accumulation=1)
+    gathered = []
+    for overlapped in (False, True):
+        found = run(LLAMA, replace(recipe, overlap_tensor_communication=overlapped), loop=LOOP)
+        ops = Counter(a.op for a in found.trace.allocations)
+        gathered.append(
+            (ops["nccl::all_gather"], sum(a.num_bytes for a in found.trace.allocations if "cublas_w" in a.op))
+        )  # type: ignore[misc]
+    assert gathered[0][0] > 0 == gathered[1][0]
+    assert gathered[1][1] - gathered[0][1] == 3 * ((32 << 20) + 1024)
+
+
 ROUTED: dict[str, Any] = {**GPT, "mlp_bias": False, "attention_bias": False, "n_routed_experts": 8} | {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 512,
@@ -313,6 +364,9 @@ def test_weights_of_tokens_are_in_the_dtype_of_the_router() -> None:
         ({"pipeline": 2, "gpus_per_node": 2, "pipeline_layout": "Et*4|xt*4L"}, UsageError),
         ({"defer_embedding_wgrad": 0}, UsageError),
         ({"context": 4, "gpus_per_node": 4, "context_exchange": "a2a+p2p"}, UsageError),
+        ({"fp8_params": True}, UsageError),
+        ({"fp8": "mxfp8", "fp8_params": True}, NotModelledError),
+        ({"fp8": "delayed", "local_layers": True}, NotModelledError),
         ({"shard": "megatron_fsdp", "pipeline": 2, "gpus_per_node": 4}, NotModelledError),
         ({"shard": "fsdp2", "gpus_per_node": 2}, NotModelledError),
         ({"loss": "upcast"}, NotModelledError),

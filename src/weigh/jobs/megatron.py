@@ -21,10 +21,10 @@ HARMLESS = """
     no_bias_dropout_fusion
     no_masked_softmax_fusion rotary_* norm_epsilon use_flash_attn train_iters position_embedding_type
     normalization apply_layernorm_1p clip_grad rampup_batch_size no_rope_fusion
-    overlap_param_gather tp_comm_overlap* initial_loss_scale
+    overlap_param_gather tp_comm_overlap_* initial_loss_scale
     check_for_nan_in_loss_and_grad attention_softmax_in_fp32 moe_aux_loss_coeff
     moe_router_load_balancing_type enable_experimental no_check_for_nan_in_loss_and_grad
-    use_rotary_position_embeddings recompute_num_layers recompute_method fp8_amax_*
+    use_rotary_position_embeddings recompute_num_layers recompute_method fp8_amax_compute_algo fp8_margin fp8_interval
     make_vocab_size_divisible_by accumulate_allreduce_grads_in_fp32
 """
 MODEL = """
@@ -46,6 +46,7 @@ SWITCHES = {
     "sequence_parallel": ("sequence_parallel", True),
     "use_distributed_optimizer": ("shard", "distributed_optimizer"),
     "grad_reduce_in_bf16": ("grad_reduce_in_bf16", True),
+    "tp_comm_overlap": ("overlap_tensor_communication", True),
     "overlap_grad_reduce": ("overlap_grad_reduce", True),
     "deterministic_mode": ("deterministic", True),
     "no_gradient_accumulation_fusion": ("gradient_accumulation_fusion", False),
@@ -75,7 +76,7 @@ UNEVEN = {
 FSDP_DTYPES = ("megatron_fsdp_main_params_dtype", "megatron_fsdp_main_grads_dtype", "megatron_fsdp_grad_comm_dtype")
 """Arguments of Megatron-FSDP that may say fp32 only."""
 REFUSED = (
-    *("fp8_format", "fp8_param_gather", "fp8_recipe", "use_torch_fsdp2", "optimizer_cpu_offload"),
+    *("use_torch_fsdp2", "optimizer_cpu_offload"),
     *("cpu_offloading_num_layers", "use_precision_aware_optimizer", "main_grads_dtype", "main_params_dtype"),
     *("exp_avg_dtype", "exp_avg_sq_dtype"),
     *("recompute_modules", "distribute_saved_activations", "overlap_moe_expert_parallel_comm"),
@@ -84,7 +85,8 @@ REFUSED = (
     *("fsdp_double_buffer", "nccl_ub", "megatron_fsdp_version"),
     *("cuda_graph_impl", "fine_grained_activation_offloading", "cpu_offloading", "delay_wgrad_compute"),
     *("moe_shared_expert_overlap", "use_te_activation_func", "experimental_attention_variant", "moe_latent_size"),
-    *("first_last_layers_bf16", "attention_output_gate", "moe_use_legacy_grouped_gemm", "fp4_format"),
+    *("first_last_layers_bf16", "no_fp8_wgrad", "fp8_dot_product_attention"),
+    *("fp8_multi_head_attention", "attention_output_gate", "moe_use_legacy_grouped_gemm", "fp4_format"),
 )
 
 
@@ -132,9 +134,24 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
     for word, key in VALUES.items():
         book.copy(word, key)
     _sharing(book)
+    _fp8(book)
     _layers(book)
     book.refuse(*REFUSED)
     return book.job(model=_model(book), runtime="megatron", own_loop=True)
+
+
+def _fp8(book: Book) -> None:
+    """Products in FP8, and weights that are FP8 themselves."""
+    key, form = book.found("fp8_format", "fp8")
+    recipe, history = book.take("fp8_recipe") or "delayed", book.take("fp8_amax_history_len")
+    params = flag(book.take("fp8_param_gather", "fp8_param"))
+    if form is None:
+        return
+    book.say("fp8", recipe, key)
+    if params:
+        book.say("fp8_params", True, "fp8_param_gather")
+    if history is not None:
+        book.say("fp8_amax_history", history, "fp8_amax_history_len")
 
 
 def _sharing(book: Book) -> None:

@@ -278,6 +278,7 @@ _CHOICES: dict[str, tuple[str, ...] | str] = {
     "device": ("cuda", "cpu"),
     "eval_keeps": "weigh.recipes.training:EVAL_KEEPS",
     "fused_kernels": "weigh.kernels:FUSED",
+    "fp8": ("delayed", "tensorwise", "mxfp8", "blockwise"),
     "freeze": "weigh.techniques.freezing:PARTS",
     "implementation": "weigh.optimizers:IMPLEMENTATIONS",
     "latent": ("compressed", "expanded"),

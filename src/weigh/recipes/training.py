@@ -231,6 +231,14 @@ class Training:
     0.14 on)."""
     overlap_grad_reduce: bool = False
     """Megatron-LM: gradients are reduced bucket by bucket while the backward pass runs."""
+    fp8: str | None = None
+    """Megatron-LM: linear layers of blocks compute in FP8, scaled by this recipe of Transformer Engine."""
+    fp8_params: bool = False
+    """Megatron-LM: their weights are FP8 themselves (`--fp8-param-gather`)."""
+    fp8_amax_history: int = 1
+    """Megatron-LM: steps whose largest values the recipe "delayed" remembers."""
+    overlap_tensor_communication: bool = False
+    """Megatron-LM: what tensor ranks exchange goes through user buffers while products run (`--tp-comm-overlap`)."""
     grad_reduce_in_bf16: bool = False
     """Megatron-LM: the gradient buffer is bf16, and the optimizer makes fp32 copies of its share."""
     sharding_strategy: str = "optim_grads_params"
@@ -603,6 +611,7 @@ MEGATRON = (
     *("pipeline_layout", "virtual_pipeline_group", "defer_embedding_wgrad", "context_heads"),
     *("token_dispatcher", "grouped_experts", "router_dtype", "permute_fusion", "activation_fusion"),
     *("hidden_dropout", "attention_dropout", "deterministic", "gradient_accumulation_fusion", "overlap_grad_reduce"),
+    *("fp8", "fp8_params", "fp8_amax_history", "overlap_tensor_communication"),
     *("sharding_strategy", "grad_reduce_in_bf16", "mask_in_batch", "local_layers", "own_stand_ins"),
 )
 """Settings that only Megatron-LM's loop reads."""

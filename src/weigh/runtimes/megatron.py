@@ -9,8 +9,7 @@ Transformer Engine 2.11. What its layers keep is in `weigh.runtimes.mcore`.
 - Transformer Engine's workspace: 32 MiB + 1 KiB from compute capability 9 on, else 4 MiB (`cpp_extensions/gemm.py`).
 - Experts: tokens go by all-to-all or are gathered (`--moe-token-dispatcher-type`), through grouped products or one
   by one, in equal shares.
-- Not described: other dispatchers, uneven stages, Megatron-FSDP, FP8, multi-token prediction,
-  packed sequences, CUDA graphs, user buffers.
+- Not described: other dispatchers, multi-token prediction, packed sequences, CUDA graphs, FP8 inside of attention.
 """
 
 from __future__ import annotations
@@ -43,6 +42,7 @@ from weigh.runtimes.mcore.buffers import (
 )
 from weigh.runtimes.mcore.config import MegatronConfig
 from weigh.runtimes.mcore.experts import TEGroupedMLP
+from weigh.runtimes.mcore.fp8 import BY_TENSOR, Fp8, is_fp8
 from weigh.runtimes.mcore.fsdp import Group, fully_shard
 from weigh.runtimes.mcore.layers import FLASH, FUSED, UNFUSED, ExpertLinear, Setup
 from weigh.runtimes.mcore.model import GPTModel, GPTStage
@@ -143,7 +143,8 @@ class Megatron(Loop):
         experts = bool(model.config.num_moe_experts)
         torchs = setup.local or any(c.last for c in chunks)
         grouped = any(isinstance(m, TEGroupedMLP) for m in model.modules())
-        return _Workspaces(recipe, torchs, (experts or not setup.local) + GROUPED_STREAMS * grouped)
+        overlapped = USER_BUFFER_STREAMS * setup.overlapped
+        return _Workspaces(recipe, torchs, (experts or not setup.local) + GROUPED_STREAMS * grouped, overlapped)
 
     def step(
         self,
@@ -261,7 +262,24 @@ def _setup(shape: MegatronConfig, recipe: Training) -> Setup:
         permute_fusion=recipe.permute_fusion,
         activation_fusion=recipe.activation_fusion,
         deterministic=recipe.deterministic,
+        fp8=_fp8(recipe),
+        overlapped=recipe.overlap_tensor_communication and recipe.tensor > 1 and recipe.sequence_parallel,
     )
+
+
+def _fp8(recipe: Training) -> Fp8 | None:
+    if recipe.fp8 is None:
+        if recipe.fp8_params:
+            raise UsageError("weights are FP8, and products are not", where="fp8_params", hint="Give fp8 too.")
+        return None
+    if recipe.local_layers:
+        raise NotModelledError("FP8 in Megatron's own layers", where="fp8")
+    if recipe.fp8_params and recipe.fp8 not in BY_TENSOR:
+        raise NotModelledError(f"FP8 weights scaled by {recipe.fp8}", where="fp8_params")
+    if recipe.fp8_params and recipe.shard == "megatron_fsdp":
+        raise NotModelledError("FP8 weights in Megatron-FSDP", where="fp8_params")
+    major = int(recipe.compute_capability.partition(".")[0])
+    return Fp8(recipe.fp8, major, recipe.fp8_params, recipe.fp8_amax_history)
 
 
 def _attention(recipe: Training) -> str:
@@ -318,16 +336,18 @@ def _layout(shape: MegatronConfig, recipe: Training) -> list[str]:
 
 
 def _buffers(model: GPTModel, recipe: Training) -> Iterator[GradBuffer]:
-    """One for the experts of each chunk, and one for the rest (`group_params_for_buffers`)."""
+    """Experts, the rest, and of both what is FP8 have one each in a chunk (`group_params_for_buffers`)."""
     mesh, place, setup = recipe.mesh, Place.of(recipe), model.setup
     distributed = recipe.shard == "distributed_optimizer"
     tied = model.config.share_embeddings and recipe.pipeline > 1
     for number, chunk in enumerate(model.chunks):
         alone = {id(p.tensor) for p in chunk.parameters() if tied and p.place[-1] == "weight" and _is_vocabulary(p)}
-        for experts in (False, True):
-            group = [p for p in chunk.parameters() if (setup.expert > 1 and _is_expert(p)) == experts]
-            if not group:
-                continue
+        kinds: dict[tuple[bool, bool], list[Parameter]] = {}
+        for parameter in chunk.parameters():
+            kinds.setdefault((setup.expert > 1 and _is_expert(parameter), is_fp8(parameter.tensor)), []).append(
+                parameter
+            )
+        for (experts, _), group in kinds.items():
             ranks, rank = mesh.shard, (place.data * mesh.context + place.context) % mesh.shard
             if experts:
                 model_ranks = setup.expert_tensor * setup.expert
@@ -358,6 +378,8 @@ def _is_expert(parameter: Parameter) -> bool:
     return isinstance(parameter.module, (TEGroupedMLP, ExpertLinear))
 
 
+USER_BUFFER_STREAMS = 3
+"""Streams of products that overlap with communication, which share one workspace (`_NUM_MAX_UB_STREAMS`)."""
 GROUPED_STREAMS = 4
 """Streams of a grouped product, each with a workspace (`tex.get_num_cublas_streams`)."""
 
@@ -365,11 +387,11 @@ GROUPED_STREAMS = 4
 class _Workspaces(Workspaces):
     """PyTorch's workspaces and Transformer Engine's."""
 
-    def __init__(self, recipe: Training, torchs: bool, te: int) -> None:
+    def __init__(self, recipe: Training, torchs: bool, te: int, overlapped: int) -> None:
         super().__init__(recipe.compute_capability)
         if recipe.deterministic:  # CUBLAS_WORKSPACE_CONFIG=:4096:8
             self.num_bytes = LARGE
-        self.torchs, self.te = torchs, te
+        self.torchs, self.te, self.overlapped = torchs, te, overlapped
         self.te_bytes = LARGE + 1024 if workspace_bytes(recipe.compute_capability) == LARGE else 4 * 1024 * 1024
 
     def begin(self, phase: str) -> None:
@@ -378,6 +400,9 @@ class _Workspaces(Workspaces):
             if f"te{number}" not in self.by_thread:
                 made = empty((self.te_bytes,), UINT8, "get_cublas_workspace", purpose=WORKSPACE)
                 self.by_thread[f"te{number}"] = made
+        if self.overlapped and "ub" not in self.by_thread:
+            made = empty((self.overlapped * self.te_bytes,), UINT8, "get_cublas_workspace", purpose=WORKSPACE)
+            self.by_thread["ub"] = made
         if self.torchs:
             super().begin(phase)
 

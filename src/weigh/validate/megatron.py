@@ -94,10 +94,13 @@ def _recomputed(found: Mapping[str, Any]) -> str | None:
 
 def _precision(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     dtype = (case.get("weights") or {}).get("dtype")
-    if (case.get("weights") or {}).get("quantization") or dtype == "fp8":
+    if (case.get("weights") or {}).get("quantization"):
         raise NotModelledError("quantized weights in Megatron-LM", where="weights")
     precision = case.get("precision") or {}
-    if precision.get("compute") not in (None, dtype):
+    if precision.get("compute") == "fp8":
+        yield from _fp8(case)
+        dtype = "bf16"
+    elif precision.get("compute") not in (None, dtype):
         raise NotModelledError("computing in another precision in Megatron-LM", where="precision")
     if precision.get("gradients") is None and "Bridge" in str(case.get("runtime_version")):
         raise WeighError("the case does not say in what its gradients are, which recipes choose", where="precision")
@@ -106,6 +109,17 @@ def _precision(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "grad_reduce_in_bf16", dtype == "bf16" and precision.get("gradients") == "bf16"
     if dtype is not None:
         yield "dtype", dtype
+
+
+def _fp8(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The recipe of Transformer Engine, Megatron's default where none is said, and whether weights are FP8."""
+    said = {key.replace("_", "-"): value for key, value in ((case.get("extra") or {}).get("fp8") or {}).items()}
+    if not said:
+        raise WeighError("the case does not say how FP8 is scaled", where="extra.fp8")
+    yield "fp8", said.get("fp8-recipe", "delayed")
+    yield "fp8_params", bool(said.get("fp8-param-gather"))
+    if said.get("fp8-amax-history-len"):
+        yield "fp8_amax_history", said["fp8-amax-history-len"]
 
 
 def _parallel(found: Mapping[str, Any], fsdp: str | None) -> Iterator[tuple[str, Any]]:
@@ -148,6 +162,7 @@ def _kernels(case: Mapping[str, Any], extra: Mapping[str, Any], args: Mapping[st
     yield "deterministic", bool(args.get("deterministic-mode"))
     if not extra.get("megatron_fsdp"):
         yield "gradient_accumulation_fusion", not args.get("no-gradient-accumulation-fusion")
+    yield "overlap_tensor_communication", bool(args.get("tp-comm-overlap"))
     yield "overlap_grad_reduce", bool(args.get("overlap-grad-reduce"))
     exchange = extra.get("cp_comm_type", args.get("cp-comm-type"))
     if exchange:

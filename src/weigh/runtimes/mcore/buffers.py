@@ -15,11 +15,12 @@ from math import lcm
 from typing import Any
 from weakref import ref
 
-from weigh.dtypes import BFLOAT16, FLOAT32, DType
+from weigh.dtypes import BFLOAT16, FLOAT32, UINT8, DType
 from weigh.ghost.nn import Parameter
 from weigh.ghost.tensor import Tensor, empty
 from weigh.optimizers.base import Choice, Optimizer
 from weigh.records import dataclass
+from weigh.runtimes.mcore.fp8 import is_fp8
 from weigh.trace.events import GRADIENT, OPTIMIZER_STATE, WEIGHT
 
 ALIGNMENT = 64
@@ -110,7 +111,7 @@ class GradBuffer:
         self.grad_data.storage.relabel(GRADIENT, "grad_data")
         if sharing.distributed:
             first = parameters[0].tensor
-            data = empty((self.layout.numel,), first.dtype, "aten::zeros", purpose=WEIGHT)
+            data = empty((self.layout.numel,), UINT8 if is_fp8(first) else first.dtype, "aten::zeros", purpose=WEIGHT)
             data.storage.relabel(WEIGHT, "param_data")
             for parameter in parameters:
                 parameter.tensor.storage = data.storage

@@ -14,7 +14,8 @@ from weigh.ghost.ops.table import apply
 from weigh.ghost.tensor import Tensor
 from weigh.runtimes.mcore import rows
 from weigh.runtimes.mcore.config import MegatronConfig
-from weigh.runtimes.mcore.layers import MLP, ExpertLinear, Norm, Setup, activated
+from weigh.runtimes.mcore.fp8 import Fp8Linear, Weight
+from weigh.runtimes.mcore.layers import MLP, ExpertLinear, Norm, Setup, activated, weight_of
 
 
 class TEGroupedMLP(nn.Module):
@@ -28,13 +29,34 @@ class TEGroupedMLP(nn.Module):
         local = config.num_moe_experts // setup.expert
         width = config.moe_ffn_hidden_size // setup.expert_tensor
         outputs = width * (2 if config.gated_linear_unit else 1)
-        self.weight1 = nn.parameter((local, outputs, config.hidden_size), dtype)
-        self.weight2 = nn.parameter((local, config.hidden_size, width), dtype)
+        fp8 = setup.fp8
+        self.weight1 = weight_of((local, outputs, config.hidden_size), dtype, fp8)
+        self.weight2 = weight_of((local, config.hidden_size, width), dtype, fp8)
+        self.fp8_weights = None if fp8 is None else (Weight(fp8), Weight(fp8))
 
     def forward(self, tokens: Tensor, probs: Tensor) -> Tensor:
+        if self.fp8_weights is not None:
+            return self._in_fp8(tokens, probs, *self.fp8_weights)
         linear = partial(apply, rows.GroupedLinear, fused=self.setup.fused_wgrad, scratch=self.setup.scratch)
         x = activated(linear(tokens, self.weight1), None, probs, self.config, self.setup)
         return linear(x, self.weight2)  # type: ignore[no-any-return]
+
+    def _in_fp8(self, tokens: Tensor, probs: Tensor, held1: Weight, held2: Weight) -> Tensor:
+        """Tokens of each expert are filled up to whole rows of scales, which costs a copy (`Fp8Padding`)."""
+        tokens = rows.exchanged(tokens, "te::fp8_padding")
+        linear = partial(
+            apply,
+            Fp8Linear,
+            fp8=self.setup.fp8,
+            gathers=1,
+            scatters=1,
+            fused=self.setup.fused_wgrad,
+            overlapped=False,
+            scratch=self.setup.scratch,
+        )
+        x = activated(linear(tokens, self.weight1, held=held1), None, probs, self.config, self.setup)
+        del tokens
+        return rows.exchanged(linear(x, self.weight2, held=held2), "te::fp8_unpadding")
 
 
 class Expert(nn.Module):

@@ -13,6 +13,7 @@ from weigh.ghost.tensor import Tensor
 from weigh.records import dataclass, field
 from weigh.runtimes.mcore import rows
 from weigh.runtimes.mcore.config import MegatronConfig
+from weigh.runtimes.mcore.fp8 import Fp8, Fp8Linear, Weight, parameter
 
 FLASH, FUSED, UNFUSED = "flash", "cudnn", "math"
 
@@ -57,6 +58,10 @@ class Setup:
     activation_fusion: bool = True
     """`bias_activation_fusion`: activation, bias and weight in one kernel, where there is one."""
     deterministic: bool = False
+    fp8: Fp8 | None = None
+    """How linear layers of blocks compute in FP8, where they do."""
+    overlapped: bool = False
+    """`--tp-comm-overlap`: gathers and scattered sums go through user buffers while products run."""
     scratch: rows.Scratch = field(default_factory=dict)
 
     @property
@@ -68,14 +73,25 @@ class Setup:
 class ParallelLinear(nn.Module):
     """`ColumnParallelLinear` (cut by outputs), `RowParallelLinear` (by inputs), or a layer that every rank has."""
 
-    def __init__(self, setup: Setup, inputs: int, outputs: int, dtype: DType, kind: str, bias: bool = False) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        inputs: int,
+        outputs: int,
+        dtype: DType,
+        kind: str,
+        bias: bool = False,
+        own: bool = False,
+    ) -> None:
         super().__init__()
         column, row = kind == "column", kind == "row"
-        self.setup, self.own = setup, setup.local
+        self.setup, self.own = setup, own or setup.local
+        self.fp8 = None if self.own else setup.fp8
         inputs, outputs = inputs // (setup.tensor if row else 1), outputs // (setup.tensor if column else 1)
         self.gathers = setup.sequence_ranks if column else 1
         self.scatters = setup.sequence_ranks if row else 1
-        self.weight = nn.parameter((outputs, inputs), dtype)
+        self.weight = weight_of((outputs, inputs), dtype, self.fp8)
+        self.fp8_weight = None if self.fp8 is None else Weight(self.fp8)
         self.bias = nn.parameter((outputs,), dtype) if bias else None
         self.deferred: rows.Deferred | None = None
 
@@ -86,6 +102,19 @@ class ParallelLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Without the bias, which whoever called adds (`skip_bias_add`)."""
+        if self.fp8 is not None:
+            return apply(  # type: ignore[no-any-return]
+                Fp8Linear,
+                x,
+                self.weight,
+                fp8=self.fp8,
+                held=self.fp8_weight,
+                gathers=self.gathers,
+                scatters=self.scatters,
+                fused=self.setup.fused_wgrad,
+                overlapped=self.setup.overlapped,
+                scratch=self.setup.scratch,
+            )
         out: Tensor = apply(
             rows.Linear,
             x,
@@ -97,8 +126,14 @@ class ParallelLinear(nn.Module):
             scratch=self.setup.scratch,
             own=self.own,
             deferred=self.deferred,
+            overlapped=self.setup.overlapped and not self.own,
         )
         return out
+
+
+def weight_of(shape: tuple[int, ...], dtype: DType, fp8: Fp8 | None) -> Tensor:
+    """A weight, of one byte an element where it is FP8 itself."""
+    return parameter(shape, dtype) if fp8 is not None and fp8.params else nn.parameter(shape, dtype)
 
 
 class ExpertLinear(ParallelLinear):

@@ -103,9 +103,8 @@ class GPTStage(nn.Module):
         if last:
             self.final_layernorm = Norm(config, config.hidden_size, dtype)
             self.output_layer = ParallelLinear(
-                setup, config.hidden_size, config.padded_vocab_size(setup.tensor), dtype, "column"
+                setup, config.hidden_size, config.padded_vocab_size(setup.tensor), dtype, "column", own=True
             )
-            self.output_layer.own = True
             if setup.defer_wgrad is not None:
                 self.output_layer.deferred = rows.Deferred(setup.defer_wgrad)
             if first and config.share_embeddings:

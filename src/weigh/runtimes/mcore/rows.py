@@ -27,7 +27,7 @@ def first(x: Tensor, length: Size) -> Shape:
     return (length, *x.shape[1:])
 
 
-def _note(op: str, flops: Size, *read: Tensor) -> None:
+def note(op: str, flops: Size, *read: Tensor) -> None:
     """That a backward pass computes: rows are noted on their way forward only."""
     moved: Size = 0
     for x in read:
@@ -91,6 +91,7 @@ class Linear(Op):
     among which the sum of the outputs is scattered (a row-parallel one). With `fused`, the product for the weight's
     gradient is added to the main gradient, and autograd is handed a tensor that stands for it: one for each shape of a
     weight, which stays (`cached`: Transformer Engine is there, and Megatron Core is 0.14 or later), else a new one.
+    `overlapped`: gathers, and sums before they are scattered, are in user buffers outside of PyTorch's allocator.
     `own`: Megatron's own layer, which gathers into a buffer that stays, and may defer its weight's gradients.
     """
 
@@ -111,34 +112,41 @@ class Linear(Op):
         scratch: Scratch,
         own: bool,
         deferred: Deferred | None,
+        overlapped: bool,
     ) -> Tensor:
         if ctx:
             ctx.save(x, weight)
-            ctx.meta = gathers, scatters, fused, cached, scratch, own, deferred
-        total = _gather(x, gathers, scratch, own)
-        out = empty((*total.shape[:-1], weight.shape[0]), x.dtype, cls.name)
+            ctx.meta = gathers, scatters, fused, cached, scratch, own, deferred, overlapped
+        total = None if overlapped else _gather(x, gathers, scratch, own)
+        shape = (x.shape[0] * gathers, *x.shape[1:-1], weight.shape[0])
+        out = None if overlapped and scatters > 1 else empty(shape, x.dtype, cls.name)
         del total
-        return out if scatters == 1 else empty(first(out, out.shape[0] // scatters), x.dtype, "nccl::reduce_scatter")
+        if out is not None and scatters == 1:
+            return out
+        return empty((shape[0] // scatters, *shape[1:]), x.dtype, "nccl::reduce_scatter")
 
     @classmethod
     def backward(cls, ctx: Any, grad: Tensor) -> list[Any]:
         x, weight = ctx.unpack()
-        gathers, scatters, fused, cached, scratch, own, deferred = ctx.meta
-        grad = _gather(grad, scatters, scratch, own)
+        gathers, scatters, fused, cached, scratch, own, deferred, overlapped = ctx.meta
+        tokens = grad.numel // grad.shape[-1] * scatters
+        if not overlapped:
+            grad = _gather(grad, scatters, scratch, own)
         later = deferred is not None and deferred.takes(x, grad)
-        total = _gather(x, gathers, scratch, own) if ctx.needs[1] and not later else x
+        total = _gather(x, gathers, scratch, own) if ctx.needs[1] and not later and not overlapped else x
         dgrad = None
         for needed in ctx.needs[:2]:
             if needed:
-                _note(cls.name, 2 * grad.numel * weight.shape[1], grad, weight)
+                note(cls.name, 2 * tokens * weight.numel, grad, weight)
         if ctx.needs[0]:
-            dgrad = empty((*grad.shape[:-1], weight.shape[1]), x.dtype, cls.name)
+            if not (overlapped and gathers > 1):
+                dgrad = empty((tokens // grad.shape[1], grad.shape[1], weight.shape[1]), x.dtype, cls.name)
             if gathers > 1:
                 dgrad = empty(x.shape, x.dtype, "nccl::reduce_scatter")
         wgrad = None
         if ctx.needs[1]:
             wgrad = (
-                _stand_in(weight.shape, weight, scratch)
+                stand_in(weight.shape, weight, scratch)
                 if fused and cached
                 else empty(weight.shape, weight.dtype, cls.name)
             )
@@ -173,7 +181,7 @@ def memory_buffer(shape: Shape, x: Tensor, scratch: Scratch, name: str = "mpu") 
     return Tensor(kept.storage, shape, None, x.dtype, numel)
 
 
-def _stand_in(shape: Shape, weight: Tensor, scratch: Scratch) -> Tensor:
+def stand_in(shape: Shape, weight: Tensor, scratch: Scratch) -> Tensor:
     """`get_dummy_wgrad`: one for every shape of a weight."""
     key = "dummy_wgrad", shape
     if key not in scratch:
@@ -201,10 +209,10 @@ class GroupedLinear(Op):
         fused, scratch = ctx.meta
         dgrad = empty(x.shape, x.dtype, cls.name)
         for _ in range(2):
-            _note(cls.name, 2 * grad.numel * weight.shape[2], grad, weight)
+            note(cls.name, 2 * grad.numel * weight.shape[2], grad, weight)
         if not fused:
             return [dgrad, empty(weight.shape, weight.dtype, cls.name)]
-        one = _stand_in(weight.shape[1:], weight, scratch)  # each expert's weight is a parameter of its own
+        one = stand_in(weight.shape[1:], weight, scratch)  # each expert's weight is a parameter of its own
         return [dgrad, Tensor(one.storage, weight.shape, None, weight.dtype, weight.numel)]
 
     @staticmethod
@@ -342,7 +350,7 @@ class CoreAttention(Op):
     @classmethod
     def backward(cls, ctx: Any, grad: Tensor) -> list[Any]:
         q, k, v = ctx.unpack()[:3]
-        _note(cls.name, cls.flops(grad, q, k, v) * 5 // 2, grad, q, k, v)
+        note(cls.name, cls.flops(grad, q, k, v) * 5 // 2, grad, q, k, v)
         if q.storage is k.storage and k.storage is v.storage:
             whole = empty((q.numel + k.numel + v.numel,), q.dtype, cls.name)
             made = [Tensor(whole.storage, t.shape, t.strides, t.dtype, t.numel) for t in (q, k, v)]
