@@ -93,8 +93,8 @@ def every_layer(at: Placement) -> dict[str, int]:
     """Compute buffers of graphs with every layer and known sizes."""
     found: dict[str, int] = {}
     for batch in batches(at, at.how.n_ctx, at.how.n_seq_max):
-        reserved = reserve(at, Sizes(batch, ("tokens", "cells")), whole(len(at.gguf.layers)))
-        for one, (size, _) in zip(reserved.buffers, reserved.sizes(batch), strict=True):
+        layout = reserve(at, Sizes(batch, ("tokens", "cells")), whole(len(at.gguf.layers))).layout()
+        for one, size in zip(layout.buffers, layout.at(batch), strict=True):
             found[one.kind.name] = max(size, found.get(one.kind.name, 0))
     return found
 

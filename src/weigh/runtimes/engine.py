@@ -260,30 +260,45 @@ class Launch:
         """Requests of so many tokens that there is room for; None where no device is named, or nothing is kept."""
         if not self.demand(context, 1):
             return None
-        return None if self.supply is None else _last(lambda n: self.demand(context, n) <= self.supply)  # type: ignore[operator]
+        return None if self.supply is None else _last(lambda n: self.demand(context, n), self.supply)
 
     def longest_context(self, concurrency: int) -> int | None:
         """Tokens that each of so many requests can have; None where no device is named."""
         if self.supply is None:
             return None
-        return _last(lambda n: self.demand(n, concurrency) <= self.supply, self.longest)  # type: ignore[operator]
+        return _last(lambda n: self.demand(n, concurrency), self.supply, self.longest)
 
 
-def _last(fits: Callable[[int], bool], limit: int | None = None) -> int:
-    """The last whole number from 0 that fits, where all before it do.
+def _last(need: Callable[[int], int], supply: int, limit: int | None = None) -> int:
+    """The last whole number from 0 whose need is met, where needs never fall.
 
-    >>> _last(lambda n: n * n <= 50), _last(lambda n: n < 10, 4)
-    (7, 4)
+    Needs grow nearly evenly and take time to find: the next that is asked for is where two others point to, and every
+    third twice as many or the middle.
+
+    >>> _last(lambda n: n * n, 50), _last(lambda n: n, 9, 4), _last(lambda n: 100 * n, 99)
+    (7, 4, 0)
     """
-    high = 1
-    while (limit is None or high <= limit) and high < 2**40 and fits(high):
-        high *= 2
-    low = high // 2
-    high = high if limit is None else min(high, limit + 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    low, high, turn = (0, 0), (2**40 if limit is None else limit + 1, NEVER), 0
+    before, at = low, 1
+    while high[0] - low[0] > 1:
+        needed = need(at)
+        if needed <= supply:
+            before, low = low, (at, needed)
+        else:
+            high = at, needed
+        turn += 1
+        first, second = (before, low) if high[1] >= NEVER else (low, high)
+        rise, run = second[1] - first[1], second[0] - first[0]
+        if turn % 3 == 0 or not rise:
+            at = min(2 * low[0], (low[0] + high[0]) // 2)
+        else:
+            at = low[0] + (supply - low[1]) * run // rise
+        at = max(low[0] + 1, min(at, high[0] - 1))
+    return low[0]
+
+
+NEVER = 2**62
+"""Bytes that there never are."""
 
 
 class Engine(ABC):

@@ -9,6 +9,7 @@ more than one chunk (devices that cannot allocate so much at once) are left out.
 
 from __future__ import annotations
 
+from operator import mul
 from typing import TYPE_CHECKING, NamedTuple
 
 from weigh import dtypes
@@ -121,6 +122,7 @@ class Lives:
         """The names of weights of which slots are copies."""
         self.copied: dict[int, list[list[tuple[int, int]]]] = {}
         """Of blocks by number, each time that they are played: slots of copies, and their bytes."""
+        self._times: list[int] | None = None
         self._polynomials: tuple[list[Polynomial], list[int]] | None = None
 
     def take(self, tensor: Tensor, layer: int) -> None:
@@ -165,6 +167,18 @@ class Lives:
         alignment = self.kind.alignment
         different = [-(-value(size, at) // alignment) * alignment for size in self._polynomials[0]]
         return [different[number] for number in self._polynomials[1]]
+
+    def at_most(self, at: tuple[int, ...], blocks: Sequence[Block]) -> int:
+        """More bytes than the buffer can have: all that is ever taken, if nothing were given back."""
+        if self._times is None:
+            times = [1] * (len(self.layers) - 1)
+            for layers, more in blocks:
+                for layer in layers:
+                    times[layer] += more
+            self._times = [1 if layer < 0 else times[layer] for layer in self.taken]
+        return sum(map(mul, self.bytes_at(at), self._times)) + sum(
+            size for copied in self.copied.values() for one in copied for _, size in one
+        )
 
     def largest(self, at: tuple[int, ...], blocks: Sequence[Block]) -> tuple[int, tuple[int, ...]]:
         """Bytes of the buffer, and the choices that led there.

@@ -10,7 +10,6 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, NamedTuple
 
 from weigh.models.layout import SLIDING
-from weigh.records import replace
 from weigh.runtimes.llama_cpp import graphs
 from weigh.runtimes.llama_cpp.batch import Batch, Sizes
 from weigh.runtimes.llama_cpp.placement import CPU
@@ -19,14 +18,10 @@ from weigh.runtimes.llama_cpp.scheduler import COPIES, Scheduler
 from weigh.runtimes.llama_cpp.stack import Block, Stack, stack_of, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from weigh.runtimes.llama_cpp.allocator import Lives
     from weigh.runtimes.llama_cpp.placement import Placement
-
-
-FAR = 2**30
-"""Cells that no context has."""
 
 
 class Reserved(NamedTuple):
@@ -41,42 +36,39 @@ class Reserved(NamedTuple):
         """What is left out is what was built."""
         return all(one.is_steady(self.blocks) for one in self.buffers)
 
-    def sizes(self, at: Batch) -> list[tuple[int, tuple[int, ...]]]:
-        """Bytes of each buffer, and the choices that led there."""
-        return [one.largest(at.products, self.blocks) for one in self.buffers]
+    def layout(self, names: Iterable[str] | None = None) -> Layout:
+        """Its buffers, or some of them, for any context."""
+        return Layout(self.blocks, [one for one in self.buffers if names is None or one.kind.name in names])
 
 
-class Line:
-    """What a graph's buffers take as the context grows and nothing else does: a few points, and straight lines."""
+class Layout:
+    """What some of a graph's buffers take as the context grows and nothing else does: points, and straight lines."""
 
-    def __init__(self, reserved: Reserved) -> None:
-        self.names = [one.kind.name for one in reserved.buffers]
-        self._reserved = reserved
+    def __init__(self, blocks: Sequence[Block], buffers: Sequence[Lives]) -> None:
+        self.buffers = buffers
+        self._blocks = blocks
         self._cells: list[int] = []
         """Of the points, in order."""
         self._points: list[list[tuple[int, tuple[int, ...]]]] = []
 
     def at(self, batch: Batch) -> list[int]:
         """Bytes of each buffer."""
-        cells = batch.cells
-        place = bisect_left(self._cells, cells)
-        if place < len(self._cells) and self._cells[place] == cells:
-            return [size for size, _ in self._points[place]]
-        if len(self._cells) == 1 and cells < FAR:
-            self._add(replace(batch, cells=FAR, window=batch.window if batch.window < cells else FAR))
-            place = bisect_left(self._cells, cells)
-        if 0 < place < len(self._cells):
-            low, high = self._cells[place - 1 : place + 1]
-            ends = list(zip(self._points[place - 1], self._points[place], strict=True))
-            if all(first[1] == last[1] for first, last in ends):
-                return [a + (b - a) * (cells - low) // (high - low) for (a, _), (b, _) in ends]
-        return [size for size, _ in self._add(batch)]
-
-    def _add(self, batch: Batch) -> list[tuple[int, tuple[int, ...]]]:
         place = bisect_left(self._cells, batch.cells)
-        self._cells.insert(place, batch.cells)
-        self._points.insert(place, self._reserved.sizes(batch))
-        return self._points[place]
+        if place == len(self._cells) or self._cells[place] != batch.cells:
+            if 0 < place < len(self._cells):
+                low, high = self._cells[place - 1 : place + 1]
+                ends = list(zip(self._points[place - 1], self._points[place], strict=True))
+                if all(first[1] == last[1] for first, last in ends):
+                    return [a + (b - a) * (batch.cells - low) // (high - low) for (a, _), (b, _) in ends]
+            self._cells.insert(place, batch.cells)
+            self._points.insert(place, [one.largest(batch.products, self._blocks) for one in self.buffers])
+        return [size for size, _ in self._points[place]]
+
+    def is_below(self, batch: Batch, known: Mapping[str, int]) -> bool:
+        """All buffers are smaller than known ones, at first sight."""
+        return bool(known) and all(
+            one.at_most(batch.products, self._blocks) <= known.get(one.kind.name, 0) for one in self.buffers
+        )
 
 
 class Compute:
@@ -88,12 +80,15 @@ class Compute:
     def __init__(self, placed: Placement) -> None:
         self.placed = placed
         self._graphs: dict[object, list[Reserved]] = {}
-        self._lines: dict[object, Line] = {}
+        self._layouts: dict[object, Layout] = {}
 
-    def at(self, n_ctx: int, n_seq_max: int, unified: bool | None = None) -> Mapping[str, int]:
+    def at(
+        self, n_ctx: int, n_seq_max: int, unified: bool | None = None, names: tuple[str, ...] | None = None
+    ) -> Mapping[str, int]:
         """Bytes of each compute buffer, by the name of its buffer type: the largest of the graphs that are reserved.
 
-        `unified` says that the sequences share one cache, where that is not as it was placed.
+        `unified` says that the sequences share one cache, where that is not as it was placed; `names` asks for some of
+        the buffers.
 
         Raises:
             NotModelledError: the architecture's graph is not described.
@@ -102,12 +97,13 @@ class Compute:
         for batch in batches(self.placed, n_ctx, n_seq_max, unified):
             # a window is as long as the context, or has a length of its own
             window = 0 if batch.window == batch.cells else batch.window
-            key = batch.tokens, batch.sequences, batch.streams, window
-            line = self._lines.get(key)
-            if line is None:
-                line = self._lines[key] = Line(self._reserved(batch))
-            for name, size in zip(line.names, line.at(batch), strict=True):
-                found[name] = max(found.get(name, 0), size)
+            key = batch.tokens, batch.sequences, batch.streams, window, names
+            layout = self._layouts.get(key)
+            if layout is None:
+                layout = self._layouts[key] = self._reserved(batch).layout(names)
+            if not layout.is_below(batch, found):
+                for one, size in zip(layout.buffers, layout.at(batch), strict=True):
+                    found[one.kind.name] = max(found.get(one.kind.name, 0), size)
         return found
 
     def _reserved(self, batch: Batch) -> Reserved:

@@ -17,6 +17,7 @@ from weigh.runtimes.engine import (
     EXACT,
     KV_CACHE,
     MODELLED,
+    NEVER,
     STATES,
     WEIGHTS,
     Engine,
@@ -45,8 +46,6 @@ REPACKED = {
     "arm": frozenset(("q4_0", "q4_k", "q5_k", "q6_k", "iq4_nl", "mxfp4", "q8_0")),
 }
 """By the processor: formats that are stored once more in its own order, where no device's host memory comes first."""
-NEVER = 2**62
-"""Bytes that there never are."""
 MOST_SEQUENCES, MOST_BEFORE = 256, 64
 """Sequences at once (`LLAMA_MAX_SEQ`), and until August 2025."""
 MAKERS = {"nvidia": "cuda", "amd": "rocm", "apple": "metal", "intel": "sycl"}

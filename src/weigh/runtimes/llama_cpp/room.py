@@ -50,7 +50,7 @@ class Room:
         unified = self._unified or users == 1
         cells = rounded(max(1, context) * users, users, unified)
         if (cells, users) not in self._found:
-            compute = self.compute.at(cells, users, unified)
+            compute = self.compute.at(cells, users, unified, tuple(self._placed.names))
             self._found[cells, users] = max(
                 (
                     model
