@@ -7,6 +7,7 @@ predictions too. Split files, hand-made mixtures and projectors are left out.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from weigh import dtypes
 from weigh.errors import NotModelledError
@@ -31,6 +32,10 @@ _SAME = {
     "kimi_k2": "deepseek2",
 }
 """Families that are one architecture to llama.cpp."""
+
+
+_CONVERTED: WeakKeyDictionary[Module, dict[object, list[Tensor]]] = WeakKeyDictionary()
+"""What the converter makes of models, for all file types."""
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:
@@ -61,7 +66,11 @@ def predict(
     architecture, file_type = architecture_of(text), named(file_type)
     own = dtypes.FLOAT16 if file_type in ("F16", "MXFP4_MOE") or file_type.startswith("TQ") else dtypes.BFLOAT16
     own = dtypes.FLOAT32 if file_type == "F32" else own
-    tensors = converted(model, architecture, own, text, divides_latent=release != OLDER)
+    known = _CONVERTED.setdefault(model, {})
+    key = architecture, own, release != OLDER
+    if key not in known:
+        known[key] = converted(model, architecture, own, text, divides_latent=release != OLDER)
+    tensors = known[key]
     made = quantize(tensors, file_type, traits(architecture, text), imatrix, release)
     return Checkpoint(
         {t.name: _stored(t) for t in made},

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 from weigh import dtypes
@@ -152,14 +153,14 @@ def quantize(
     if base.kind != "block":
         return [t._replace(dtype=base if quantizable(t) else t.dtype) for t in ordered]
     tied = all(t.name != "output.weight" for t in ordered)
-    values = sum(_is_value(_category(t.name), release) for t in ordered)
+    categories = [_category(t.name.partition(".")[2].partition(".")[2] or t.name) for t in ordered]
+    values = sum(_is_value(category, release) for category in categories)
     seen = dict.fromkeys(("value", "ffn_down", "ffn_gate", "ffn_up"), 0)
     made = []
-    for t in ordered:
+    for t, category in zip(ordered, categories, strict=True):
         if not quantizable(t):
             made.append(t)
             continue
-        category = _category(t.name)
         key = "value" if _is_value(category, release) else category
         index = block_of(t.name) if traits.experts > 1 and key != "value" else seen.get(key, 0)
         place = _Place(index, values if key == "value" else traits.layers, traits, imatrix)
@@ -185,7 +186,9 @@ def block_of(name: str) -> int:
     return int(name.split(".")[1]) if name.startswith("blk.") else -1
 
 
+@cache
 def _category(name: str) -> str:
+    """Of a tensor, by its name without its block."""
     if name in ("token_embd.weight", "per_layer_token_embd.weight"):
         return "token_embd"
     if name == "output.weight":

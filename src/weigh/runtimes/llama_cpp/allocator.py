@@ -176,9 +176,8 @@ class Lives:
                 for layer in layers:
                     times[layer] += more
             self._times = [1 if layer < 0 else times[layer] for layer in self.taken]
-        return sum(map(mul, self.bytes_at(at), self._times)) + sum(
-            size for copied in self.copied.values() for one in copied for _, size in one
-        )
+        kept: int = sum(map(mul, self.bytes_at(at), self._times))
+        return kept + sum(size for copied in self.copied.values() for one in copied for _, size in one)
 
     def largest(self, at: tuple[int, ...], blocks: Sequence[Block]) -> tuple[int, tuple[int, ...]]:
         """Bytes of the buffer, and the choices that led there.

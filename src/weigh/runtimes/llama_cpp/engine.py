@@ -25,7 +25,7 @@ from weigh.runtimes.engine import (
     Part,
     Share,
 )
-from weigh.runtimes.llama_cpp.compute import output_buffer
+from weigh.runtimes.llama_cpp.compute import Compute, output_buffer
 from weigh.runtimes.llama_cpp.placement import FAMILIES, REPACK, Gguf, How, Placement, gguf_of
 from weigh.runtimes.llama_cpp.releases import MIDDLE, NEWER, OLDER, OLDEST
 from weigh.runtimes.llama_cpp.room import Room, rounded
@@ -119,7 +119,8 @@ class LlamaCpp(Engine):
         gguf, file_type, assumptions = stored(served, job, options)
         how = replace(settings(served, job, options, place), release=version.numbers)
         placed = Placement(gguf, how)
-        room = Room(placed, options.kv_unified)
+        compute: Compute = served.memo.setdefault(("graphs", placed.graph_key), Compute(placed))
+        room = Room(placed, options.kv_unified, compute)
         shares = _shares(placed, place, room.compute.at(how.n_ctx, how.n_seq_max))
         most = MOST_SEQUENCES if version.numbers > OLDER else MOST_BEFORE
         if job.concurrency > most:

@@ -231,6 +231,19 @@ class Placement:
             found.append((device, kind, own))
         return found
 
+    @property
+    def graph_key(self) -> object:
+        """What makes compute buffers what they are, beside the context and the sequences.
+
+        Formats of weights do, where a device copies weights from the host, and what is looked up in the embedding.
+        """
+        tensors = self.gguf.tensors
+        others = [name for name in tensors if not name.startswith("blk.")]
+        top = tuple((name, self.buffers[name], is_looked_up(tensors[name])) for name in others)
+        copied = not all(map(self.is_uniform, range(len(self.gguf.layers)))) or self.output_buffer not in self.names
+        how = replace(self.how, n_ctx=0, n_seq_max=0, use_mmap=True)
+        return tuple(self.marks), top, copied and id(self.gguf), how, self.output_buffer
+
     # -- tensors ---------------------------------------------------------------------------------
 
     @cached_property
@@ -285,8 +298,8 @@ class Placement:
             return REPACK
         if self.count and not self.how.use_mmap and self.family.host is not None:
             looked_up = name.startswith(("token_embd", "per_layer_token_embd")) and self.how.release > OLDEST
-            is_known = dtypes.get(stored.dtype).name in GET_ROWS_TYPES  # the device is asked, though it does not run it
-            return CPU if looked_up and not is_known else self.family.host
+            # the device is asked, though it does not run it
+            return CPU if looked_up and not is_looked_up(stored) else self.family.host
         return CPU
 
     @cached_property
@@ -419,6 +432,11 @@ class Placement:
             and not self.overrides
             and self.family.is_async
         )
+
+
+def is_looked_up(stored: StoredTensor) -> bool:
+    """Devices can look its rows up."""
+    return dtypes.get(stored.dtype).name in GET_ROWS_TYPES
 
 
 def _is_matrix(name: str, stored: StoredTensor) -> bool:

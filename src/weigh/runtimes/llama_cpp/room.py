@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from weigh.models.layout import SLIDING
-from weigh.runtimes.llama_cpp.compute import Compute
 
 if TYPE_CHECKING:
     from weigh.models.layout import LayerCache
+    from weigh.runtimes.llama_cpp.compute import Compute
     from weigh.runtimes.llama_cpp.placement import Placement
 
 
@@ -25,8 +25,8 @@ def rounded(cells: int, sequences: int, unified: bool) -> int:
 class Room:
     """A placement, for any context and any number of users."""
 
-    def __init__(self, placed: Placement, unified: bool) -> None:
-        self.compute = Compute(placed)
+    def __init__(self, placed: Placement, unified: bool, compute: Compute) -> None:
+        self.compute = compute
         self._placed, self._unified = placed, unified
         sizes = placed.sizes
         self._model = [sizes.get(name, 0) + sizes.get(f"{name}_Mapped", 0) for name in placed.names]
