@@ -322,6 +322,17 @@ def test_user_buffers_hold_what_tensor_ranks_exchange() -> None:
     assert gathered[1][1] - gathered[0][1] == 3 * ((32 << 20) + 1024)
 
 
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_what_came_last_from_the_stage_before_stays_with_its_gradient(chunks: int) -> None:
+    """`set_input_tensor` keeps it on each chunk until the next one comes."""
+    settings: dict[str, Any] = {"pipeline": 2, "virtual_pipeline": chunks, "gpus_per_node": 2, "rank": 1}
+    trace = expand(run(GPT, replace(RECIPE, **settings), loop=LOOP).trace)
+    live = set(trace.events) - {-event for event in trace.events if event < 0}
+    kept = [trace.allocations[event - 1] for event in live if event > 0]
+    received = [a for a in kept if a.shape == (256, 2, 256) and a.dtype == "bf16"]
+    assert sorted(a.op == "nccl::recv" for a in received) == [False] * chunks + [True] * chunks
+
+
 ROUTED: dict[str, Any] = {**GPT, "mlp_bias": False, "attention_bias": False, "n_routed_experts": 8} | {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 512,

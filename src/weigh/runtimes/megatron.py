@@ -170,7 +170,9 @@ class Megatron(Loop):
                 waiting[key] = _forward(chunk, recipe)
             else:
                 ledger.mark(BACKWARD, number)
-                _backward(chunk, *waiting.pop(key))
+                _received, out = waiting.pop(key)  # sent back with its gradient, and let go of
+                _backward(chunk, out)
+                del _received, out
         for chunk in model.chunks:
             if chunk.last:
                 chunk.output_layer.drain()
@@ -190,6 +192,7 @@ def _forward(chunk: GPTStage, recipe: Training) -> tuple[Tensor | None, Tensor]:
             (length // setup.sequence_ranks, recipe.batch, chunk.config.hidden_size), recipe.dtype, "nccl::recv"
         )
         received.requires_grad = True
+        chunk.input_tensor = received
     batch = _batch(chunk, recipe, length)
     out = chunk(received, batch[0], batch[0])
     if not chunk.last:
@@ -209,12 +212,10 @@ def _batch(chunk: GPTStage, recipe: Training, length: Size) -> list[Tensor]:
     return made
 
 
-def _backward(chunk: GPTStage, received: Tensor | None, out: Tensor) -> None:
+def _backward(chunk: GPTStage, out: Tensor) -> None:
     """`backward_step`: with the gradient that the next stage sent, where there is one."""
     gradient = None if chunk.last else empty(out.shape, out.dtype, "nccl::recv")
     backward([out], [gradient])
-    if received is not None:
-        received.grad = None  # sent to the stage before
 
 
 def _setup(shape: MegatronConfig, recipe: Training) -> Setup:

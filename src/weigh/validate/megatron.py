@@ -102,7 +102,8 @@ def _precision(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         dtype = "bf16"
     elif precision.get("compute") not in (None, dtype):
         raise NotModelledError("computing in another precision in Megatron-LM", where="precision")
-    if precision.get("gradients") is None and "Bridge" in str(case.get("runtime_version")):
+    program = f"{case.get('runtime_version')} {(case.get('extra') or {}).get('framework')}"
+    if precision.get("gradients") is None and "Bridge" in program:
         raise WeighError("the case does not say in what its gradients are, which recipes choose", where="precision")
     if precision.get("gradients") not in (None, "fp32", dtype):
         raise NotModelledError(f"gradients in {precision['gradients']} in Megatron-LM", where="precision.gradients")

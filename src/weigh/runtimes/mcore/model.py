@@ -91,6 +91,8 @@ class GPTStage(nn.Module):
         super().__init__()
         self.config, self.setup, self.layers = config, setup, layers
         self.first, self.last = first, last
+        self.input_tensor: Tensor | None = None
+        """What came last from the stage before, and its gradient; the next one takes its place (`set_input_tensor`)."""
         if first:
             self.embedding = LanguageModelEmbedding(config, setup, dtype)
         dense = config.num_moe_experts and min(max(config.first_dense - layers.start, 0), len(layers))
