@@ -25,6 +25,7 @@ RUNTIMES = {
     "litgpt": "weigh.runtimes.litgpt",
     "llms_from_scratch": "weigh.runtimes.llms_from_scratch",
     "megatron": "weigh.runtimes.megatron",
+    "metamathqa": "weigh.runtimes.metamathqa",
     "ms-swift": "weigh.runtimes.ms_swift",
     "pytorch": "weigh.runtimes.pytorch",
     "torchtitan": "weigh.runtimes.torchtitan",

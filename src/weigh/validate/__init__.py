@@ -84,7 +84,7 @@ def _why(metric: str) -> str:
         return "the memory of the GPU decides it, or where that is not printed it is an input"
     if metric.startswith("memory_unspecified"):
         return "the source does not say what was measured"
-    return "weigh does not know this metric"
+    return "weigh does not predict this metric"
 
 
 def _numbers(value: Any) -> dict[str, Any]:

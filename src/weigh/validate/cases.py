@@ -17,6 +17,7 @@ from weigh.recipes import training
 from weigh.recipes.settings import make
 from weigh.recipes.training import Training
 from weigh.runtimes.litgpt import ADAPTERS, DROPOUT
+from weigh.techniques.adapters import of_peft
 from weigh.techniques.adapters.base import ALL_LINEAR
 from weigh.techniques.lora import Lora
 from weigh.validate.counts import counting_case
@@ -55,6 +56,8 @@ def _training_case(row: Mapping[str, Any], config: Mapping[str, Any], where: str
         row = _of_torchtitan(row)
     if row.get("runtime") == "litgpt":
         row, config = _of_litgpt(row, config)
+    if "MetaMathQA" in str((row.get("extra") or {}).get("framework")):
+        row = {**row, "runtime": "metamathqa"}
     runtime = runtimes.get(str(row.get("runtime")))
     said = megatron_words(row) if runtime.name == "megatron" else training_words(row)
     words = runtime.settings({**said, **_device(row)}, config, _version(row))
@@ -64,6 +67,8 @@ def _training_case(row: Mapping[str, Any], config: Mapping[str, Any], where: str
     for rank, wanted in _ranks(row).items():
         recipe: Training = make(Training, {**words, "rank": rank})
         run = training.run(config, recipe, where, loop=runtime.loop)
+        if runtime.name == "metamathqa":  # means over batches whose lengths are not printed
+            wanted = tuple(name for name in wanted if not name.endswith("after_step"))
         for name, value in training_metrics(run, wanted, outside, device_bytes).items():
             found[name] = max(value, found.get(name, 0))
     return found
@@ -181,7 +186,7 @@ def training_words(case: Mapping[str, Any]) -> dict[str, Any]:
     if mode == "full" and REENTRANT.search(str((case.get("checkpointing") or {}).get("detail"))):
         words["checkpointing"] = "reentrant"
     if case.get("adapter"):
-        words["lora"] = _adapter(case["adapter"])
+        words |= dict(_adapter(case["adapter"], (case.get("extra") or {}).get("adapter_detail")))
     attention = case.get("attention")
     if attention in ("eager", "sdpa"):
         words["attention"] = attention
@@ -302,9 +307,12 @@ def _parallel(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "shard", found["shard"]
 
 
-def _adapter(adapter: Mapping[str, Any]) -> Lora:
+def _adapter(adapter: Mapping[str, Any], detail: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:
     if adapter.get("kind") not in ("lora", "dora"):
-        raise NotModelledError(f"the adapter {adapter.get('kind')!r}", where="adapter")
+        if detail is None:
+            raise NotModelledError(f"the adapter {adapter.get('kind')!r}", where="adapter")
+        yield "adapter", make(*of_peft(detail))
+        return
     if adapter.get("rank") is None or not adapter.get("targets"):
         raise WeighError("the case does not say the adapters' rank, or which layers have one", where="adapter")
     targets = [adapter["targets"]] if isinstance(adapter["targets"], str) else adapter["targets"]
@@ -314,4 +322,4 @@ def _adapter(adapter: Mapping[str, Any]) -> Lora:
     found["modules_to_save"] = tuple(adapter.get("modules_to_save") or ())
     if adapter.get("dropout") is not None:
         found["dropout"] = adapter["dropout"]
-    return make(Lora, found)
+    yield "lora", make(Lora, found)

@@ -48,6 +48,9 @@ class Adapter(Technique):
     input_gradients: bool = False
     """The embedding's output requires a gradient (`enable_input_require_grads`), as reentrant checkpointing needs."""
 
+    moved: bool = True
+    """The model is put on the device once more when the adapters are there, with what peft made on the host."""
+
     def apply(self, model: Module) -> None:
         """Freeze the model and add what is trained.
 
@@ -69,7 +72,7 @@ class Adapter(Technique):
     @classmethod
     def theirs(cls) -> dict[str, str]:
         """Every field that a file of peft's can say, by its name there."""
-        beside = ("autocast_adapter", "input_gradients")
+        beside = ("autocast_adapter", "input_gradients", "moved")
         names = {**SHARED, **cls.keys}
         return {names.get(f.name, f.name): f.name for f in fields(cls) if f.name not in beside}
 

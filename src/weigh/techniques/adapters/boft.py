@@ -2,7 +2,8 @@
 
 Read: peft (0.21), tuners/boft/layer.py, without its CUDA extension (with it one kernel lays the blocks out, and makes
 as much). Every pass makes whole matrices as wide as the input: the rotation and an identity, the blocks in fp32 and in
-the input's dtype, and their products with a permutation, which lies there in fp32.
+the input's dtype, and their products with a permutation, which lies there (or on the host, if
+the model was on the device before) in fp32.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from weigh.dtypes import FLOAT32
 from weigh.errors import UsageError
 from weigh.ghost import nn, ops
 from weigh.ghost.nn import Module
-from weigh.ghost.tensor import Tensor
+from weigh.ghost.tensor import Tensor, empty
 from weigh.records import dataclass
 from weigh.techniques.adapters.base import AdaptedLayer, LayerAdapter, widths
 
@@ -51,11 +52,12 @@ class BoftLinear(AdaptedLayer):
         dtype = settings.dtype_beside(base_layer)
         self.boft_R = nn.parameter((1, width_in // size, size, size), dtype)
         self.boft_s = nn.parameter((width_out, 1), dtype)
-        self.boft_P = nn.buffer((1, width_in, width_in), FLOAT32)
+        self.shape = (1, width_in, width_in)
+        self.boft_P = nn.buffer(self.shape, FLOAT32) if settings.moved else None
 
     def forward(self, x: Tensor) -> Tensor:
         previous_dtype = x.dtype
-        width_out, width_in = self.boft_s.shape[0], self.boft_P.shape[1]
+        width_out, width_in = self.boft_s.shape[0], self.shape[1]
         boft_rotation = ops.eye(width_in, previous_dtype)
         boft_scale = ops.ones((width_out, 1), previous_dtype)
         factors, blocks, size, _ = self.boft_R.shape
@@ -65,7 +67,7 @@ class BoftLinear(AdaptedLayer):
         orth_rotate_butterfly = orth_rotate_butterfly.squeeze(0)
         block_diagonal_butterfly = ops.block_diagonal(orth_rotate_butterfly)
         block_diagonal_butterfly = block_diagonal_butterfly.unsqueeze(0)
-        boft_P = self.boft_P.to(x.dtype)
+        boft_P = empty(self.shape, x.dtype, "aten::_to_copy") if self.boft_P is None else self.boft_P.to(x.dtype)
         block_diagonal_butterfly = block_diagonal_butterfly.to(x.dtype)
         butterfly_oft_mat_batch = ops.bmm(block_diagonal_butterfly, boft_P.permute(0, 2, 1))
         butterfly_oft_mat_batch = ops.bmm(boft_P, butterfly_oft_mat_batch)
