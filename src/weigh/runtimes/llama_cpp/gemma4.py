@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from weigh.errors import NotModelledError
-from weigh.runtimes.llama_cpp import ggml
+from weigh.runtimes.llama_cpp import attention, ggml, mlp
 
 if TYPE_CHECKING:
+    from weigh.runtimes.llama_cpp.builder import Builder
     from weigh.runtimes.llama_cpp.ggml import Tensor
-    from weigh.runtimes.llama_cpp.graphs import Builder
 
 
 def layer(to: Builder, x: Tensor, number: int, rope: tuple[Tensor, Tensor | None], wanted: Tensor | None) -> Tensor:
@@ -32,7 +32,7 @@ def layer(to: Builder, x: Tensor, number: int, rope: tuple[Tensor, Tensor | None
     k, v = to.heads_of(key, kept.key_width), to.heads_of(value, kept.value_width)
     k = to.norm(k, f"{stem}attn_k_norm", number)
     v = ggml.like("RMS_NORM", v)
-    cur = to.attend(q, ggml.like("ROPE", k, *turned), v, number, f"{stem}attn_output")
+    cur = attention.attend(to, q, ggml.like("ROPE", k, *turned), v, number, f"{stem}attn_output")
     if wanted is not None:
         cur, x = ggml.get_rows(cur, wanted), ggml.get_rows(x, wanted)
     middle = ggml.like("ADD", to.norm(cur, f"{stem}post_attention_norm", number), x)
@@ -43,7 +43,7 @@ def layer(to: Builder, x: Tensor, number: int, rope: tuple[Tensor, Tensor | None
 
 
 def _plain(to: Builder, x: Tensor, number: int) -> Tensor:
-    return to.feed_forward(to.norm(x, f"blk.{number}.ffn_norm", number), number)
+    return mlp.feed_forward(to, to.norm(x, f"blk.{number}.ffn_norm", number), number)
 
 
 def _experts(to: Builder, x: Tensor, number: int) -> Tensor:
@@ -51,5 +51,5 @@ def _experts(to: Builder, x: Tensor, number: int) -> Tensor:
     dense = to.norm(_plain(to, x, number), f"{stem}post_ffw_norm_1", number)
     read = to.norm(x, f"{stem}pre_ffw_norm_2", number)
     routed = ggml.like("MUL", ggml.like("SCALE", ggml.like("RMS_NORM", x)), to.weight(f"{stem}ffn_gate_inp.scale"))
-    sparse = to.experts(read, number, to.linear(routed, f"{stem}ffn_gate_inp"))
+    sparse = mlp.experts(to, read, number, to.linear(routed, f"{stem}ffn_gate_inp"))
     return ggml.like("ADD", dense, to.norm(sparse, f"{stem}post_ffw_norm_2", number))

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from weigh.dtypes import FLOAT32, INT32
+from weigh.dtypes import FLOAT32
 from weigh.errors import NotModelledError
-from weigh.runtimes.llama_cpp import ggml
+from weigh.runtimes.llama_cpp import attention, ggml, states
 from weigh.runtimes.llama_cpp.ggml import Tensor
 
 if TYPE_CHECKING:
-    from weigh.runtimes.llama_cpp.graphs import Builder
+    from weigh.runtimes.llama_cpp.builder import Builder
 
 
 def gated_attention(to: Builder, x: Tensor, layer: int, rope: tuple[Tensor, Tensor | None]) -> Tensor:
@@ -28,7 +28,7 @@ def gated_attention(to: Builder, x: Tensor, layer: int, rope: tuple[Tensor, Tens
     k = to.norm(to.heads_of(k, width), f"{stem}k_norm", layer)
     gate = ggml.cont(halves[1], (width * heads, to.tokens))
     v = to.heads_of(v, kept.value_width)
-    out = to.attend(ggml.like("ROPE", q, *rope), ggml.like("ROPE", k, *rope), v, layer, None)
+    out = attention.attend(to, ggml.like("ROPE", q, *rope), ggml.like("ROPE", k, *rope), v, layer, None)
     return to.linear(ggml.like("MUL", out, ggml.like("UNARY", gate)), f"{stem}output")
 
 
@@ -50,12 +50,11 @@ def delta_net(to: Builder, x: Tensor, layer: int) -> Tensor:
     kernel = to.weight(f"{stem}ssm_conv1d.weight")
     assert kernel is not None
     kept, channels = kernel.ne[0] - 1, kernel.ne[1]
-    before = ggml.reshape(_states(to, layer, 0), kept, channels, sequences)
+    before = ggml.reshape(states.read(to, layer, 0), kept, channels, sequences)
     read = ggml.concat(before, ggml.transpose(mixed), 0)
     last = ggml.view(read, (kept, channels, sequences), read.nb[1:3])
-    target = to.state(layer, 0)
-    to.graph.expand(ggml.copy_into(last, ggml.view(target, (kept * channels * sequences,))))
-    state = ggml.reshape(_states(to, layer, 1), width, width, heads, sequences)
+    states.write(to, last, layer, 0)
+    state = ggml.reshape(states.read(to, layer, 1), width, width, heads, sequences)
     made = Tensor("SSM_CONV", (channels, tokens, sequences, 1), FLOAT32, (read, kernel))
     made = ggml.like("UNARY", made)
     wide = ggml.row(FLOAT32, 2 * key * keys + width * heads)
@@ -70,8 +69,7 @@ def delta_net(to: Builder, x: Tensor, layer: int) -> Tensor:
     out = Tensor("GATED_DELTA_NET", (width * heads, rows, 1, 1), FLOAT32, (q, k, v, gate, beta, state))
     answer = ggml.view(out, (width, heads, tokens, sequences))
     new = ggml.view(out, (width, width, heads, sequences))
-    target = to.state(layer, 1)
-    to.graph.expand(ggml.copy_into(new, ggml.view(target, (width * width * heads * sequences,))))
+    states.write(to, new, layer, 1)
     z = ggml.reshape(z, width, heads, tokens, sequences)
     normed = to.norm(answer, f"{stem}ssm_norm", layer)
     normed = ggml.like("MUL", normed, ggml.like("UNARY", z))
@@ -87,24 +85,3 @@ def _rates(to: Builder, x: Tensor, stem: str, sizes: tuple[int, int, int]) -> tu
     beta = ggml.reshape(to.linear(x, f"{stem}ssm_beta"), 1, heads, tokens, sequences)
     beta = ggml.like("UNARY", beta)
     return beta, ggml.reshape(to.linear(x, f"{stem}ssm_alpha"), heads, tokens, sequences)
-
-
-def _states(to: Builder, layer: int, which: int) -> Tensor:
-    """`build_rs`: the states of the sequences at hand; one is cleared first, and what is left over is copied."""
-    cache, cells = to.state(layer, which), to.sizes.sequences
-    size, graph = cache.elements // cells, to.graph
-    states = ggml.reshape(cache, size, cells)
-    cleared = ggml.view(states, (size,))
-    graph.expand(Tensor("SCALE", cleared.ne, cleared.dtype, (cleared,), cleared))
-    main, extra = to.state_numbers()
-    found = ggml.get_rows(states, main)
-    graph.expand(found)
-    over = ggml.get_rows(states, extra)
-    graph.expand(ggml.copy_into(over, ggml.view(cache, (0,))))
-    return found
-
-
-def state_numbers(cells: int) -> tuple[Tensor, Tensor]:
-    """Which states are read, and which are left over: none, as graphs are reserved for all sequences at once."""
-    numbers = ggml.given((cells,), INT32)
-    return ggml.view(numbers, (cells,)), ggml.view(numbers, (0,))
