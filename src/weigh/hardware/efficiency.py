@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from weigh.hardware.devices import Device
 
 
-EXPERTS, USERS = "experts", "users"
-"""Of models of experts; of several users' (or tokens') steps of the others."""
+EXPERTS, USERS, PROMPTS = "experts", "users", "prompts"
+"""Of models of experts; of the others, of several users' (or tokens') steps; of reading one prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,12 @@ class Measured:
     usual: Efficiency
     """Its middle ones, for generations that were not measured."""
     decode: frozenset[str]
-    """Generations whose share of the bandwidth was measured; the others have the usual one."""
+    """Generations whose share of the bandwidth was measured, with it or programs like it; others have the usual one."""
     prefill: frozenset[str]
     """Generations whose share of the arithmetic was measured; the others have the usual one."""
     ranges: dict[str, tuple[float, float]]
-    """Measured speed over predicted, of one case in ten at either end, where nothing was fitted: `EXPERTS`, `USERS`."""
+    """Measured speed over predicted, of one case in ten at either end, of all but single users' steps of dense models:
+    `EXPERTS`, `USERS`, `PROMPTS`."""
 
     def on(self, device: Device) -> Efficiency:
         """What it reaches on a device."""

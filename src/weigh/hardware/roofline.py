@@ -28,8 +28,8 @@ class Efficiency:
     """Share of the peak bandwidth."""
     compute: float = 1.0
     """Share of the peak arithmetic."""
-    per_layer: float = 0.0
-    """Seconds that each layer costs besides, whatever its size: kernels that start and wait."""
+    per_kernel: float = 0.0
+    """Seconds that each kernel costs besides, whatever its size: to start, and to wait for the one before."""
     per_message: float = 0.0
     """Seconds that ranks take to begin summing up, each time."""
     low: float = 1.0

@@ -1,4 +1,4 @@
-"""How long a pass takes: the roofline over its operations, the layers' own time, and what ranks send each other.
+"""How long a pass takes: the roofline over its operations, the kernels' own time, and what ranks send each other.
 
 A step of decoding reads every weight and every key and value of its sequences once, whatever the batch; a prefill
 multiplies each weight with every token. Which of the two an operation waits for is decided operation by operation.
@@ -27,20 +27,20 @@ class Pace:
     """Reading weights (and activations beside them)."""
     cache: float
     """Reading keys, values and states."""
-    layers: float
-    """What each layer costs whatever its size."""
+    kernels: float
+    """What each kernel costs whatever its size."""
     links: float
     """Ranks summing up their shares."""
 
     @property
     def seconds(self) -> float:
         """All together."""
-        return self.arithmetic + self.weights + self.cache + self.layers + self.links
+        return self.arithmetic + self.weights + self.cache + self.kernels + self.links
 
     @property
     def waits_for(self) -> str:
         """What most of the time goes to."""
-        return max(("arithmetic", "weights", "cache", "layers", "links"), key=lambda name: getattr(self, name))
+        return max(("arithmetic", "weights", "cache", "kernels", "links"), key=lambda name: getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,6 @@ class Machine:
             arithmetic,
             weights,
             cache_bytes * self.tensor / bytes_per_second,
-            work.layers * self.reached.per_layer,
+            work.kernels * self.reached.per_kernel,
             work.layers * sums,
         )

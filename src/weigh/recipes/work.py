@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from weigh import models
 from weigh.recipes import generation
 from weigh.recipes.generation import Generation
+from weigh.recipes.launches import launches
 from weigh.records import dataclass, replace
 from weigh.trace.events import DECODE, PREFILL
 
@@ -91,6 +92,8 @@ class Pass:
 
     ops: tuple[Op, ...]
     layers: int
+    kernels: int
+    """That an engine which fuses starts, whatever the batch."""
     hidden: int
     """Bytes of the activations that a layer hands on, which tensor parallelism sums up."""
     tokens: int
@@ -117,7 +120,7 @@ class Pass:
 
     @property
     def launches(self) -> int:
-        """Operations that run."""
+        """Operations that run one by one."""
         return sum(op.count for op in self.ops)
 
 
@@ -138,12 +141,14 @@ def passes(
 def of_run(run: generation.GenerationRun, way: str) -> tuple[Pass, Pass]:
     """The prefill of a run, and its last step."""
     held, layers, width = _held(run), _layers(run), _whole(run.parameters[0].tensor.shape[-1])
+    kernels = launches(run.parameters)
     batch = _whole(run.recipe.batch) * run.recipe.beams * run.recipe.returned
     last = max(mark.round for mark in run.trace.marks if mark.phase == DECODE)
     first, then = (
         Pass(
             tuple(_ops(_calls(run.trace, phase, round), held, tokens, run.recipe.dtype, way)),
             layers,
+            kernels,
             tokens * width * run.recipe.dtype.itemsize,
             tokens,
         )
@@ -155,7 +160,7 @@ def of_run(run: generation.GenerationRun, way: str) -> tuple[Pass, Pass]:
 def by_themselves(trace: Trace, phases: Iterable[str], round: int) -> Pass:
     """The operations of some phases of a round, as PyTorch runs them one by one."""
     ops = (op for phase in phases for op in _ops(_calls(trace, phase, round), {TIED: (0, 1.0)}, 0, None, EAGER))
-    return Pass(tuple(ops), 0, 0, 0)
+    return Pass(tuple(ops), 0, 0, 0, 0)
 
 
 def _calls(trace: Trace, phase: str, round: int) -> Iterable[tuple[Call, int]]:

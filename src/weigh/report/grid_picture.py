@@ -6,7 +6,7 @@ One file without outside references; it follows the reader's light or dark schem
 from __future__ import annotations
 
 from html import escape
-from math import ceil, log
+from math import ceil, log, sqrt
 from typing import TYPE_CHECKING
 
 from weigh.report.heat_map import BEYOND, STEPS
@@ -24,13 +24,13 @@ _CELL_WIDTH, _CELL_HEIGHT = 46, 30
 _LEFT, _TOP, _GAP = 64, 62, 28
 _HEAD, _FOOT = 84, 64
 _PAGE = 2100
-"""Panels stand beside each other up to this width."""
+"""Panels stand beside each other up to this width, and as many as below each other."""
 
 
 def draw(grid: ServingGrid) -> str:
     """The picture, as the text of an SVG file."""
     wide, high = _LEFT + _CELL_WIDTH * len(grid.users), _TOP + _CELL_HEIGHT * len(grid.contexts)
-    columns = max(1, min(len(grid.devices), (_PAGE - _GAP) // (wide + _GAP)))
+    columns = max(1, min(ceil(sqrt(len(grid.devices))), (_PAGE - _GAP) // (wide + _GAP)))
     width = max(640, _GAP + columns * (wide + _GAP))
     height = _HEAD + ceil(len(grid.devices) / columns) * (high + _GAP) + _FOOT
     body = [*_head(grid, width, height)]

@@ -110,7 +110,7 @@ class DeviceGrid:
             "room_bytes": self.room,
             "speed_unsaid": self.unsaid,
             "first_token": [
-                {"context": context, "prompt": p.prompt, **self.report.speed.times(p.pace.seconds, 1)}
+                {"context": context, "prompt": p.prompt, **self.report.speed.times(p.pace.seconds, 1, of_prompt=True)}
                 for context, p in self.prefills.items()
             ],
             "cells": [self._cell_as_dict(cell) for row in self.rows for cell in row],

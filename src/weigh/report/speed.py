@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from weigh import dtypes
 from weigh.errors import NotModelledError, WeighError
-from weigh.hardware.efficiency import EXPERTS, USERS, Measured, measured
+from weigh.hardware.efficiency import EXPERTS, PROMPTS, USERS, Measured, measured
 from weigh.hardware.roofline import balance, rate
 from weigh.recipes.keeping import Keeping, keep
 from weigh.recipes.pace import Machine, Pace
@@ -25,10 +25,16 @@ if TYPE_CHECKING:
     from weigh.dtypes import DType
     from weigh.report.serving import ServingReport
 
-ENGINES = {"vllm": "vLLM", "sglang": "vLLM", "tensorrt-llm": "compiled"}
+ENGINES = {"sglang": "SGLang", "tensorrt-llm": "compiled"}
 """What was measured of each engine, or of one like it: "compiled" is TensorRT-LLM, and PyTorch with CUDA graphs."""
+VLLM = {False: "vLLM V0", True: "vLLM V1"}
+"""By whether its release runs the engine that was written anew, which overlaps the host's work with the device's."""
+VLLM_V1 = (0, 8)
+"""The first release that does so where nobody says otherwise."""
 LLAMA_CPP = {"NVIDIA": "llama.cpp CUDA, 2025", "Apple": "llama.cpp Metal"}
 """By the device's maker; of the others it was measured with Vulkan."""
+LLAMA_CPP_PROGRAMS = ("llama.cpp", "lm-studio", "ollama")
+"""Engines that run it."""
 APART = ("draft", "LoRA", "drafting")
 """In the names of parts whose weights a step of the model does not read."""
 
@@ -101,9 +107,12 @@ class Speed:
         """What was measured of the program, or of those like it."""
         device = self._report.place.device
         assert device is not None
-        if self.program == "llama.cpp":
+        if self.program in LLAMA_CPP_PROGRAMS:
             return measured()[LLAMA_CPP.get(device.maker, "llama.cpp Vulkan")]
-        return measured()[ENGINES.get(self.program, "compiled")]
+        if self.program == "vllm":
+            release = tuple(map(int, self._report.runtime.partition(" ")[2].split(".")))
+            return measured()[VLLM[release >= VLLM_V1]]
+        return measured()[ENGINES[self.program]]
 
     @cached_property
     def machine(self) -> Machine:
@@ -126,7 +135,7 @@ class Speed:
             found = next((name for name in ("fp8_e4m3", "fp8_e4m3fnuz") if name in device.flops), None)
             if found is not None:
                 return dtypes.get(found)
-        return dtypes.get("fp16" if self.program == "llama.cpp" else "bf16")
+        return dtypes.get("fp16" if self.program in LLAMA_CPP_PROGRAMS else "bf16")
 
     # -- figures
     @cached_property
@@ -198,7 +207,7 @@ class Speed:
         parts = [part for share in launch.shares if share.device != "host" for part in share.parts]
         weights = (part for part in parts if part.of == WEIGHTS and not any(word in part.what for word in APART))
         held: float = sum(part.num_bytes for part in weights) * tensor
-        if self.program != "llama.cpp":  # which leaves in host memory what is only looked up
+        if self.program not in LLAMA_CPP_PROGRAMS:  # which leave in host memory what is only looked up
             held -= whole.looked_up
         routed = launch.routed * tensor
         return Weights(held - routed, routed).over(whole)
@@ -211,13 +220,14 @@ class Speed:
         device, reached = self.machine.device, self.machine.reached
         own = device.generation in self.measured.decode
         of = self.measured.program + ("" if own else ", of other devices")
-        layer = f"{reached.per_layer * 1e6:.0f} us a layer besides"
+        kernels = self._step(1, self._report.context).kernels
         ridge = balance(device, self.arithmetic)
         flops, figure = rate(device, self.arithmetic)
         said = [
             Assumption(
                 f"{reached.bandwidth:.0%} of the bandwidth, {reached.compute:.0%} of the arithmetic",
-                f"fitted to published measurements of {of} (docs/speed.md); {layer}",
+                f"fitted to published measurements of {of} (docs/speed.md); "
+                f"{reached.per_kernel * 1e6:.1f} us besides for each of {kernels:,} kernels",
                 f"the measured ones are {reached.low:.2f} to {reached.high:.2f} of what it predicts",
             ),
             Assumption(
@@ -232,8 +242,8 @@ class Speed:
                 Assumption(
                     "every expert equally likely for every token",
                     "how a router spreads tokens depends on the text",
-                    "fewer are read where it does not spread them; routing itself takes time that is not counted: "
-                    f"published measurements of such models are {low:.2f} to {high:.2f} of what it predicts",
+                    "fewer are read where it does not spread them; nothing was fitted to models of experts: "
+                    f"published measurements of them are {low:.2f} to {high:.2f} of what it predicts",
                 )
             )
         return tuple(said)
@@ -247,7 +257,7 @@ class Speed:
             "basis": MODELLED,
             "program": self.measured.program,
             "prefill": [
-                {"prompt": p.prompt, **self.times(p.pace.seconds, 1), "waits_for": p.pace.waits_for}
+                {"prompt": p.prompt, **self.times(p.pace.seconds, 1, True), "waits_for": p.pace.waits_for}
                 for p in self.prefills
             ],
             "decode": [
@@ -263,10 +273,10 @@ class Speed:
             ],
         }
 
-    def ends(self, users: int) -> tuple[float, float]:
+    def ends(self, users: int, of_prompt: bool = False) -> tuple[float, float]:
         """Measured speed over predicted, at the slow end and at the fast one."""
-        kind = EXPERTS if self._has_experts else USERS
-        if (users > 1 or self._has_experts) and kind in self.measured.ranges:
+        kind = EXPERTS if self._has_experts else PROMPTS if of_prompt else USERS if users > 1 else None
+        if kind in self.measured.ranges:
             return self.measured.ranges[kind]
         return self.machine.reached.low, self.machine.reached.high
 
@@ -274,9 +284,9 @@ class Speed:
     def _has_experts(self) -> bool:
         return any(row.active_share < 1 for row in self._report.served.model.parameters())
 
-    def times(self, seconds: float, users: int) -> dict[str, float]:
+    def times(self, seconds: float, users: int, of_prompt: bool = False) -> dict[str, float]:
         """A time with the range of the measured cases about it."""
-        low, high = self.ends(users)
+        low, high = self.ends(users, of_prompt)
         return {"seconds": seconds, "least_seconds": seconds / high, "most_seconds": seconds / low}
 
     def lines(self, style: Style) -> list[str]:
@@ -285,7 +295,7 @@ class Speed:
             return []
         if self.unsaid is not None:
             return [*wrap(f"How fast is not said: {self.unsaid}", style.width, "  "), ""]
-        low, high = self.ends(1)
+        low, high = self.ends(1, of_prompt=True)
         rows = [("first token", "", "", "", "waits for")]
         for p in self.prefills:
             least, most = p.pace.seconds / high, p.pace.seconds / low

@@ -2,8 +2,9 @@
 
 Cases are measurements that others published: tokens per second of single users, first tokens, whole batches. Which half
 a case is in follows from its name alone (`fitted`), so that no case can be moved where it suits. Of each program and
-generation of devices the fit takes one share of the bandwidth (from single users' decoding) and one of the arithmetic
-(from prefills); of each program one time a layer, and one time a message between ranks.
+generation of devices the fit takes one share of the bandwidth (from single users' decoding), one of the arithmetic
+(from prefills) and one time a message between ranks; of each program one time a kernel. Programs that read weights with
+the same kernels have the bandwidth's shares in common.
 """
 
 from __future__ import annotations
@@ -13,26 +14,29 @@ import json
 import statistics
 from collections import defaultdict
 from functools import cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from weigh import dtypes, models
 from weigh.formats import gguf
 from weigh.ghost.state import recording
 from weigh.hardware import get_device
-from weigh.hardware.efficiency import EXPERTS, USERS, Measured
-from weigh.hardware.roofline import PEAK, Efficiency
+from weigh.hardware.efficiency import EXPERTS, PROMPTS, USERS, Measured
+from weigh.hardware.roofline import PEAK, Efficiency, rate
 from weigh.recipes.keeping import Keeping, keep
+from weigh.recipes.launches import ENDS
 from weigh.recipes.pace import Machine
 from weigh.recipes.work import AS_RUN, Pass, Weights, passes, weights_of
 from weigh.records import dataclass, replace
 from weigh.sources.catalogue import find
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from weigh.dtypes import DType
     from weigh.hardware import Device
+
+K = TypeVar("K")
 
 DECODE, PREFILL, BATCH, STEP = "decode", "prefill", "batch", "step"
 
@@ -42,11 +46,21 @@ LONG = 512
 MOSTLY = 15
 """Tokens of a prompt for each new one from which on a single user's time is mostly the prompt's."""
 
-FEW = 8
-"""Cases of a generation below which the range is that of all of the program's."""
+FEW = 5
+"""Pairs of a device and a model below which the range of a generation is that of all of the program's cases, and the
+range of a program that of all programs'."""
 
-FEWEST = 4
-"""Cases of a program below which the range of a kind that nothing is fitted to is that of all programs."""
+FAMILY = {
+    **dict.fromkeys(("vLLM V0", "vLLM V1", "SGLang"), "PyTorch"),
+    **dict.fromkeys(("llama.cpp CUDA, 2024", "llama.cpp CUDA, 2025"), "llama.cpp CUDA"),
+}
+"""Programs that read weights with the same kernels (cuBLAS's and Marlin's; ggml's) share the bandwidth's shares."""
+
+LLAMA_BLOCK = 10
+"""Kernels of a block of Llama's (`weigh.recipes.launches`)."""
+
+ROUNDS, SURE = 500, 0.02
+"""Of the fit of steps, and the relative error below which a case counts no more."""
 
 BITS = {"F16": 16.0, "Q8_0": 8.5, "Q4_0": 4.5, "Q4_K_M": 4.5}
 """Bits of a number in the embedding of a GGUF file of that type (blocks of ggml: 34, 18 and 144 bytes for 32, 32 and
@@ -54,6 +68,9 @@ BITS = {"F16": 16.0, "Q8_0": 8.5, "Q4_0": 4.5, "Q4_K_M": 4.5}
 
 GROUPED = {"GPTQ-Int8": 8 + (16 + 8) / 128, "GPTQ-Int4": 4 + (16 + 4) / 128, "AWQ": 4 + (16 + 4) / 128}
 """Bits of a number in linear layers but the head: a scale in fp16 and a zero point for each 128."""
+
+MXFP4 = 4.25
+"""Bits of a number of the experts in that format, the others being in 16: a scale of a byte for each 32."""
 
 HALVED = ("fp8", "int8")
 """Formats of one byte a number."""
@@ -106,6 +123,15 @@ class Case:
     def has_experts(self) -> bool:
         """Whether a token goes through some of the model's weights only."""
         return _weights(self.model).routed > 0
+
+    @property
+    def kind(self) -> str | None:
+        """Whose range it counts for: `EXPERTS`, `USERS`, `PROMPTS`; None for a single user of a dense model."""
+        if self.has_experts:
+            return EXPERTS
+        if self.batch > 1:
+            return USERS
+        return PROMPTS if self.phase == PREFILL else None
 
     @property
     def seconds(self) -> float:
@@ -170,6 +196,8 @@ def _stored(case: Case) -> Weights:
     if case.format in GROUPED:
         packed = _linear(case.model)
         return replace(AS_RUN, shared=1 - packed / whole.shared * (1 - GROUPED[case.format] / 16))
+    if case.format == "mxfp4":
+        return Weights(1.0, MXFP4 / 16)
     return Weights(0.5, 0.5) if case.format in HALVED else AS_RUN
 
 
@@ -183,6 +211,12 @@ def _kept(case: Case, tokens: int) -> float:
 @cache
 def _passes(model: str, batch: int, prompt: int) -> tuple[Pass, Pass]:
     return passes(find(model).config, dtypes.FLOAT16, batch, prompt)
+
+
+def extra_kernels(model: str) -> int:
+    """Kernels of a step beyond those of as many of Llama's blocks."""
+    step = _passes(model, 1, 1)[1]
+    return step.kernels - ENDS - LLAMA_BLOCK * step.layers
 
 
 @cache
@@ -223,75 +257,137 @@ def fit(cases: Iterable[Case]) -> dict[str, Measured]:
     by_engine: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
         by_engine[case.engine].append(case)
-    found = {engine: _fit(engine, mine) for engine, mine in sorted(by_engine.items())}
-    ratios: dict[str, dict[str, list[float]]] = {EXPERTS: defaultdict(list), USERS: defaultdict(list)}
+    families: dict[str, list[Case]] = defaultdict(list)
     for engine, mine in by_engine.items():
-        for case in mine:
-            if case.has_experts or case.batch > 1:
-                ratio = predict(case, found[engine].on(case.on)) / case.seconds
-                ratios[EXPERTS if case.has_experts else USERS][engine].append(ratio)
-    for engine, one in found.items():
-        for kind, programs in ratios.items():
-            own = programs[engine]
-            known = own if len(own) >= FEWEST else [ratio for some in programs.values() for ratio in some]
-            if known:
-                one.ranges[kind] = _ends(known)
-    return found
+        families[FAMILY.get(engine, engine)] += [case for case in mine if case.fitted and not case.apart]
+    shares = {family: _shares(mine) for family, mine in families.items()}
+    found = {
+        engine: _fit(engine, mine, shares[FAMILY.get(engine, engine)]) for engine, mine in sorted(by_engine.items())
+    }
+    off = {c: predict(c, found[c.engine].on(c.on)) / c.seconds for mine in by_engine.values() for c in mine}
+    return {engine: _with_ranges(one, off) for engine, one in found.items()}
 
 
-def _fit(engine: str, cases: Sequence[Case]) -> Measured:
-    like = [case for case in cases if not case.apart]
-    mine = [case for case in like if case.fitted]
-    per_layer, bandwidths = _steps([c for c in mine if c.phase == DECODE and c.tensor == 1])
-    usual = statistics.median(bandwidths.values()) if bandwidths else 1.0
-    computes = {}
-    long = (c for c in mine if c.tensor == 1 and c.prompt >= LONG and _is_prompt(c))
-    for generation, found in _by_generation(long).items():
-        reached = Efficiency(bandwidths.get(generation, usual), 1.0, per_layer)
-        computes[generation] = _bisect(found, reached)
-    shared = [c for c in mine if c.tensor > 1 and c.phase == DECODE]
-    middle = Efficiency(usual, statistics.median(computes.values()) if computes else 1.0, per_layer)
-    waits = [_message(c, replace(middle, bandwidth=bandwidths.get(c.on.generation, usual))) for c in shared]
-    middle = replace(middle, per_message=max(0.0, statistics.median(waits)) if waits else 0.0)
-    generations = {}
-    by_generation = _by_generation(like)
-    many = {generation for generation, own in by_generation.items() if len(own) >= FEW}
-    for generation in sorted({*bandwidths, *computes, *many}):
-        reached = replace(
-            middle,
-            bandwidth=bandwidths.get(generation, middle.bandwidth),
-            compute=computes.get(generation, middle.compute),
+def _with_ranges(one: Measured, off: Mapping[Case, float]) -> Measured:
+    """With what the slowest and the fastest tenth of the measured cases reached of their predictions.
+
+    Of the program's own, and of single users on one generation its own, where there are enough; else of all.
+    """
+
+    def among(kind: str | None, generation: str | None = None) -> tuple[float, float]:
+        like = {case: ratio for case, ratio in off.items() if case.kind == kind}
+        own = {case: ratio for case, ratio in like.items() if case.engine == one.program}
+        there = {case: ratio for case, ratio in own.items() if case.on.generation == generation}
+        various = (some for some in (there, own) if len({(c.device, c.model) for c in some}) >= FEW)
+        return _ends(next(various, like).values())
+
+    def ranged(reached: Efficiency, generation: str | None) -> Efficiency:
+        low, high = among(None, generation)
+        return replace(reached, low=low, high=high)
+
+    return replace(
+        one,
+        usual=ranged(one.usual, None),
+        generations={generation: ranged(reached, generation) for generation, reached in one.generations.items()},
+        ranges={kind: among(kind) for kind in (EXPERTS, USERS, PROMPTS)},
+    )
+
+
+class Shares(NamedTuple):
+    """What programs that run the same kernels reach, and each by itself."""
+
+    bandwidth: Mapping[str, float]
+    """Of the peak, by generation."""
+    compute: Mapping[str, Mapping[str, float]]
+    """Of the peak, by program and generation."""
+    per_kernel: Mapping[str, float]
+    """Seconds, by program."""
+
+
+def _shares(mine: Sequence[Case]) -> Shares:
+    per_kernel, bandwidths = _steps([c for c in mine if c.phase == DECODE and c.tensor == 1 and c.batch == 1])
+    usual = _usual(bandwidths)
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    long = [c for c in mine if c.tensor == 1 and c.prompt >= LONG and _is_prompt(c) and _is_known(c)]
+    for (engine, generation), cases in _by(long, lambda c: (c.engine, c.on.generation)).items():
+        found[engine][generation] = _bisect(
+            cases, Efficiency(bandwidths.get(generation, usual), 1.0, per_kernel.get(engine, 0.0))
         )
-        own = by_generation[generation]
-        generations[generation] = _with_range(reached, own if len(own) >= FEW else like)
-    return Measured(engine, generations, _with_range(middle, like), frozenset(bandwidths), frozenset(computes), {})
+    return Shares(bandwidths, found, per_kernel)
+
+
+def _usual(shares: Mapping[str, float]) -> float:
+    return statistics.median(shares.values()) if shares else 1.0
+
+
+def _fit(engine: str, cases: Sequence[Case], shares: Shares) -> Measured:
+    like = [case for case in cases if not case.apart]
+    compute = shares.compute.get(engine, {})
+    middle = Efficiency(_usual(shares.bandwidth), _usual(compute), shares.per_kernel.get(engine, 0.0))
+    waits: dict[str, float] = {}
+
+    def on(generation: str) -> Efficiency:
+        return replace(
+            middle,
+            bandwidth=shares.bandwidth.get(generation, middle.bandwidth),
+            compute=compute.get(generation, middle.compute),
+            per_message=waits.get(generation, middle.per_message),
+        )
+
+    alone = [
+        c for c in like if c.fitted and c.tensor > 1 and c.batch == 1 and (c.phase == DECODE or c.new >= c.prompt > 0)
+    ]
+    each = {generation: [_message(c, on(generation)) for c in own] for generation, own in _by_generation(alone).items()}
+    if each:
+        every = statistics.median(wait for own in each.values() for wait in own)
+        middle = replace(middle, per_message=max(0.0, every))
+        waits |= {generation: max(0.0, statistics.median(own)) for generation, own in each.items()}
+    known = sorted({*shares.bandwidth, *compute, *waits})
+    middle = replace(middle, source=f"{sum(case.fitted for case in like)} published measurements")
+    generations = {generation: on(generation) for generation in known}
+    return Measured(engine, generations, middle, frozenset(shares.bandwidth), frozenset(compute), {})
+
+
+def _is_known(case: Case) -> bool:
+    """Whether the catalogue has the arithmetic of the device's matrix units, where it has some."""
+    return rate(case.on, arithmetic(case))[1] != "fp32" or (case.on.compute_capability or (0, 0)) < (7, 0)
 
 
 def _is_prompt(case: Case) -> bool:
     return case.phase == PREFILL or (case.phase == BATCH and case.batch == 1 and case.prompt >= MOSTLY * case.new)
 
 
-def _steps(cases: Sequence[Case]) -> tuple[float, dict[str, float]]:
-    """The time a layer, and each generation's share of the bandwidth, that come nearest to the measured steps.
+def _steps(cases: Sequence[Case]) -> tuple[dict[str, float], dict[str, float]]:
+    """Each program's time a kernel, and each generation's share of the bandwidth, that come nearest to measured steps.
 
-    Least squares of relative errors: the one follows from the other in closed form, in turn until neither moves.
+    Least absolute relative errors, so that one bad measurement moves nothing: squares, each weighed by how far off the
+    last round left it, are least where all but one are held, in turn until none moves.
     """
-    rows = [(c.on.generation, _passes(c.model, 1, 1)[1].layers / c.seconds, predict(c) / c.seconds) for c in cases]
-    per_layer, slow = 0.0, dict.fromkeys({generation for generation, _, _ in rows}, 1.0)
-    for _ in range(200 if rows else 0):
+    rows = [
+        (c.engine, c.on.generation, _passes(c.model, 1, 1)[1].kernels / c.seconds, predict(c) / c.seconds)
+        for c in cases
+    ]
+    waits = dict.fromkeys(sorted({engine for engine, *_ in rows}), 0.0)
+    slow = dict.fromkeys(sorted({generation for _, generation, *_ in rows}), 1.0)
+    for _ in range(ROUNDS):
+        weights = [1 / max(SURE, abs(1 - waits[e] * a - slow[g] * b)) for e, g, a, b in rows]
         for generation in slow:
-            own = [(layer, read) for g, layer, read in rows if g == generation]
-            slow[generation] = sum((1 - per_layer * a) * b for a, b in own) / sum(b * b for _, b in own)
-            slow[generation] = max(1.0, slow[generation])
-        per_layer = sum((1 - slow[g] * b) * a for g, a, b in rows) / sum(a * a for _, a, _ in rows)
-        per_layer = max(0.0, per_layer)
-    return per_layer, {generation: 1 / times for generation, times in sorted(slow.items())}
+            own = [(1 - waits[e] * a, b, w) for (e, g, a, b), w in zip(rows, weights, strict=True) if g == generation]
+            slow[generation] = max(1.0, sum(w * y * b for y, b, w in own) / sum(w * b * b for _, b, w in own))
+        for engine in waits:
+            left = [(1 - slow[g] * b, a, w) for (e, g, a, b), w in zip(rows, weights, strict=True) if e == engine]
+            waits[engine] = max(0.0, sum(w * y * a for y, a, w in left) / sum(w * a * a for _, a, w in left))
+    return waits, {generation: 1 / times for generation, times in slow.items()}
 
 
 def _by_generation(cases: Iterable[Case]) -> dict[str, list[Case]]:
-    found: dict[str, list[Case]] = defaultdict(list)
+    return _by(cases, lambda case: case.on.generation)
+
+
+def _by(cases: Iterable[Case], key: Callable[[Case], K]) -> dict[K, list[Case]]:
+    found: dict[K, list[Case]] = defaultdict(list)
     for case in cases:
-        found[case.on.generation].append(case)
+        found[key(case)].append(case)
     return found
 
 
@@ -313,14 +409,8 @@ def _bisect(cases: Sequence[Case], reached: Efficiency) -> float:
 
 def _message(case: Case, reached: Efficiency) -> float:
     """What a case of several devices takes longer than predicted, for each of its sums."""
-    layers = _passes(case.model, 1, 1)[1].layers
-    return (case.seconds - predict(case, reached)) / (2 * layers)
-
-
-def _with_range(reached: Efficiency, cases: Sequence[Case]) -> Efficiency:
-    """What the slowest and the fastest tenth of the measured cases reached of the prediction."""
-    low, high = _ends([predict(c, reached) / c.seconds for c in cases])
-    return replace(reached, low=low, high=high, source=f"{len(cases)} published measurements")
+    steps = case.new if case.phase == BATCH else 1
+    return (case.seconds - predict(case, reached)) / (2 * _passes(case.model, 1, 1)[1].layers * steps)
 
 
 def _ends(ratios: Iterable[float]) -> tuple[float, float]:
