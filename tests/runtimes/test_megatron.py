@@ -154,7 +154,10 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("config", [GPT, LLAMA, MOE], ids=["gpt", "llama", "moe"])
+FURTHER = {**MOE, "num_nextn_predict_layers": 1}
+
+
+@pytest.mark.parametrize("config", [GPT, LLAMA, FURTHER], ids=["gpt", "llama", "moe"])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_compressed_equals_unrolled(config: dict[str, Any], settings: dict[str, Any]) -> None:
     recipe, bigger = replace(RECIPE, **settings), {**config, "num_hidden_layers": 16}
@@ -331,6 +334,23 @@ def test_what_came_last_from_the_stage_before_stays_with_its_gradient(chunks: in
     kept = [trace.allocations[event - 1] for event in live if event > 0]
     received = [a for a in kept if a.shape == (256, 2, 256) and a.dtype == "bf16"]
     assert sorted(a.op == "nccl::recv" for a in received) == [False] * chunks + [True] * chunks
+
+
+def test_layers_that_predict_further_tokens() -> None:
+    """On the last stage: one more layer, a product of 2h by h, three norms, and a copy of the embedding; the logits of
+    either kind are saved in fp32.
+    """
+    recipe = replace(RECIPE, pipeline=2, gpus_per_node=2, rank=1, accumulation=1)
+    further = {**LLAMA, "num_nextn_predict_layers": 1}
+    h, vocabulary, layers = 256, 1024, 4
+    runs = [run(config, recipe, loop=LOOP, unroll=True) for config in (LLAMA, further)]
+    plain, more = (sum(int(p.numel) * p.count for p in r.parameters) for r in runs)  # type: ignore[arg-type, call-overload]
+    layer = (plain - vocabulary * h - h) // layers
+    assert more - plain == layer + 2 * h * h + 3 * h + vocabulary * h
+    saved = [[a for a in r.trace.allocations if a.dtype == "fp32" and a.shape == (256, 2, vocabulary)] for r in runs]
+    assert len(saved[1]) == 2 * len(saved[0]) > 0
+    first = [run(config, replace(recipe, rank=0), loop=LOOP).parameters for config in (LLAMA, further)]
+    assert len(first[0]) == len(first[1])
 
 
 ROUTED: dict[str, Any] = {**GPT, "mlp_bias": False, "attention_bias": False, "n_routed_experts": 8} | {

@@ -9,7 +9,7 @@ Transformer Engine 2.11. What its layers keep is in `weigh.runtimes.mcore`.
 - Transformer Engine's workspace: 32 MiB + 1 KiB from compute capability 9 on, else 4 MiB (`cpp_extensions/gemm.py`).
 - Experts: tokens go by all-to-all or are gathered (`--moe-token-dispatcher-type`), through grouped products or one
   by one, in equal shares.
-- Not described: other dispatchers, multi-token prediction, packed sequences, CUDA graphs, FP8 inside of attention.
+- Not described: other dispatchers, packed sequences, CUDA graphs, offloading, FP8 inside of attention.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from weigh.runtimes.mcore.experts import TEGroupedMLP
 from weigh.runtimes.mcore.fp8 import BY_TENSOR, Fp8, is_fp8
 from weigh.runtimes.mcore.fsdp import Group, fully_shard
 from weigh.runtimes.mcore.layers import FLASH, FUSED, UNFUSED, ExpertLinear, Setup
-from weigh.runtimes.mcore.model import GPTModel, GPTStage
+from weigh.runtimes.mcore.model import GPTModel, GPTStage, Stage
 from weigh.runtimes.mcore.schedules import schedule, stages_of
 from weigh.techniques import Technique
 from weigh.techniques.checkpointing import Checkpointing
@@ -294,7 +294,7 @@ def _attention(recipe: Training) -> str:
     return FUSED if major == 9 or (major > 9 and not recipe.deterministic) else FLASH
 
 
-def _stages(shape: MegatronConfig, recipe: Training) -> list[tuple[range, bool, bool]]:
+def _stages(shape: MegatronConfig, recipe: Training) -> list[Stage]:
     """The layers of each of the rank's chunks, and whether it has the embedding and the loss."""
     stages, chunks, rank = recipe.pipeline, recipe.virtual_pipeline, Place.of(recipe).pipeline
     if chunks > 1 and stages == 1:
@@ -305,7 +305,7 @@ def _stages(shape: MegatronConfig, recipe: Training) -> list[tuple[range, bool, 
         layers = range(start, start + letters.count("t"))
         start = layers.stop
         if number % stages == rank:
-            found.append((layers, "E" in letters, "L" in letters))
+            found.append(Stage(layers, "E" in letters, "L" in letters, letters.count("m")))
     return found
 
 
@@ -316,8 +316,8 @@ def _layout(shape: MegatronConfig, recipe: Training) -> list[str]:
         if layers % count:
             hint = "Say with pipeline_layout which stage has which."
             raise UsageError(f"{layers} layers do not divide into {count} stages", where="pipeline", hint=hint)
-        layout = ["t" * (layers // count)] * count
-        return ["E" + layout[0], *layout[1:-1], layout[-1] + "L"] if count > 1 else ["E" + layout[0] + "L"]
+        each = "t" * (layers // count)
+        return ("E" + "|".join([each] * count) + "m" * shape.mtp_num_layers + "L").split("|")
     found = stages_of(recipe.pipeline_layout)
     written = "".join(found)
     if (
@@ -331,8 +331,11 @@ def _layout(shape: MegatronConfig, recipe: Training) -> list[str]:
             where="pipeline_layout",
             hint=f"It must have {count} stages and {layers} layers, E first and L last.",
         )
-    if "m" in written:
-        raise NotModelledError("layers that predict further tokens", where="pipeline_layout")
+    if "m" in "".join(found[:-1]):
+        raise NotModelledError("layers that predict further tokens before the last stage", where="pipeline_layout")
+    if written.count("m") != shape.mtp_num_layers:
+        hint = f"The model has {shape.mtp_num_layers}."
+        raise UsageError(f"{written.count('m')} layers predict further tokens", where="pipeline_layout", hint=hint)
     return found
 
 
@@ -340,7 +343,7 @@ def _buffers(model: GPTModel, recipe: Training) -> Iterator[GradBuffer]:
     """Experts, the rest, and of both what is FP8 have one each in a chunk (`group_params_for_buffers`)."""
     mesh, place, setup = recipe.mesh, Place.of(recipe), model.setup
     distributed = recipe.shard == "distributed_optimizer"
-    tied = model.config.share_embeddings and recipe.pipeline > 1
+    tied = (model.config.share_embeddings or bool(model.config.mtp_num_layers)) and recipe.pipeline > 1
     for number, chunk in enumerate(model.chunks):
         alone = {id(p.tensor) for p in chunk.parameters() if tied and p.place[-1] == "weight" and _is_vocabulary(p)}
         kinds: dict[tuple[bool, bool], list[Parameter]] = {}

@@ -48,6 +48,8 @@ class MegatronConfig:
     moe_router_topk: int = 0
     moe_ffn_hidden_size: int = 0
     moe_shared_expert_intermediate_size: int = 0
+    mtp_num_layers: int = 0
+    """Layers that predict further tokens (`--mtp-num-layers`)."""
     first_dense: int = 0
     """Layers at the front with a dense MLP, in a model of experts."""
     q_lora_rank: int = 0
@@ -83,9 +85,8 @@ class MegatronConfig:
         kind = str(config.get("model_type"))
         if kind not in (*ROTARY, *EXPLICIT):
             raise NotModelledError(f"{kind} in Megatron-LM", where=where)
-        for name in ("sliding_window", "num_nextn_predict_layers"):
-            if config.get(name) and config.get("use_sliding_window", True):
-                raise NotModelledError(f"{name} in Megatron-LM", where=where)
+        if config.get("sliding_window") and config.get("use_sliding_window", True):
+            raise NotModelledError("sliding_window in Megatron-LM", where=where)
         keys, plain = Keys(config, where), kind in EXPLICIT
         width = keys.size("hidden_size", "n_embd")
         heads = keys.size("num_attention_heads", "n_head")
@@ -109,6 +110,7 @@ class MegatronConfig:
                 "position_embedding_type", default="learned_absolute" if plain else "rope"
             ),
             "qk_layernorm": keys.flag("qk_layernorm", default=kind in QK_NORM),
+            "mtp_num_layers": keys.optional_size("num_nextn_predict_layers") or 0,
             "share_embeddings": keys.flag("tie_word_embeddings", default=plain),
         }
         if biased and not found["add_qkv_bias"]:

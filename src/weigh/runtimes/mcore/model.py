@@ -6,7 +6,7 @@ B batch, H hidden). Weights are named as Megatron names them.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from weigh.dtypes import DType
 from weigh.ghost import nn, ops
@@ -82,18 +82,58 @@ class LanguageModelEmbedding(nn.Module):
         return ops.dropout(embeddings, setup.hidden_dropout, True)
 
 
-class GPTStage(nn.Module):
-    """`GPTModel` of one pipeline stage: some layers, the embedding on the first, norm and output layer on the last."""
+class MultiTokenPredictionLayer(nn.Module):
+    """The hidden states of tokens, joined with the embeddings of the next ones, through one more layer."""
 
-    def __init__(
-        self, config: MegatronConfig, setup: Setup, dtype: DType, layers: range, name: str, first: bool, last: bool
-    ) -> None:
+    def __init__(self, config: MegatronConfig, setup: Setup, dtype: DType) -> None:
         super().__init__()
+        self.setup = setup
+        self.enorm = Norm(config, config.hidden_size, dtype)
+        self.hnorm = Norm(config, config.hidden_size, dtype)
+        self.eh_proj = ParallelLinear(setup, 2 * config.hidden_size, config.hidden_size, dtype, "column")
+        self.mtp_model_layer = TransformerLayer(config, setup, dtype, config.num_layers)
+        self.final_layernorm = Norm(config, config.hidden_size, dtype)
+
+    def forward(self, hidden_states: Tensor, input_ids: Tensor, embedding: LanguageModelEmbedding) -> Tensor:
+        decoder_input = self.enorm(embedding(input_ids, input_ids))
+        hidden_states = ops.cat([decoder_input, self.hnorm(hidden_states)], -1)
+        del decoder_input
+        hidden_states = self.eh_proj(hidden_states)
+        if self.setup.tensor > 1:
+            *rest, width = hidden_states.shape
+            hidden_states = rows.exchanged(hidden_states, "nccl::all_gather", (*rest, width * self.setup.tensor))
+        if self.setup.sequence_ranks > 1:
+            length = hidden_states.shape[0] // self.setup.sequence_ranks
+            hidden_states = rows.exchanged(hidden_states, "aten::split", (length, *hidden_states.shape[1:]))
+        return self.final_layernorm(self.mtp_model_layer(hidden_states))  # type: ignore[no-any-return]
+
+
+class Stage(NamedTuple):
+    """What a pipeline stage has of a model."""
+
+    layers: range
+    first: bool
+    """The embedding."""
+    last: bool
+    """The output layer and the loss."""
+    mtp: int = 0
+    """Layers that predict further tokens."""
+
+
+class GPTStage(nn.Module):
+    """`GPTModel` of one pipeline stage: some layers, the embedding on the first, norm and output layer on the last.
+
+    Layers that predict further tokens come with a copy of the embedding, and their logits before the model's own.
+    """
+
+    def __init__(self, config: MegatronConfig, setup: Setup, dtype: DType, stage: Stage, name: str) -> None:
+        super().__init__()
+        layers, first, last, mtp = stage
         self.config, self.setup, self.layers = config, setup, layers
-        self.first, self.last = first, last
+        self.first, self.last, self.mtp_num_layers = first, last, mtp
         self.input_tensor: Tensor | None = None
         """What came last from the stage before, and its gradient; the next one takes its place (`set_input_tensor`)."""
-        if first:
+        if first or mtp:
             self.embedding = LanguageModelEmbedding(config, setup, dtype)
         dense = config.num_moe_experts and min(max(config.first_dense - layers.start, 0), len(layers))
         self.decoder = nn.Stack(
@@ -102,14 +142,18 @@ class GPTStage(nn.Module):
             lambda number: TransformerLayer(config, setup, dtype, layers.start + number),
             lead=dense,
         )
-        if last:
+        self.final_layernorm = None
+        if last if not config.mtp_num_layers else layers and layers.stop == config.num_layers:
             self.final_layernorm = Norm(config, config.hidden_size, dtype)
+        for number in range(mtp):
+            setattr(self, f"mtp{number}", MultiTokenPredictionLayer(config, setup, dtype))
+        if last:
             self.output_layer = ParallelLinear(
                 setup, config.hidden_size, config.padded_vocab_size(setup.tensor), dtype, "column", own=True
             )
             if setup.defer_wgrad is not None:
                 self.output_layer.deferred = rows.Deferred(setup.defer_wgrad)
-            if first and config.share_embeddings:
+            if (first or mtp) and config.share_embeddings:
                 self.output_layer.weight = self.embedding.word_embeddings.weight
 
     def forward(self, hidden_states: Tensor | None, input_ids: Tensor, labels: Tensor) -> Tensor:
@@ -119,24 +163,42 @@ class GPTStage(nn.Module):
         for layer in self.decoder:
             hidden_states = layer(hidden_states)
         assert hidden_states is not None
+        if self.final_layernorm is not None:
+            hidden_states = self.final_layernorm(hidden_states)
         if not self.last:
             return hidden_states
-        hidden_states = self.final_layernorm(hidden_states)
+        if self.mtp_num_layers:
+            hidden_states = self._with_losses_of_further_tokens(hidden_states, input_ids, labels)
         logits = self.output_layer(hidden_states)
         return apply(rows.VocabParallelLoss, logits, labels, form=self.setup.loss)  # type: ignore[no-any-return]
+
+    def _with_losses_of_further_tokens(self, hidden_states: Tensor, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """`process_mtp_loss`: the hidden states, whose gradient sets off those of the further tokens' losses."""
+        found = [hidden_states]
+        for number in range(self.mtp_num_layers):
+            found.append(getattr(self, f"mtp{number}")(found[-1], input_ids, self.embedding))
+        length = hidden_states.shape[0]
+        hidden_states = ops.cat(found, 0)
+        del found
+        hidden_states, *further = hidden_states.split([length] * (1 + self.mtp_num_layers), 0)
+        for each in further:
+            mtp_logits = self.output_layer(each)
+            mtp_loss = apply(rows.VocabParallelLoss, mtp_logits, labels, form=self.setup.loss)
+            hidden_states = apply(rows.LossAutoScaler, hidden_states, mtp_loss / 1.0)
+        return hidden_states
 
 
 class GPTModel(CausalModel):
     """The stages that one pipeline rank has: one, or one for each virtual stage."""
 
-    def __init__(self, config: MegatronConfig, setup: Setup, dtype: DType, stages: list[tuple[range, bool, bool]]):
+    def __init__(self, config: MegatronConfig, setup: Setup, dtype: DType, stages: list[Stage]):
         super().__init__()
         self.config, self.setup, self.dtype = config, setup, dtype
         self.fsdp: Any = None
         """What shares its parameters, with Megatron-FSDP."""
-        for number, (layers, first, last) in enumerate(stages):
+        for number, stage in enumerate(stages):
             name = f"chunk{number}" if len(stages) > 1 else "model"
-            setattr(self, name, GPTStage(config, setup, dtype, layers, f"{name}.", first, last))
+            setattr(self, name, GPTStage(config, setup, dtype, stage, f"{name}."))
 
     def parameters(self) -> list[Parameter]:
         """Every parameter once; a storage that waits to be gathered has no purpose by which to find it."""

@@ -459,6 +459,24 @@ class VocabParallelLoss(Op):
         return [kept.alias(), None]
 
 
+class LossAutoScaler(Op):
+    """`MTPLossAutoScaler`: the input as it is; on the way back the loss gets a gradient of its own."""
+
+    name = "megatron::loss_auto_scaler"
+    source = "megatron/core/transformer/multi_token_prediction.py"
+    view = True
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, loss: Tensor) -> Tensor:
+        if ctx:
+            ctx.save(loss)
+        return x.alias()
+
+    @classmethod
+    def backward(cls, ctx: Any, grad: Tensor) -> list[Any]:
+        return [grad, ops.new_like(ctx.unpack()[0], "aten::ones_like")]
+
+
 class Route(Op):
     """The router's product, scores and choice: (s, b, H) to probabilities (T, E). Saves its input and scores."""
 
