@@ -205,3 +205,72 @@ def test_qlora(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(f"{keys}bf16: auto\nmicro_batch_size: 1\nsequence_len: 128\n")
     recipe = api.train(job=api.job(tmp_path / "a.yaml")).recipe
     assert (recipe.quantization, recipe.double_quantization, recipe.upcast) == ("nf4", True, "all")
+
+
+AXOLOTL = "base_model: llama-3-8b\nmicro_batch_size: 2\n"
+LLAMA_FACTORY = "model_name_or_path: llama-3-8b\nstage: sft\nbf16: true\n"
+TORCHTUNE = "model:\n  _component_: torchtune.models.llama3_1.llama3_1_8b\n"
+ACCELERATE = "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nnum_processes: 8\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (AXOLOTL + "context_parallel_size: 1\ndp_replicate_size: 1", {}),
+        (AXOLOTL + "dp_shard_size: 2\ntensor_parallel_size: 4", {"tensor": 4, "gpus_per_node": 8}),
+        (AXOLOTL + "dp_replicate_size: 2\ndp_shard_size: 4", {"replicas": 2, "gpus_per_node": 8}),
+        (AXOLOTL + "batch_size: 16", {"batch": 2, "accumulation": 8}),
+        (AXOLOTL + "lora_r:\nlora_alpha: 16\neval_batch_size: 4", {"batch": 2}),
+        (LLAMA_FACTORY + "quantization_bit: 4", {"quantization": "nf4", "double_quantization": True}),
+        (LLAMA_FACTORY + "quantization_bit: 8\nquantization_method: bnb", {"quantization": "int8"}),
+        (LLAMA_FACTORY + "fsdp: full_shard\nfsdp_config:\n  version: 2", {"checkpointing": "full"}),
+        (TORCHTUNE + "loss:\n  _component_: torchtune.modules.loss.LinearCrossEntropyLoss", {"loss": "linear_chunked"}),
+        (
+            ACCELERATE + "fsdp_config:\n  fsdp_state_dict_type: FULL_STATE_DICT\n"
+            "parallelism_config:\n  parallelism_config_dp_shard_size: 4\n  parallelism_config_tp_size: 2\n"
+            "  parallelism_config_sp_size: 1\n  parallelism_config_sp_backend: deepspeed\n",
+            {"state_dict": "full", "tensor": 2},
+        ),
+        ('{"zero_optimization": {"stage": 3, "sub_group_size": 1e9}}', {"state_dict": "sharded"}),
+        (
+            (
+                '{"zero_optimization": {"stage": 3, "reduce_bucket_size": 5e8, "max_live_parameters": 0,'
+                ' "gather_16bit_weights_on_model_save": true}}'
+            ),
+            {"zero_reduce_bucket_size": 500_000_000, "zero_max_live_parameters": 1, "state_dict": "full"},
+        ),
+        (
+            "model_name_or_path: gpt2\ndataset_name: imdb\nper_device_eval_batch_size: 4\neval_accumulation_steps: 10",
+            {"eval_batch": 4, "eval_accumulation": 10},
+        ),
+    ],
+)
+def test_what_published_examples_say(tmp_path: Path, text: str, words: dict[str, Any]) -> None:
+    """Keys that real files of these programs have, and that were refused, unknown or passed over once."""
+    path = tmp_path / ("a.json" if text.startswith("{") else "a.yaml")
+    path.write_text(text)
+    found = api.job(path)
+    assert found.unknown == ()
+    assert {name: found.words.get(name) for name in words} == words
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (AXOLOTL + "quantize_moe_experts: true", "quantize_moe_experts"),
+        (AXOLOTL + "qat:\n  weight_dtype: int4\n  group_size: 32", "qat"),
+        (LLAMA_FACTORY + "pipeline_model_parallel_size: 4", "pipeline_model_parallel_size"),
+        (LLAMA_FACTORY + "fp8: true", "fp8"),
+        (LLAMA_FACTORY + "quantization_bit: 4\nquantization_method: hqq", "quantization_method"),
+        (
+            TORCHTUNE + "quantizer:\n  _component_: torchtune.training.quantization.Int8DynActInt4WeightQuantizer",
+            "quantizer",
+        ),
+        (TORCHTUNE + "tasks: [truthfulqa_mc2]", "tasks"),
+        (ACCELERATE + "parallelism_config:\n  parallelism_config_sp_size: 2", "parallelism_config_sp_size"),
+    ],
+)
+def test_other_trainings_are_not_weighed_as_plain_ones(tmp_path: Path, text: str, key: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(NotModelledError, match=key):
+        api.job(tmp_path / "a.yaml")

@@ -1,15 +1,21 @@
 """torchtune: published peaks of one 3B model, what its switches save, and what is not modelled."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from weigh.dtypes import BFLOAT16
+from weigh.dtypes import BFLOAT16, INT64
 from weigh.errors import NotModelledError
+from weigh.ghost import nn, ops
+from weigh.ghost.state import recording
+from weigh.kernels import kernels
 from weigh.recipes.training import Training, TrainingRun, run
 from weigh.runtimes import get
+from weigh.runtimes.torchtune import TransformerDecoder
 from weigh.techniques.lora import Lora
+from weigh.trace.events import BACKWARD, FORWARD
 from weigh.trace.peak import phase_peaks
 
 LLAMA: dict[str, Any] = {
@@ -84,6 +90,22 @@ def test_offloading_leaves_five_saved_tensors_on_the_device() -> None:
     )
     hidden = 2 * 64 * 64 * 2
     assert kept - gone == 8 * hidden
+
+
+def test_the_loss_with_the_output_layer_beside_the_real_one() -> None:
+    """The CPU allocator's peaks of `LinearCrossEntropyLoss` at bd2a0fc in PyTorch 2.13, but for some scalars."""
+    with recording(kernels("cpu", None, False, False)) as ledger:
+        hidden = nn.parameter((3, 101, 64), BFLOAT16)
+        decoder = SimpleNamespace(output=nn.Head(None, 64, 1500, BFLOAT16))
+        labels = ops.input_tensor((3, 101), INT64)
+        ledger.mark(FORWARD, 0)
+        outputs = hidden * 2
+        loss = TransformerDecoder.linear_chunked(decoder, outputs, labels)  # type: ignore[arg-type]
+        del outputs
+        ledger.mark(BACKWARD, 0)
+        loss.backward()
+        found = [int(p.peak) for p in phase_peaks(ledger.trace())]  # type: ignore[arg-type]
+    assert found[1:] == pytest.approx([2_466_676, 2_538_888], abs=16)
 
 
 def test_what_is_not_modelled_is_refused() -> None:

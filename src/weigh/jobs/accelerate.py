@@ -12,10 +12,11 @@ from weigh.jobs.job import Book, Job, flag
 HARMLESS = """
     compute_environment debug downcast_bf16 enable_cpu_affinity machine_rank main_training_function main_process_*
     rdzv_backend same_network tpu_* use_cpu gpu_ids dynamo_config.dynamo_backend
-    deepspeed_config.deepspeed_multinode_launcher deepspeed_config.zero3_init_flag
-    deepspeed_config.zero3_save_16bit_model ipex_config commands command_file deepspeed_config.deepspeed_hostfile
+    deepspeed_config.deepspeed_multinode_launcher deepspeed_config.zero3_init_flag ipex_config commands
+    command_file deepspeed_config.deepspeed_hostfile
     mpirun_config
 """
+AXES = {"replicas": "dp_replicate_size", "tensor": "tp_size", "context": "cp_size"}
 KINDS = ("NO", "MULTI_GPU", "FSDP", "DEEPSPEED")
 
 
@@ -47,8 +48,22 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
     files = _deepspeed(book) if kind == "DEEPSPEED" else ()
     if str(book.take("dynamo_config.dynamo_backend") or "NO").upper() != "NO":
         book.refusal("dynamo_config.dynamo_backend", "compiled code")
-    book.refuse("parallelism_config", "megatron_lm_config", "fp8_config")
+    _axes(book)
+    book.refuse("megatron_lm_config", "fp8_config")
     return book.job(runtime="transformers", files=files)
+
+
+def _axes(book: Book) -> None:
+    """`parallelism_config`: what shares what, where it is not only the data; all numbers are 1 unless they are said."""
+    for word, name in AXES.items():
+        number = book.whole(f"parallelism_config.parallelism_config_{name}") or 1
+        if number > 1:
+            book.say(word, number, f"parallelism_config.parallelism_config_{name}")
+    book.take("parallelism_config.parallelism_config_dp_shard_size")  # what the other axes leave
+    book.take("parallelism_config.parallelism_config_cp_comm_strategy")
+    book.refuse_more_than_one("parallelism_config.parallelism_config_sp_size")
+    for name in [name for name in book.left if name.startswith("parallelism_config.parallelism_config_sp_")]:
+        book.take(name)  # how a sequence is shared, which it is not
 
 
 def _deepspeed(book: Book) -> tuple[str, ...]:
@@ -57,9 +72,12 @@ def _deepspeed(book: Book) -> tuple[str, ...]:
     key, stage = book.found("deepspeed_config.zero_stage")
     if stage:
         book.say("shard", f"zero{stage}", key)
+    key, whole = book.found("deepspeed_config.zero3_save_16bit_model")
+    if whole is not None and stage == 3:
+        book.say("state_dict", "full" if flag(whole) else "sharded", key)
     book.copy("accumulation", "deepspeed_config.gradient_accumulation_steps")
-    key, norm = book.found("deepspeed_config.gradient_clipping")
+    key, norm = book.number("deepspeed_config.gradient_clipping")
     if norm is not None:
-        book.say("clip", float(norm) > 0, key)
+        book.say("clip", norm > 0, key)
     book.refuse("deepspeed_config.offload_optimizer_device", "deepspeed_config.offload_param_device")
     return (file,) if isinstance(file, str) else ()

@@ -15,7 +15,17 @@ HARMLESS = f"""
     trust_remote_code revision_of_model base_model_config base_model_ignore_patterns plugins log_* use_tensorboard
     lora_model_dir hub_* group_by_length resize_token_embeddings_to_32x seed weight_decay s2_attention cosine_*
     adam_* warmup_* remove_unused_columns total_num_tokens flash_optimum auto_resume_from_checkpoints
+    processor_type loss_watchdog_* eot_tokens lora_fan_in_fan_out pretraining_dataset streaming* swanlab_* use_swanlab
+    use_wandb use_otel_metrics otel_* hf_use_auth_token device_map low_cpu_mem_usage do_causal_lm_eval
+    curriculum_sampling ddp_find_unused_parameters pretrain_multipack_*
 """
+AXES = {
+    "replicas": ("dp_replicate_size",),
+    "tensor": ("tensor_parallel_size",),
+    "context": ("context_parallel_size", "sequence_parallel_degree"),
+    "expert": ("expert_parallel_size",),
+}
+"""Settings for numbers of devices that share something; beside them `dp_shard_size` says how many are left."""
 REFUSED = (
     *("load_in_8bit", "load_in_4bit", "gptq", "fp8", "rl", "reward_model", "process_reward_model", "torch_compile"),
     *("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "cut_cross_entropy", "chunked_cross_entropy", "relora"),
@@ -28,10 +38,9 @@ REFUSED = (
         "noisy_embedding_alpha",
     ),
     *("flash_attn_fuse_mlp", "flash_attn_cross_entropy", "flash_attn_rms_norm", "flash_attn_fuse_qkv", "quantization"),
-    *("sequence_parallel_degree", "context_parallel_size", "vllm", "qat", "neftune_noise_alpha", "unsloth_lora_mlp"),
+    *("vllm", "qat", "neftune_noise_alpha", "unsloth_lora_mlp", "quantize_moe_experts", "diffusion", "llmcompressor"),
+    *("use_kernels", "use_sonicmoe", "fused_attn_kernel", "reinit_weights"),
     *(
-        "dp_replicate_size",
-        "ddp_find_unused_parameters",
         "optimizer_cls_and_kwargs",
         "s2_attention",
         "gpu_memory_limit",
@@ -63,13 +72,24 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
         hugging.lora(book, "lora_target_modules", 8)
     elif adapter is not None:
         book.refusal(key, adapter)
+    else:
+        book.harmless += ("lora_*",)
     _shares(book)
     hugging.training_arguments(book, ("micro_batch_size",))
+    _whole_batch(book)
     book.refuse(*REFUSED)
     book.assume(*hugging.FULL)
     deepspeed = book.take("deepspeed")
     files = (deepspeed,) if isinstance(deepspeed, str) else ()
     return book.job(model=book.take("base_model"), runtime="transformers", files=files)
+
+
+def _whole_batch(book: Book) -> None:
+    """`batch_size` is that of a step, in the place of `gradient_accumulation_steps`."""
+    whole = book.whole("batch_size")
+    batch = book.words.get("batch")
+    if whole is not None and "accumulation" in book.defaults and isinstance(batch, int):
+        book.say("accumulation", max(1, whole // batch), "batch_size")
 
 
 def _precision(book: Book) -> None:
@@ -106,11 +126,16 @@ def _liger(book: Book) -> None:
 
 def _shares(book: Book) -> None:
     """Over how many devices what is shared. FSDP: `use_orig_params` is off unless it is asked for."""
-    book.copy("tensor", "tensor_parallel_size")
-    key, number = book.found("dp_shard_size")
-    if number is not None:
-        book.say("gpus_per_node", number * int(book.words.get("tensor", 1)), key)
-    key, version = book.found("fsdp_version")
+    shared = 1
+    for word, keys in AXES.items():
+        number = book.whole(*keys) or 1
+        if number > 1:
+            book.say(word, number, keys[0])
+        shared *= number if word != "expert" else 1
+    shards = book.whole("dp_shard_size")
+    if shards is not None:
+        book.say("gpus_per_node", shards * shared, "dp_shard_size")
+    version = book.take("fsdp_version")
     settings = book.table("fsdp_config")
     wanted = book.take("fsdp")
     if not wanted and not settings:

@@ -16,8 +16,7 @@ HARMLESS = """
     fp16.loss_scale* fp16.initial_scale_power fp16.hysteresis fp16.min_loss_scale fp16.consecutive_hysteresis
     fp16.auto_cast zero_optimization.allgather_partitions zero_optimization.contiguous_gradients
     zero_optimization.reduce_scatter zero_optimization.round_robin_gradients optimizer.params.* checkpoint
-    zero_optimization.stage3_gather_16bit_weights_on_model_save
-    zero_optimization.stage3_gather_fp16_weights_on_model_save zero_optimization.ignore_unused_parameters
+    zero_optimization.ignore_unused_parameters _comment
     zero_optimization.cpu_offload zero_force_ds_cpu_optimizer aio dump_state elasticity autotuning
     communication_data_type gradient_predivide_factor disable_allgather dataloader_*
 """
@@ -26,6 +25,11 @@ BUFFERS = (
     *("stage3_max_reuse_distance", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"),
 )
 """Sizes of buffers, which a reader of settings has no words for unless the runtime does."""
+GATHERED = (
+    *("stage3_gather_16bit_weights_on_model_save", "gather_16bit_weights_on_model_save"),
+    "stage3_gather_fp16_weights_on_model_save",
+)
+"""A setting and its other names: whether stage 3 saves whole weights."""
 REFUSED = (
     *(
         "zero_optimization.zero_hpz_partition_size",
@@ -71,9 +75,9 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
         book.used.append(key)
     book.copy("batch", "train_micro_batch_size_per_gpu")
     book.copy("accumulation", "gradient_accumulation_steps")
-    key, norm = book.found("gradient_clipping")
+    key, norm = book.number("gradient_clipping")
     if norm is not None:
-        book.say("clip", float(norm) > 0, key)
+        book.say("clip", norm > 0, key)
     for precision in ("bf16", "fp16"):
         if flag(book.take(f"{precision}.enabled")):
             book.say("dtype", precision, f"{precision}.enabled")
@@ -82,9 +86,12 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
     if stage:
         book.say("shard", f"zero{stage}", key)
     for name in BUFFERS:
-        key, value = book.found(f"zero_optimization.{name}")
+        key, value = book.found(f"zero_optimization.{name}", f"zero_optimization.{name.removeprefix('stage3_')}")
         if value is not None:
-            book.say(f"zero_{name.removeprefix('stage3_')}", value, key)
+            book.say(f"zero_{name.removeprefix('stage3_')}", _size(value), key)
+    key, whole = book.found(*(f"zero_optimization.{name}" for name in GATHERED))
+    if stage == 3:
+        book.say("state_dict", "full" if flag(whole) else "sharded", key)
     key, name = book.found("optimizer.type")
     if name is not None:
         book.say("optimizer", OPTIMIZERS.get(str(name).lower(), str(name)), key)
@@ -92,3 +99,10 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
     book.refuse(*REFUSED)
     book.take("zero_optimization.offload_optimizer.pin_memory", "zero_optimization.offload_param.pin_memory")
     return book.job(runtime="deepspeed", own_loop=True)
+
+
+def _size(value: Any) -> Any:
+    """A number of elements, also as 5e8; none (0) is one: a group ends with the parameter that fills it."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return max(value, 1) if type(value) is int else value

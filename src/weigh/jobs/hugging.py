@@ -80,9 +80,9 @@ FULL = (
     "shorter sequences take less; packed ones are as long as this",
 )
 EVALUATION = (
-    "evaluation is not weighed",
-    "the file asks for it, and only steps are run here",
-    "where logits are gathered over many batches, an evaluation can take more than a step",
+    "an evaluation keeps its losses alone",
+    "the file asks for it, and does not say whether the program computes metrics of predictions",
+    "--eval-keeps logits with --eval-batches weighs predictions that are gathered",
 )
 DATA_PARALLEL = "what several devices keep to reduce gradients"
 
@@ -93,18 +93,27 @@ def training_arguments(book: Book, batch: tuple[str, ...] = ("per_device_train_b
     book.copy("accumulation", "gradient_accumulation_steps", default=1)
     precision(book)
     optimizer(book)
-    clip, norm = book.found("max_grad_norm")
+    clip, norm = book.number("max_grad_norm")
     if norm is None:
         book.default("clip", True)
     elif "clip" not in book.words:
-        book.say("clip", float(norm) > 0, clip)
+        book.say("clip", norm > 0, clip)
     book.copy("weight_decay", "weight_decay", default=0.0)
+    evaluation(book)
+    deepspeed_and_fsdp(book)
+    book.refuse(*REFUSED)
+
+
+def evaluation(book: Book) -> None:
+    """Batches of an evaluation, and when what they gave goes to the host."""
     strategy = book.take("eval_strategy", "evaluation_strategy", "do_eval")
     if strategy is not None and str(strategy).lower() not in ("no", "false"):
         book.assume(*EVALUATION)
-    book.take("per_device_eval_batch_size", "eval_steps", "eval_accumulation_steps", "eval_on_start", "eval_delay")
-    deepspeed_and_fsdp(book)
-    book.refuse(*REFUSED)
+    for word, key in (("eval_batch", "per_device_eval_batch_size"), ("eval_accumulation", "eval_accumulation_steps")):
+        number = book.whole(key)
+        if number is not None:
+            book.say(word, number, key)
+    book.take("eval_steps", "eval_on_start", "eval_delay")
 
 
 def precision(book: Book) -> None:
@@ -248,6 +257,11 @@ def fsdp(book: Book, found: dict[str, Any], where: str, use_orig_params: bool) -
         book.say("use_orig_params", use_orig_params, f"{where}.fsdp_use_orig_params")
     if flag(settings.get("activation_checkpointing")):
         book.say("checkpointing", "full", f"{where}.fsdp_activation_checkpointing")
+    saved = str(settings.get("state_dict_type") or "").partition("_")[0].lower()
+    if saved in ("full", "sharded"):
+        book.say("state_dict", saved, f"{where}.fsdp_state_dict_type")
+    elif saved:
+        book.refusal(f"{where}.fsdp_state_dict_type", settings["state_dict_type"])
     wrap = str(settings.get("auto_wrap_policy") or "TRANSFORMER_BASED_WRAP").upper()
     if flag(settings.pop("offload_params", False)):
         book.say("offload_parameters", True, f"{where}.fsdp_offload_params")

@@ -171,10 +171,33 @@ class Book:
         for key in keys:
             for name in [name for name in self.left if name == key or name.startswith(f"{key}.")]:
                 value = self.left.pop(name)
-                if value not in (None, False, 0, "", "none", "None", "NO", "no", "false", [], {}):
-                    self.refused.append(f"{name}: {value}")
-                else:
+                if value in (None, False, 0, "", "none", "None", "NO", "no", "false", [], {}):
                     self.used.append(name)
+                elif name == key:
+                    self.refused.append(f"{name}: {value}")
+                elif key not in self.refused:
+                    self.refused.append(key)
+
+    def refuse_more_than_one(self, *keys: str) -> None:
+        """Numbers of devices that share something in a way that is not modelled; one of them shares nothing."""
+        for key in keys:
+            if self.left.get(key) in (1, "1"):
+                del self.left[key]
+                self.used.append(key)
+        self.refuse(*keys)
+
+    def number(self, *keys: str) -> tuple[str, float | None]:
+        """A number, and its key.
+
+        Raises:
+            InputError: the value is none.
+        """
+        key, value = self.found(*keys)
+        try:
+            return key, None if value is None else float(value)
+        except (TypeError, ValueError):
+            where = f"{self.document.where}: {key}"
+            raise InputError(f"is {value!r}", where=where, hint="It is a number.") from None
 
     def refusal(self, key: str, value: Any) -> None:
         """A key whose value is not modelled."""

@@ -16,10 +16,11 @@ HARMLESS = f"""
     split_special_tokens lora_alpha loraplus_* use_rslora create_new_adapter mix_strategy interleave_probs
     tokenized_path streaming buffer_size mask_history train_on_prompt enable_thinking swanlab_* use_swanlab ray_*
     image_* video_* eval_steps export_* infer_backend infer_dtype media_dir tool_format default_system
+    bias_activation_fusion apply_rope_fusion fp8_backend fp8_enable_fsdp_float8_all_gather num_expand
     name_module_trainable lr_scheduler_kwargs packing neat_packing compute_accuracy
 """
 REFUSED = (
-    *("quantization_bit", "quantization_method", "use_unsloth", "shift_attn", "rope_scaling"),
+    *("use_unsloth", "shift_attn", "rope_scaling"),
     *(
         "enable_liger_kernel",
         "upcast_layernorm",
@@ -29,6 +30,8 @@ REFUSED = (
         "use_badam",
     ),
     *("use_apollo", "use_muon", "use_adam_mini", "ref_model", "reward_model", "adapter_name_or_path", "use_kt"),
+    *("tensor_model_parallel_size", "pipeline_model_parallel_size", "expert_model_parallel_size", "fp8", "use_mca"),
+    *("use_dft_loss", "use_eaft_loss", "use_asft_loss", "use_v1_kernels", "context_parallel_size"),
     *("freeze_vision_tower", "resize_vocab", "use_llama_pro", "moe_aux_loss_coef", "pissa_init", "additional_target"),
 )
 ATTENTION = {"auto": "sdpa", "disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2"}
@@ -59,11 +62,12 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
         book.words["lora"].setdefault("targets", ["all-linear"])
     elif method != "full":
         book.refusal(key, method)
+    _quantized(book)
     whole = method == "full" and not pure
     book.say("dtype", "fp32" if whole or lower == "none" else lower, key if method else "pure_bf16" if pure else "bf16")
     disabled = book.take("disable_gradient_checkpointing")
     book.left["gradient_checkpointing"] = not flag(disabled) if disabled is not None else None
-    hugging.checkpointing(book, True, True)
+    hugging.checkpointing(book, True, book.words.get("shard") != "fsdp2")
     if flag(book.take("use_unsloth_gc")):
         book.say("checkpointing", "offloaded", "use_unsloth_gc")
     key, attention = book.found("flash_attn")
@@ -74,3 +78,23 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
     deepspeed = book.take("deepspeed")
     files = (deepspeed,) if isinstance(deepspeed, str) else ()
     return book.job(model=book.take("model_name_or_path"), runtime="transformers", files=files)
+
+
+def _quantized(book: Book) -> None:
+    """`quantization_bit`: bitsandbytes, unless another method is named; nothing beside it is made fp32.
+
+    Adapters are in fp32, unless `pure_bf16` is asked for.
+    """
+    key, bits = book.found("quantization_bit")
+    method_key, method = book.found("quantization_method")
+    nested, kind = book.take("double_quantization"), book.take("quantization_type")
+    if bits is None:
+        return
+    if method not in (None, "bnb", "bitsandbytes"):
+        book.refusal(method_key, method)
+    elif bits in (4, 8):
+        book.say("quantization", str(kind or "nf4") if bits == 4 else "int8", key)
+        if bits == 4:
+            book.say("double_quantization", nested is None or flag(nested), key)
+    else:
+        book.refusal(key, bits)

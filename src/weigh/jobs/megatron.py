@@ -121,8 +121,8 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
     for key, dtype in (("bf16", "bf16"), ("fp16", "fp16")):
         if flag(book.take(key)):
             book.say("dtype", dtype, key)
-    key, norm = book.found("clip_grad")
-    book.say("clip", float(norm) > 0, key) if norm is not None else book.default("clip", True)
+    key, norm = book.number("clip_grad")
+    book.say("clip", norm > 0, key) if norm is not None else book.default("clip", True)
     key, optimizer = book.found("optimizer")
     book.say("optimizer", "adamw" if optimizer == "adam" else optimizer, key) if optimizer else book.default(
         "optimizer", "adamw"

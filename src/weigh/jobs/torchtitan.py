@@ -61,8 +61,8 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
             book.default(word, DTYPES[default])
         else:
             book.say(word, DTYPES.get(str(value), str(value)), key)
-    key, norm = book.found("training.max_norm")
-    book.say("clip", float(norm) > 0, key) if norm is not None else book.default("clip", True)
+    key, norm = book.number("training.max_norm")
+    book.say("clip", norm > 0, key) if norm is not None else book.default("clip", True)
     _optimizer(book)
     key, mode = book.found("activation_checkpoint.mode")
     book.say("checkpointing", mode, key) if mode is not None else book.default("checkpointing", "selective")
@@ -72,11 +72,8 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
         book.say("checkpoint_every", int(option), key)
     _mesh(book)
     book.refuse("training.compile", "compile.enable", "training.enable_cpu_offload", "optimizer.early_step_in_backward")
-    book.refuse(
-        "model.converters",
-        "parallelism.expert_tensor_parallel_degree",
-        "parallelism.pipeline_parallel_layers_per_stage",
-    )
+    book.refuse_more_than_one("parallelism.expert_tensor_parallel_degree")
+    book.refuse("model.converters", "parallelism.pipeline_parallel_layers_per_stage", "encoder", "inference")
     book.refuse("parallelism.pipeline_parallel_microbatch_size", "parallelism.enable_compiled_autograd")
     return book.job(model=model, runtime="torchtitan")
 

@@ -16,7 +16,8 @@ HARMLESS = """
     max_steps_per_epoch lr_scheduler metric_logger log_* profiler device dataset.* dataset_val* optimizer.lr
     optimizer.betas optimizer.eps optimizer.momentum cudnn_deterministic_mode run_val_every_n_steps batch_size_val
     log_peak_memory_stats keep_last_n_checkpoints model.lora_alpha enable_async_checkpointing collate_fn packed
-    epochs_to_save loss.ignore_index memory_* optimizer.weight_decay dataset model_cfg
+    save_every_n_* dataloader.* datasets name base_model_path epochs_to_save loss.ignore_index
+    memory_* optimizer.weight_decay dataset model_cfg
 """
 MODELS = {
     r"llama2_(7|13|70)b": r"llama-2-\1b",
@@ -41,7 +42,11 @@ OPTIMIZERS = {
     "bitsandbytes.optim.PagedAdamW": "paged_adamw_32bit",
     "bitsandbytes.optim.AdamW8bit": "adamw_8bit",
 }
-LOSSES = {"CrossEntropyLoss": "upcast", "CEWithChunkedOutputLoss": "chunked"}
+LOSSES = {
+    "CrossEntropyLoss": "upcast",
+    "CEWithChunkedOutputLoss": "chunked",
+    "LinearCrossEntropyLoss": "linear_chunked",
+}
 SWITCHES = {
     "compile": "compile",
     "optimizer_in_bwd": "optimizer_in_backward",
@@ -52,6 +57,13 @@ MLP = ("w1", "w2", "w3")
 """torchtune's names of the layers of a gated MLP, ..."""
 OURS = {"output_proj": "o_proj", "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj", "output": "lm_head"}
 """... and transformers' names of them."""
+
+
+OTHER_JOBS = (
+    *("quantizer", "tasks", "prompt", "max_new_tokens", "ref_checkpointer", "inference", "orchestration"),
+    *("grpo_samples", "reward_functions", "ppo_epochs", "forward_batch_size", "model.image_size"),
+)
+"""Keys of recipes that quantize, test or generate, or that train otherwise than by next tokens of text."""
 
 
 def recognises(document: Document) -> bool:
@@ -98,6 +110,7 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
             book.say(ours, True, key)
     book.copy("tensor", "tensor_parallel_dim")
     book.refuse("fsdp_cpu_offload", "custom_sharded_layers")
+    book.refuse(*OTHER_JOBS)
     book.refuse("model.use_dora", "model.quantize_base", "ac_mode", "ac_option", "teacher_model", "enable_fp8_training")
     if "sequence" not in book.words:
         book.take("tokenizer.max_seq_len")

@@ -27,7 +27,10 @@ PREFERENCES = ("num_generations", "max_completion_length", "max_prompt_length", 
 
 def recognises(document: Document) -> bool:
     """Whether these are `TrainingArguments`, perhaps with a model's."""
-    return document.has("per_device_train_batch_size") or document.has("model_name_or_path", "output_dir")
+    return document.has("per_device_train_batch_size") or (
+        document.has("model_name_or_path")
+        and any(document.has(key) for key in ("output_dir", "dataset_name", "learning_rate"))
+    )
 
 
 def read(document: Document, ignored: frozenset[str]) -> Job:

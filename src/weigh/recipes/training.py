@@ -49,9 +49,11 @@ EVAL_KEEPS = ("loss", "logits", "argmax")
 OFFLOADED = "shards, their gradients and the optimizer of FSDP, pinned on the host, at their peak"
 CHUNKED_LOSS = "chunked"
 """torchtune's, over the logits of eight pieces of the sequence."""
+LINEAR_LOSS = "linear_chunked"
+"""torchtune's since 2025: the output layer and the loss of an eighth of the tokens after the other."""
 COMPILED_LOSS = "compiled"
 """torchtitan's since 2025: `torch.compile` of the cross entropy."""
-LOSSES = (*PLAIN_LOSSES, *VOCAB_PARALLEL_LOSSES, CHUNKED_LOSS, COMPILED_LOSS)
+LOSSES = (*PLAIN_LOSSES, *VOCAB_PARALLEL_LOSSES, CHUNKED_LOSS, LINEAR_LOSS, COMPILED_LOSS)
 
 
 @dataclass(frozen=True, slots=True)

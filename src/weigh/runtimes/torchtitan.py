@@ -181,7 +181,7 @@ class Trainer(Loop):
         if recipe.compile and recipe.checkpoint_every > 1:
             raise NotModelledError("compiled layers of which some are checkpointed", where="compile")
         compiled, recipe = recipe.compile, replace(recipe, compile=False)
-        found = list(super().techniques(replace(recipe, checkpointing=None)))
+        found = list(super().techniques(replace(recipe, checkpointing=None, checkpoint_every=1)))
         for technique in super().techniques(replace(recipe, shard=None, gpus_per_node=1, nodes=1, replicas=1)):
             yield replace(technique, compiled=compiled) if isinstance(technique, Checkpointing) else technique
         if compiled and recipe.checkpointing is None:

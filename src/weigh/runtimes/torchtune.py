@@ -8,6 +8,8 @@ Read: pytorch/torchtune at 30b8519 (September 2024) and 1814feb (November 2024):
 - With the chunked loss the output layer runs on eight pieces of the sequence, whose logits are all there when the first
   of them is made fp32; otherwise the model returns logits in fp32. Labels are moved, not logits, and the script drops
   its logits before the backward pass.
+- Since 2025 (bd2a0fc, `modules/loss/cross_entropy_loss.py`) configs have the output layer and the loss run on an eighth
+  of the tokens after the other, of those that are not ignored; each eighth's gradient is as large as all of them.
 - `compile` compiles every layer and the chunks' cross entropy. Under checkpoints a compiled layer leaves its input
   alone, as any other; what it makes while it runs again is taken to be what its single ops make. The compiled loss
   keeps a chunk's logits and two numbers a row, and makes their gradient at once (`kernels/compiled.py`). Without
@@ -24,6 +26,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
+from weigh.dims import Size
 from weigh.dtypes import FLOAT32, INT64, DType
 from weigh.errors import NotModelledError
 from weigh.ghost import nn, ops
@@ -33,7 +36,7 @@ from weigh.ghost.tensor import Tensor, empty
 from weigh.kernels.compiled import compiled_cross_entropy
 from weigh.models.common import CausalModel, CausalOutput
 from weigh.models.llama import LlamaConfig
-from weigh.recipes.training import Loop, Training, parallel
+from weigh.recipes.training import LINEAR_LOSS, Loop, Training, parallel
 from weigh.records import dataclass, replace
 from weigh.runtimes import Runtime
 from weigh.techniques import Technique
@@ -199,6 +202,8 @@ class TransformerDecoder(CausalModel):
         for layer in self.layers:
             h = layer(h)
         h = self.norm(h)
+        if self.recipe.loss == LINEAR_LOSS:  # `skip_output_layer`
+            return [h]
         if self.recipe.loss == "chunked":
             with saved_tensors_hooks(None):  # `NoOpManager` around the output layer
                 return [self.output(chunk) for chunk in h.split(-(-h.shape[1] // CHUNKS), dim=1)]
@@ -209,6 +214,8 @@ class TransformerDecoder(CausalModel):
         with saved_tensors_hooks(offloading.pack) if offloading is not None else nullcontext():
             logits = self.logits(input_ids)
         assert labels is not None
+        if self.recipe.loss == LINEAR_LOSS:
+            return CausalOutput(None, self.linear_chunked(logits.pop(), labels))  # whose data has moved labels
         ignored = ops.input_tensor((labels.shape[0], 1), INT64)
         labels = ops.cat([labels.narrow(1, labels.shape[1] - 1), ignored], 1)
         del ignored
@@ -229,6 +236,33 @@ class TransformerDecoder(CausalModel):
             total_loss = loss if total_loss is None else total_loss + loss
         assert total_loss is not None
         return total_loss / 2
+
+    def linear_chunked(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """`LinearCrossEntropyLoss.forward`, where no token is ignored: hidden states (batch, length, width)."""
+        targets = targets.reshape(-1)
+        outputs = outputs.reshape(-1, outputs.shape[-1])
+        indices = ops.nonzero(ops.equal(targets, targets), targets.shape[0]).narrow(0, 1).squeeze(0)
+        outputs, targets = ops.index_select(outputs, indices), ops.index_select(targets, indices)
+        del indices
+        pieces = _eighths(targets.shape[0])
+        hidden_chunks = [outputs.narrow(0, length, start) for start, length in pieces]
+        target_chunks = [targets.narrow(0, length, start) for start, length in pieces]
+        total_loss = ops.zeros((), FLOAT32)
+        for hidden_chunk, target_chunk in zip(hidden_chunks, target_chunks, strict=True):
+            logits = self.output(hidden_chunk)
+            loss = ops.cross_entropy(logits.float(), target_chunk)
+            del logits
+            total_loss = ops.add_(total_loss, loss)
+        return total_loss / 2
+
+
+def _eighths(tokens: Size) -> list[tuple[Size, Size]]:
+    """Where `tensor_split` cuts: the first ones are longer by one, where it does not divide."""
+    if not isinstance(tokens, int):
+        raise NotModelledError("eighths of many numbers of tokens at once", where="loss")
+    each, longer = divmod(tokens, CHUNKS)
+    lengths = [each + (number < longer) for number in range(CHUNKS)]
+    return [(sum(lengths[:number]), length) for number, length in enumerate(lengths)]
 
 
 # -- activations on the host -----------------------------------------------------------------------
@@ -297,6 +331,8 @@ class Recipe(Loop):
             raise NotModelledError("torchtune's QLoRA (torchao's NF4)", where="quantization")
         if recipe.compile and recipe.checkpoint_every > 1:
             raise NotModelledError("compiled layers of which some are checkpointed", where="compile")
+        if recipe.loss == LINEAR_LOSS and recipe.compile:
+            raise NotModelledError("torchtune's linear loss, compiled,", where="loss")
         if recipe.offload_activations and recipe.checkpointing is None:
             raise NotModelledError("offloaded activations without checkpoints", where="offload_activations")
         if recipe.lora is not None and recipe.lora.dora:

@@ -169,6 +169,10 @@ def saving(s: Surroundings) -> JobPhase:
     if r.shard in ("zero1", "zero2"):
         what = "every process copies the whole model to the host, and one writes it"
         return _on_host(SAVING, s, s.resident, s.num_bytes, s.num_bytes * s.processes, what)
+    if r.shard == "zero3" and _sharded(s):
+        what = "every process writes its shards with the optimizer's states, one storage on the host at a time"
+        host = max(s.states, default=0)
+        return _on_host(SAVING, s, s.resident, host, host * s.processes, what)
     if _sharded(s):
         what = "every process copies its shards to the host and writes them"
         return _on_host(SAVING, s, s.resident, s.held, s.held * s.processes, what)
@@ -209,11 +213,11 @@ def saving_states(s: Surroundings) -> JobPhase:
 
 
 def _sharded(s: Surroundings) -> bool:
-    """What accelerate saves where nobody says: `FULL_STATE_DICT` of FSDP1, `SHARDED_STATE_DICT` of FSDP2."""
+    """Of FSDP1 accelerate saves `FULL_STATE_DICT` where nobody says, of others shards."""
     r = s.recipe
     if r.shard not in ("fsdp1", "fsdp2", "zero3"):
         return False
-    return (r.state_dict or ("sharded" if r.shard == "fsdp2" else "full")) == "sharded"
+    return (r.state_dict or ("full" if r.shard == "fsdp1" else "sharded")) == "sharded"
 
 
 def _on_host(name: str, s: Surroundings, device: int, host: int, node: int, what: str) -> JobPhase:

@@ -108,7 +108,7 @@ class TorchOps(TorchExpertOps, TorchFamilyOps, TorchMatrixOps, TorchRecurrentOps
     argmax = staticmethod(lambda x: x.argmax(-1))
     topk = staticmethod(lambda x, k: tuple(torch.topk(x, k)))
     stack = staticmethod(lambda tensors: torch.stack(tensors, 1))
-    index_select = staticmethod(lambda x, index: x.detach().index_select(0, index))
+    index_select = staticmethod(lambda x, index: x.index_select(0, index))
     index_copy_ = staticmethod(lambda x, index, source: x.index_copy_(0, index, source))
     repeat_interleave = staticmethod(lambda x, repeats: x.detach().repeat_interleave(repeats, 0))
     gather = staticmethod(lambda x, index, _: x.gather(1, index))

@@ -75,14 +75,22 @@ class Topk(Op):
 
 
 class IndexSelect(Op):
-    """`x.index_select(0, index)`: a contiguous copy of the rows picked."""
+    """`x.index_select(0, index)`: a contiguous copy of the rows picked. Saves the index; adds into zeros."""
 
     name = "aten::index_select"
-    differentiable = 0
+    source = "derivatives.yaml: index_select"
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
+        if ctx:
+            ctx.save(index)
         return empty((index.shape[0], *x.shape[1:]), x.dtype, "aten::index_select")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> list[Any]:
+        (index,) = ctx.unpack()
+        zeros = empty(ctx.inputs[0][0], grad.dtype, "aten::new_zeros")
+        return [index_add_(zeros, index, grad), None]
 
     @staticmethod
     def flops(out: Tensor, *tensors: Any) -> Size:
