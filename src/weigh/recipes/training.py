@@ -201,6 +201,9 @@ class Training:
     """Megatron-LM: micro-batches that go through one chunk before the next one's turn; None is as many as stages."""
     defer_embedding_wgrad: int | None = None
     """Megatron-LM: for how many micro-batches the output layer's weight waits for its gradients; 0 is all of them."""
+    context_method: str = "allgather"
+    """How attention sees a shared sequence outside of Megatron-LM: PyTorch's ring, for which keys and values are
+    gathered once ("allgather") or go round ("alltoall"), or DeepSpeed's "ulysses", which shares heads instead."""
     context_exchange: str = "p2p"
     """Megatron-LM: how attention sees a shared sequence: "p2p" (a ring), "a2a" (heads are shared instead) or "a2a+p2p"
     (a ring of groups that share heads)."""
@@ -354,6 +357,9 @@ class Loop:
 
     no_sync: ClassVar[bool] = False
     """Under FSDP1 the gradients of all micro-batches but the last are summed whole, on every rank."""
+
+    own_context: ClassVar[bool] = False
+    """Where devices share a sequence, its batches and its attention are the program's own."""
 
     unpacked_gptq: ClassVar[bool] = False
     """GPTQ's layers unpack their weights by single operations (see `weigh.techniques.gptq`)."""
@@ -635,7 +641,7 @@ def parallel(recipe: Training) -> Iterator[Technique]:
     """What a mesh of devices makes of the model."""
     mesh = recipe.mesh
     _refuse_settings_of_others(recipe)
-    for axis in ("pipeline", "context", "expert"):
+    for axis in ("pipeline", "expert"):
         if getattr(mesh, axis) > 1:
             raise NotModelledError(f"{axis} parallelism", where=axis)
     if recipe.offload_parameters and recipe.shard != "fsdp1":
@@ -680,7 +686,7 @@ def parallel(recipe: Training) -> Iterator[Technique]:
             recipe.reduce_dtype,
             recipe.rank,
         )
-    elif recipe.shard is None and mesh.data > 1:
+    elif recipe.shard is None and mesh.shard * mesh.replicas > 1:
         from weigh.techniques.ddp import DataParallel
 
         yield DataParallel()
@@ -723,13 +729,17 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop, ev
         raise NotModelledError("activations on the host in this program", where="offload_activations")
     chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced, recipe.unchecked_attention)
     chosen |= loop.kernels(recipe, str(config.get("model_type")))
+    if recipe.context > 1 and not loop.own_context:
+        from weigh.kernels.ring import shared_attention
+
+        chosen |= shared_attention(recipe.context_method, recipe.context, _context_rank(recipe), chosen)
     with recording(chosen, traced=recipe.traced, attention=recipe.attention) as ledger:
         techniques = tuple(loop.techniques(recipe))
         state.trailing = max((t.trailing for t in techniques), default=0)
         model, counted = _build(config, recipe, where, loop, techniques)
         parameters = _held(model)
         trainable = [p for p in parameters if p.tensor.requires_grad]
-        input_ids, labels = batch_of(model, recipe, recipe.batch)
+        input_ids, labels = batch_of(model, replace(recipe, context=1) if loop.own_context else recipe, recipe.batch)
         chosen_optimizer = loop.optimizer(recipe)
         if (chosen_optimizer.hooks and (recipe.accumulation > 1 or recipe.loss_scaling)) or (
             recipe.optimizer_in_backward and recipe.clip
@@ -791,10 +801,30 @@ def _build(
 
 def batch_of(model: CausalModel, recipe: Training, batch: Size) -> tuple[Tensor, Tensor]:
     """What a model reads, and the labels (batch, length)."""
-    input_ids = model.inputs(batch, recipe.sequence, recipe.dtype)
+    whole = model.inputs(batch, recipe.sequence, recipe.dtype)
     if recipe.target is None and recipe.labels_are_inputs and model.features is None:
-        return input_ids, input_ids
-    return input_ids, ops.input_tensor((batch, recipe.target or recipe.sequence), INT64)
+        labels = whole
+    else:
+        labels = ops.input_tensor((batch, recipe.target or recipe.sequence), INT64)
+    if recipe.context == 1:
+        return whole, labels
+    if model.features is not None or recipe.target is not None:
+        raise NotModelledError("an encoder and a decoder that share their sequences", where="context")
+    return _piece(whole, recipe), _piece(labels, recipe)
+
+
+def _context_rank(recipe: Training) -> int:
+    """Ranks that share a sequence stand next to each other, around those that share layers (torchtitan's mesh)."""
+    return recipe.rank // recipe.tensor % recipe.context
+
+
+def _piece(whole: Tensor, recipe: Training) -> Tensor:
+    """A rank's piece of the tokens, for which the batch is resized in place: its storage stays as large as it was."""
+    if recipe.sequence % (2 * recipe.context):
+        what = f"{recipe.context} devices do not share {recipe.sequence} tokens, two pieces each"
+        raise UsageError(what, where="context", hint=f"Take a multiple of {2 * recipe.context}.")
+    shape = whole.shape[0], recipe.sequence // recipe.context
+    return Tensor(whole.storage, shape, None, whole.dtype, shape[0] * shape[1])
 
 
 def _held(model: CausalModel) -> list[Parameter]:

@@ -185,7 +185,7 @@ def _software(recipe: Any, software: str) -> tuple[Assumption, ...]:
 
 def _reduces_unsaid(recipe: Any) -> bool:
     """Several devices train on data of their own, and no technique says how their gradients come together."""
-    return hasattr(recipe, "mesh") and recipe.shard is None and recipe.mesh.data > 1
+    return hasattr(recipe, "mesh") and recipe.shard is None and recipe.mesh.shard * recipe.mesh.replicas > 1
 
 
 def _context(source: Source) -> int | None:

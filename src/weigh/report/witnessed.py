@@ -54,6 +54,7 @@ WITNESSES: dict[str, dict[str, str | None]] = {
     "pipeline": {_ANY: _MEASURED},
     "virtual_pipeline": {_ANY: _MEASURED},
     "context": {_ANY: _MEASURED},
+    "context_method": dict.fromkeys(("allgather", "alltoall"), "tests/data/ring_attention.jsonl") | {"ulysses": None},
     "expert": {_ANY: _MEASURED},
     "checkpointing": {"full": _ROWS, "reentrant": _ROWS, "selective": _CASES, "offloaded": _OFFLOADING},
     "checkpoint_every": {_ANY: _THREE},

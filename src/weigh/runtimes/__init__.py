@@ -16,7 +16,7 @@ from weigh.recipes import SOFTWARE
 from weigh.records import dataclass, field
 
 if TYPE_CHECKING:
-    from weigh.recipes.training import Loop
+    from weigh.recipes.training import Loop, Training
     from weigh.runtimes.phases import JobPhase, Surroundings
 
 RUNTIMES = {
@@ -74,6 +74,10 @@ class Runtime:
         `version` is its release as numbers; None is the one that was read.
         """
         return dict(words)
+
+    def allocator(self, recipe: Training) -> str:
+        """What its launcher sets PYTORCH_CUDA_ALLOC_CONF to."""
+        return ""
 
     def phases(self, around: Surroundings) -> Iterator[JobPhase]:
         """What it does before, between and after its steps (see `weigh.runtimes.phases`)."""

@@ -89,6 +89,7 @@ class Megatron(Loop):
     """`pretrain` of `megatron/training/training.py`."""
 
     offloads = False
+    own_context = True
 
     def kernels(self, recipe: Training, family: str) -> dict[str, Any]:
         """The loss is the model's own."""

@@ -15,8 +15,9 @@ Read: pytorch/torchtitan at 9dec370 (December 2024): `models/llama/model.py`, `m
 
 - Without checkpoints compiled blocks keep what AOTAutograd's partitioner says (`techniques/compiling`).
 
-Left out: weights gathered in float8, tensor, pipeline and context parallelism;
-other models than Llama.
+- Devices that share a sequence (`--context`) run PyTorch's ring attention on their pieces of it (`kernels/ring.py`).
+
+Left out: weights gathered in float8, tensor and pipeline parallelism; other models than Llama.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ from weigh.techniques import Technique
 from weigh.techniques.checkpointing import Checkpointing
 from weigh.techniques.compiling import Compiled
 from weigh.techniques.fsdp2 import FullyShard
+
+ONE_MACHINE = 8
+"""Devices in one."""
 
 
 def apply_rotary_emb(xq: Tensor, xk: Tensor, freqs_cis: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,14 +138,20 @@ class Transformer(CausalModel):
         self.loss = loss
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, dtype)
         self.freqs_cis = nn.buffer((length, config.head_dim // 2), COMPLEX64)
+        self.original_freqs_cis: Tensor | None = None
+        """What a shared sequence puts back: the buffer is resized to its piece while the model runs."""
         self.layers = nn.Stack("layers", config.num_hidden_layers, lambda _: TransformerBlock(config, dtype))
         self.norm = RMSNorm(config.hidden_size, dtype)
         self.output = nn.Head(None, config.hidden_size, config.vocab_size, dtype)
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None, *_: Any) -> CausalOutput:
         h = self.tok_embeddings(input_ids)
+        freqs_cis = self.freqs_cis
+        if freqs_cis.shape[0] is not h.shape[1] and freqs_cis.shape[0] != h.shape[1]:
+            self.original_freqs_cis = ops.clone(freqs_cis)
+            freqs_cis = freqs_cis.narrow(0, h.shape[1])
         for layer in self.layers:
-            h = layer(h, self.freqs_cis)
+            h = layer(h, freqs_cis)
         h = self.norm(h)
         pred = self.output(h)
         assert labels is not None
@@ -182,7 +192,8 @@ class Trainer(Loop):
             raise NotModelledError("compiled layers of which some are checkpointed", where="compile")
         compiled, recipe = recipe.compile, replace(recipe, compile=False)
         found = list(super().techniques(replace(recipe, checkpointing=None, checkpoint_every=1)))
-        for technique in super().techniques(replace(recipe, shard=None, gpus_per_node=1, nodes=1, replicas=1)):
+        alone = replace(recipe, shard=None, gpus_per_node=1, nodes=1, replicas=1, context=1)
+        for technique in super().techniques(alone):
             yield replace(technique, compiled=compiled) if isinstance(technique, Checkpointing) else technique
         if compiled and recipe.checkpointing is None:
             yield Compiled(blocks=True)
@@ -201,6 +212,10 @@ class Torchtitan(Runtime):
         found.setdefault("reduce_dtype", FLOAT32)
         found.setdefault("clip", True)
         return found
+
+    def allocator(self, recipe: Training) -> str:
+        """On one machine `run_llama_train.sh` sets it; `multinode_trainer.slurm`, for several, does not."""
+        return "expandable_segments:True" if recipe.mesh.world <= ONE_MACHINE else ""
 
 
 _READ = "9dec370 (December 2024)"

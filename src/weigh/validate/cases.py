@@ -69,7 +69,7 @@ def _training_case(row: Mapping[str, Any], config: Mapping[str, Any], where: str
         run = training.run(config, recipe, where, loop=runtime.loop)
         if runtime.name == "metamathqa":  # means over batches whose lengths are not printed
             wanted = tuple(name for name in wanted if not name.endswith("after_step"))
-        for name, value in training_metrics(run, wanted, outside, device_bytes).items():
+        for name, value in training_metrics(run, wanted, outside, device_bytes, runtime.allocator(recipe)).items():
             found[name] = max(value, found.get(name, 0))
     return found
 

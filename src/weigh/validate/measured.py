@@ -7,6 +7,7 @@ from functools import cached_property
 
 from weigh.errors import NotModelledError
 from weigh.recipes.training import TrainingRun
+from weigh.trace.allocator_settings import AllocatorSettings
 from weigh.trace.events import LOAD
 from weigh.trace.peak import phase_peaks
 from weigh.trace.replay import Replay, replay
@@ -15,18 +16,19 @@ from weigh.trace.replay import Replay, replay
 class Measured:
     """The figures of one run as `torch.cuda` and the driver would report them, in bytes, each worked out once."""
 
-    def __init__(self, run: TrainingRun, outside: int, device_bytes: int | None) -> None:
+    def __init__(self, run: TrainingRun, outside: int, device_bytes: int | None, allocator: str = "") -> None:
         self.trace = run.trace
         self.streams = run.streams
         self.capacity = None if device_bytes is None else device_bytes - outside
         self.outside = outside
+        self.allocator = AllocatorSettings.parse(allocator)
         self.on_cpu = run.recipe.device == "cpu"
 
     @cached_property
     def replayed(self) -> Replay:
         """The whole run through the allocator; without a limit where it does not fit, for the real one did."""
-        found = replay(self.trace, capacity=self.capacity, streams=self.streams)
-        return found if found.out_of_memory is None else replay(self.trace, streams=self.streams)
+        found = replay(self.trace, self.allocator, self.capacity, self.streams)
+        return found if found.out_of_memory is None else replay(self.trace, self.allocator, streams=self.streams)
 
     def _bounded(self, num_bytes: int) -> int:
         """Reserved bytes that a device without room for all of them can have had."""
@@ -93,13 +95,14 @@ METRICS = tuple(name for name in vars(Measured) if not name.startswith("_") and 
 
 
 def training_metrics(
-    run: TrainingRun, wanted: Iterable[str], outside: int, device_bytes: int | None = None
+    run: TrainingRun, wanted: Iterable[str], outside: int, device_bytes: int | None = None, allocator: str = ""
 ) -> dict[str, int]:
     """The metrics of `wanted` that a run of one rank has; `NAME_rankN` is rank N's.
 
-    `outside` is what the device holds beside the allocator's memory, `device_bytes` all that it has, if that is known.
+    `outside` is what the device holds beside the allocator's memory, `device_bytes` all that it has, if that is known;
+    `allocator` is what PYTORCH_CUDA_ALLOC_CONF said.
     """
-    measured = Measured(run, outside, device_bytes)
+    measured = Measured(run, outside, device_bytes, allocator)
     found = {}
     for name in wanted:
         metric, _, rank = name.partition("_rank")
