@@ -113,5 +113,3 @@ def test_what_is_not_modelled_is_refused() -> None:
         trained(LLAMA, replace(SMALL, quantization="nf4"))
     with pytest.raises(NotModelledError, match="torchtune's qwen3"):
         trained(LLAMA | {"model_type": "qwen3"}, SMALL)
-    with pytest.raises(NotModelledError, match="offload activations outside of torchtune"):
-        run(LLAMA, Training(offload_activations=True))
