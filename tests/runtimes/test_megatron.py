@@ -112,6 +112,7 @@ def test_micro_batches_in_flight_are_the_published_counts(stages: int) -> None:
     assert [in_flight(stages, rank, 3 * stages) for rank in range(stages)] == [stages - r for r in range(stages)]
     for chunks in (2, 3):
         assert in_flight(stages, 0, 3 * stages, chunks) == stages * chunks + stages - 1
+        assert in_flight(stages, 0, 3 * stages, chunks, more=1) == stages * chunks + stages
 
 
 @pytest.mark.parametrize("ranks", [1, 3, 8])

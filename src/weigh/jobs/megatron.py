@@ -18,7 +18,7 @@ HARMLESS = """
     distributed_timeout_minutes distributed_backend use_mcore_models timing_*
     profile* manual_gc* no_mmap_bin_files tiktoken_pattern
     empty_unused_memory_level calculate_per_token_loss override_opt_param_scheduler global_batch_size bias_*
-    no_bias_dropout_fusion
+    no_bias_dropout_fusion no_bias_*_fusion use_transformer_engine_op_fuser
     no_masked_softmax_fusion rotary_* norm_epsilon use_flash_attn train_iters position_embedding_type
     normalization apply_layernorm_1p clip_grad rampup_batch_size no_rope_fusion
     overlap_param_gather tp_comm_overlap_* initial_loss_scale
@@ -47,6 +47,7 @@ SWITCHES = {
     "use_distributed_optimizer": ("shard", "distributed_optimizer"),
     "grad_reduce_in_bf16": ("grad_reduce_in_bf16", True),
     "tp_comm_overlap": ("overlap_tensor_communication", True),
+    "overlap_moe_expert_parallel_comm": ("overlap_expert_communication", True),
     "overlap_grad_reduce": ("overlap_grad_reduce", True),
     "deterministic_mode": ("deterministic", True),
     "no_gradient_accumulation_fusion": ("gradient_accumulation_fusion", False),
@@ -79,12 +80,12 @@ REFUSED = (
     *("use_torch_fsdp2", "optimizer_cpu_offload"),
     *("cpu_offloading_num_layers", "use_precision_aware_optimizer", "main_grads_dtype", "main_params_dtype"),
     *("exp_avg_dtype", "exp_avg_sq_dtype"),
-    *("recompute_modules", "distribute_saved_activations", "overlap_moe_expert_parallel_comm"),
-    *("virtual_pipeline_model_parallel_size", "enable_cuda_graph", "use_transformer_engine_op_fuser"),
+    *("recompute_modules", "distribute_saved_activations", "moe_shared_expert_overlap"),
+    *("virtual_pipeline_model_parallel_size", "enable_cuda_graph"),
     *("external_cuda_graph", "use_te_rng_tracker", "ddp_bucket_size", "ddp_num_buckets", "attention_backend"),
     *("fsdp_double_buffer", "nccl_ub", "megatron_fsdp_version"),
     *("cuda_graph_impl", "fine_grained_activation_offloading", "cpu_offloading", "delay_wgrad_compute"),
-    *("moe_shared_expert_overlap", "use_te_activation_func", "experimental_attention_variant", "moe_latent_size"),
+    *("use_te_activation_func", "experimental_attention_variant", "moe_latent_size"),
     *("first_last_layers_bf16", "no_fp8_wgrad", "fp8_dot_product_attention"),
     *("fp8_multi_head_attention", "attention_output_gate", "moe_use_legacy_grouped_gemm", "fp4_format"),
 )
@@ -192,9 +193,9 @@ def _layers(book: Book) -> None:
     if flag(book.take("cross_entropy_loss_fusion")):
         book.say("loss", FUSED_LOSSES.get(implementation, implementation), "cross_entropy_loss_fusion")
     dispatcher = book.take("moe_token_dispatcher_type") or "allgather"
-    unfused = [name for name in ("no_bias_gelu_fusion", "no_bias_swiglu_fusion") if flag(book.take(name))]
-    if unfused:
-        book.say("activation_fusion", False, unfused[0])
+    key = "no_bias_swiglu_fusion" if flag(book.document.keys.get("swiglu")) else "no_bias_gelu_fusion"
+    if flag(book.take(key)):
+        book.say("activation_fusion", False, key)
     grouped, fused = flag(book.take("moe_grouped_gemm")), flag(book.take("moe_permute_fusion"))
     router_dtype = book.take("moe_router_dtype")
     if book.document.keys.get("num_experts"):

@@ -215,6 +215,8 @@ class Training:
     """Megatron-LM: every expert takes so many times its even share of the tokens; None: what comes, taken as even."""
     token_dispatcher: str = "alltoall"
     """Megatron-LM: how tokens come to experts on other devices: "alltoall" or "allgather"."""
+    overlap_expert_communication: bool = False
+    """Megatron-LM: tokens travel to experts while those of another micro-batch go back, run one pass more ahead."""
     grouped_experts: bool = True
     """Megatron-LM: all experts of a device in one grouped product; False runs them one by one."""
     router_dtype: DType | None = None
@@ -617,7 +619,14 @@ def run(
 MEGATRON = (
     *("sequence_parallel", "virtual_pipeline", "context_exchange", "expert_tensor", "capacity_factor"),
     *("pipeline_layout", "virtual_pipeline_group", "defer_embedding_wgrad", "context_heads"),
-    *("token_dispatcher", "grouped_experts", "router_dtype", "permute_fusion", "activation_fusion"),
+    *(
+        "overlap_expert_communication",
+        "token_dispatcher",
+        "grouped_experts",
+        "router_dtype",
+        "permute_fusion",
+        "activation_fusion",
+    ),
     *("hidden_dropout", "attention_dropout", "deterministic", "gradient_accumulation_fusion", "overlap_grad_reduce"),
     *("fp8", "fp8_params", "fp8_amax_history", "overlap_tensor_communication"),
     *("sharding_strategy", "grad_reduce_in_bf16", "mask_in_batch", "local_layers", "own_stand_ins"),

@@ -7,6 +7,7 @@ Transformer Engine 2.11. What its layers keep is in `weigh.runtimes.mcore`.
 - Attention: Transformer Engine takes cuDNN's kernel from compute capability 9 on and FlashAttention before, and
   (`--deterministic-mode`) FlashAttention from 10 on (`dot_product_attention/utils.py`, `get_attention_backend`).
 - Transformer Engine's workspace: 32 MiB + 1 KiB from compute capability 9 on, else 4 MiB (`cpp_extensions/gemm.py`).
+- Passes of two micro-batches that overlap (`--overlap-moe-expert-parallel-comm`) are run one after the other.
 - Experts: tokens go by all-to-all or are gathered (`--moe-token-dispatcher-type`), through grouped products or one
   by one, in equal shares.
 - Not described: other dispatchers, packed sequences, CUDA graphs, offloading, FP8 inside of attention.
@@ -162,7 +163,7 @@ class Megatron(Loop):
         ledger, place = state.ledger, Place.of(recipe)
         waiting: dict[tuple[int, int], tuple[Tensor | None, Tensor]] = {}
         stages = recipe.pipeline, place.pipeline, recipe.accumulation, recipe.virtual_pipeline
-        for action in schedule(*stages, recipe.virtual_pipeline_group):
+        for action in schedule(*stages, recipe.virtual_pipeline_group, recipe.overlap_expert_communication):
             chunk, key = model.chunks[action.chunk], (action.chunk, action.micro_batch)
             if action.forward:
                 ledger.mark(FORWARD, number)

@@ -159,7 +159,8 @@ def _kernels(case: Mapping[str, Any], extra: Mapping[str, Any], args: Mapping[st
         given = extra.get(name, scripted)
         if given is not None:
             yield name, given
-    yield "activation_fusion", not any(args.get(f"no-bias-{name}-fusion") for name in ("gelu", "swiglu"))
+    gated = args.get("swiglu") or case["model"]["config"].get("gated_mlp")
+    yield "activation_fusion", not args.get(f"no-bias-{'swiglu' if gated else 'gelu'}-fusion")
     yield "deterministic", bool(args.get("deterministic-mode"))
     if not extra.get("megatron_fsdp"):
         yield "gradient_accumulation_fusion", not args.get("no-gradient-accumulation-fusion")
@@ -216,6 +217,7 @@ def _experts(experts: Mapping[str, Any], args: Mapping[str, Any]) -> Iterator[tu
         if dispatcher not in DISPATCHERS:
             raise NotModelledError(f"the token dispatcher {dispatcher!r} in Megatron-LM", where="extra.moe")
         yield "token_dispatcher", dispatcher
+        yield "overlap_expert_communication", bool(args.get("overlap-moe-expert-parallel-comm"))
         yield "grouped_experts", bool(args.get("moe-grouped-gemm", experts.get("grouped_gemm", not args)))
         yield "permute_fusion", bool(args.get("moe-permute-fusion", experts.get("permute_fusion")))
         router_dtype = args.get("moe-router-dtype", experts.get("router_dtype"))

@@ -39,15 +39,19 @@ class Action(NamedTuple):
     micro_batch: int
 
 
-def schedule(stages: int, rank: int, micro_batches: int, chunks: int = 1, group: int | None = None) -> Iterator[Action]:
-    """What stage `rank` of `stages` does in a step, in order; `group` micro-batches go through one chunk in turn.
+def schedule(
+    stages: int, rank: int, micro_batches: int, chunks: int = 1, group: int | None = None, more: int = 0
+) -> Iterator[Action]:
+    """What stage `rank` of `stages` does in a step, in order.
+
+    `group` micro-batches go through one chunk in turn; with virtual stages `more` passes are run ahead.
 
     >>> ["FB"[not a.forward] for a in schedule(4, 1, 4)]
     ['F', 'F', 'F', 'B', 'F', 'B', 'B', 'B']
     """
     table = _table(group or stages, micro_batches, chunks)
     ahead = stages - rank - 1
-    warmup = ahead if chunks == 1 else 2 * ahead + (chunks - 1) * (group or stages)
+    warmup = ahead if chunks == 1 else 2 * ahead + (chunks - 1) * (group or stages) + more
     warmup = min(warmup, len(table))
     back = [(micro_batch, chunks - 1 - chunk) for micro_batch, chunk in table]
     for number in range(len(table) + warmup):
@@ -69,14 +73,14 @@ def _table(group_size: int, micro_batches: int, chunks: int) -> list[tuple[int, 
     return found
 
 
-def in_flight(stages: int, rank: int, micro_batches: int, chunks: int = 1) -> int:
+def in_flight(stages: int, rank: int, micro_batches: int, chunks: int = 1, more: int = 0) -> int:
     """How many passes forward wait for theirs back at most.
 
     >>> [in_flight(4, rank, 8) for rank in range(4)]
     [4, 3, 2, 1]
     """
     most = now = 0
-    for action in schedule(stages, rank, micro_batches, chunks):
+    for action in schedule(stages, rank, micro_batches, chunks, more=more):
         now += 1 if action.forward else -1
         most = max(most, now)
     return most
