@@ -24,11 +24,13 @@ pytestmark = [pytest.mark.torch]
 LLAMA = {"model_type": "llama", "vocab_size": 67, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
          "num_key_value_heads": 2, "intermediate_size": 192}  # fmt: skip
 GPT2 = {"model_type": "gpt2", "vocab_size": 67, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 64}
+MIXTURE = LLAMA | {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 BASE = {"batch": 3, "sequence": 40, "dtype": "bf16"}
 
 CASES: list[dict[str, Any]] = [
     {"kind": "lora", "rank": 4, "targets": ["q_proj", "o_proj"], "rank_pattern": {"layers.1.self_attn.q_proj": 8},
      "layers": [0, 1], "excluded": ["layers.0.self_attn.o_proj"], "lora_bias": True},
+    {"kind": "lora", "rank": 4, "targets": ["q_proj"], "parameters": ["experts.gate_up_proj", "experts.down_proj"]},
     {"kind": "lora", "targets": ["c_attn", "mlp.c_proj"], "bias": "all"},
     {"kind": "lora", "targets": [r"^.*\.[12]\.attn\.c_attn"], "bias": "lora_only"},
     {"kind": "adalora", "dropout": 0.1},
@@ -103,8 +105,8 @@ def same(ours: list[list[Any]], theirs: list[list[Any]]) -> None:
 
 def pair(adapter: dict[str, Any], running: Process, folder: Path, device: str, **more: Any) -> tuple[Trace, Trace]:
     """Ours and peft's."""
-    targets = str(adapter.get("targets"))
-    config = (GPT2 if "c_attn" in targets else LLAMA) | {"tie_word_embeddings": "tokens" in adapter["kind"]}
+    config = MIXTURE if "parameters" in adapter else GPT2 if "attn" in str(adapter.get("targets")) else LLAMA
+    config = config | {"tie_word_embeddings": "tokens" in adapter["kind"]}
     recipe = make(Training, {**BASE, "adapter": adapter, "traced": True, "kernels": device, **more})
     output, tensors = str(folder / "run.trace"), REAL if device == "cpu" else FAKE
     job = Job("train", words(recipe), config=config, device=device, tensors=tensors, output=output)

@@ -194,10 +194,13 @@ def lora(book: Book, targets_key: str, default_rank: int, *ranks: str) -> None:
     book.take("lora_alpha", "use_rslora", "lora_bias")
     saved = book.take("lora_modules_to_save", "additional_target")
     dora = flag(book.take("use_dora", "peft_use_dora"))
-    book.refuse("lora_target_parameters")
-    book.refuse("lora_rank_pattern", "peft_layers_to_transform", "peft_init_lora_weights", "relora", "lora_on_cpu")
+    book.take("peft_init_lora_weights")
+    book.refuse("relora", "lora_on_cpu")
+    parameters = targets_of(book.take("lora_target_parameters"))
+    layers, ranks = book.take("peft_layers_to_transform"), book.take("lora_rank_pattern")
     words: dict[str, Any] = {"rank": rank, "targets": targets_of(targets), "dropout": float(dropout or 0)}
-    words |= {"dora": dora or None, "modules_to_save": targets_of(saved)}
+    words |= {"dora": dora or None, "modules_to_save": targets_of(saved), "parameters": parameters}
+    words |= {"layers": [layers] if isinstance(layers, int) else layers, "rank_pattern": ranks}
     book.say("lora", {name: value for name, value in words.items() if value is not None}, targets_key)
 
 

@@ -89,16 +89,17 @@ class Experts(nn.Module):
         offsets = ops.cumsum(tokens_per_expert)
         if offsets.dtype is not INT32:
             offsets = offsets.to(INT32)
-        selected_biases = None
+        selected_weights, selected_biases = self.gate_up_proj, None
         if self.gate_up_proj_bias is not None:
             selected_biases = ops.index_rows(self.gate_up_proj_bias, expert_ids_g)
         proj_out = _grouped_linear(
-            selected_hidden_states_g, self.gate_up_proj, offsets, selected_biases, self.is_transposed
+            selected_hidden_states_g, selected_weights, offsets, selected_biases, self.is_transposed
         )
         proj_out = self.apply_gate(proj_out)
+        selected_weights = self.down_proj
         if self.down_proj_bias is not None:
             selected_biases = ops.index_rows(self.down_proj_bias, expert_ids_g)
-        proj_out = _grouped_linear(proj_out, self.down_proj, offsets, selected_biases, self.is_transposed)
+        proj_out = _grouped_linear(proj_out, selected_weights, offsets, selected_biases, self.is_transposed)
         weighted_out = proj_out * sample_weights_g.unsqueeze(-1)
         inv_perm = ops.empty_like(perm)
         ops.index_put_(inv_perm, perm, ops.arange(perm.shape[0]))

@@ -10,13 +10,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from weigh.errors import NotModelledError
+from weigh.errors import NotModelledError, UsageError, WeighError
 from weigh.ghost import nn, ops
 from weigh.ghost.nn import Module
-from weigh.ghost.state import state
+from weigh.ghost.state import inside_unit, state
 from weigh.ghost.tensor import Tensor
 from weigh.records import dataclass, replace
 from weigh.techniques.adapters.base import LINEAR, AdaptedLayer, LayerAdapter, widths
+from weigh.techniques.expert_lora import ParamWrapper
 from weigh.techniques.int8 import Linear8bitLt
 from weigh.techniques.packed import PackedLinear
 from weigh.techniques.quantization import Linear4bit
@@ -27,7 +28,11 @@ class Lora(LayerAdapter):
     """Adapt linear layers by name; everything else is frozen."""
 
     kind: ClassVar[str] = "lora"
-    keys: ClassVar[Mapping[str, str]] = {"dropout": "lora_dropout", "dora": "use_dora"}
+    keys: ClassVar[Mapping[str, str]] = {
+        "dropout": "lora_dropout",
+        "dora": "use_dora",
+        "parameters": "target_parameters",
+    }
     harmless: ClassVar[tuple[str, ...]] = (
         # factors and first values: the shapes, and what a step does, stay (PiSSA writes what is left into the weight)
         *("lora_alpha", "alpha_pattern", "use_rslora", "init_lora_weights", "loftq_config", "eva_config"),
@@ -37,6 +42,8 @@ class Lora(LayerAdapter):
 
     rank: int = 8
     """Width of the adapters."""
+    parameters: tuple[str, ...] = ()
+    """Names of parameters that are no layer's weights ("experts.gate_up_proj", see `weigh.techniques.expert_lora`)."""
     rank_pattern: tuple[tuple[str, int], ...] = ()
     """Other widths for layers whose path ends with, or matches, a name."""
     dropout: float = 0.0
@@ -74,9 +81,34 @@ class Lora(LayerAdapter):
         found = (rank for pattern, rank in self.rank_pattern if re.match(rf"(.*\.)?({pattern})$", path))
         return next(found, self.rank)
 
+    def _wrap_parameters(self, model: Module) -> None:
+        """`_inject_parameters`."""
+        found: set[str] = set()
+        for parent in list(model.modules()):
+            for name, child in list(parent.children()):
+                for attribute, tensor in list(child.own_tensors()):
+                    path = f"{child.path}.{attribute}"
+                    wanted = [key for key in self.parameters if path == key or path.endswith(f".{key}")]
+                    if not wanted or len(tensor.shape) not in (2, 3):
+                        continue
+                    if self.dropout or self.dora or self.lora_bias:
+                        hint = "Leave out dropout, dora and lora_bias."
+                        raise UsageError("an adapter of a parameter has none of these", where="lora", hint=hint)
+                    settings = replace(self, rank=self.rank_of(path))
+                    with inside_unit(tensor.storage.unit):
+                        setattr(parent, name, ParamWrapper(getattr(parent, name), attribute, settings))
+                    found.update(wanted)
+        missing = set(self.parameters) - found
+        if missing:
+            hint = "Name them as the model does, with a part of their path."
+            raise WeighError(f"LoRA found no parameters {', '.join(sorted(missing))}", where="lora", hint=hint)
+
     def place(self, model: Module) -> None:
         """As every method; and let biases be trained."""
+        if not self.targets and not self.parameters:
+            raise UsageError("adapts nothing", where="lora", hint="Name targets or parameters.")
         LayerAdapter.place(self, model)
+        self._wrap_parameters(model)
         if self.bias == "none":
             return
         biases = [m.bias for m in model.modules() if isinstance(m, LoraLinear)]

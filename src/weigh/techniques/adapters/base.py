@@ -83,7 +83,10 @@ class Adapter(Technique):
 
     def dtype_beside(self, layer: Module) -> DType:
         """That of what is trained beside a layer."""
-        base = layer.dtype if isinstance(layer, PackedLinear) else layer.weight.dtype  # type: ignore[attr-defined]
+        return self.dtype_of(layer.dtype if isinstance(layer, PackedLinear) else layer.weight.dtype)  # type: ignore[attr-defined]
+
+    def dtype_of(self, base: DType) -> DType:
+        """That of what is trained beside weights of a dtype."""
         return FLOAT32 if self.autocast_adapter and base in (FLOAT16, BFLOAT16) else base
 
 
@@ -133,7 +136,7 @@ class LayerAdapter(Adapter):
                 elif isinstance(child, self.takes) and self._adapts(name, child):
                     found.append((parent, name, child))
         missing = set(self.modules_to_save) - saved
-        if not found or missing:
+        if (not found and self.targets) or missing:
             names = sorted({m.path.split(".")[-1] for m in model.modules() if isinstance(m, self.takes)})
             raise WeighError(
                 f"{self.kind} found none of {', '.join(missing or self.targets)}",
