@@ -32,6 +32,8 @@ from weigh.jobs import commands
             {"enforce_eager": True},
         ),
         ("vllm serve m --served-model-name a b --dtype half", {"dtype": "half"}),
+        ("vllm serve m --no-enable-chunked-prefill", {"enable_chunked_prefill": "off"}),
+        ("vllm serve m --enable-chunked-prefill --port 1", {"enable_chunked_prefill": "on"}),
         ("vllm serve m --cudagraph-capture-sizes 1 8 32 --port 1", {"max_cudagraph_capture_size": 32}),
         (
             "vllm serve m -ep --enable-eplb --eplb-config.num_redundant_experts 32",

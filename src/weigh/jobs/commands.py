@@ -237,7 +237,7 @@ class _Reading:
         elif flag.kind == JSON:
             self._document(base, flag, {key: value} if key else value)
         elif flag.kind == MAYBE:
-            self.words[flag.word] = value or "on"
+            self.words[flag.word] = "off" if negated else value or "on"
         elif flag.word in ("model", "draft"):
             self.models[flag.word] = value
         elif flag.word == "expert_ranks":

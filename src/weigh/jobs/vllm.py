@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from weigh.errors import NotModelledError
-from weigh.jobs.commands import ALLOCATOR, FALSE, JSON, LARGEST, NUMBER, REAL, TOKENS, TRUE, WORD, Command, Flag
+from weigh.jobs.commands import ALLOCATOR, FALSE, JSON, LARGEST, MAYBE, NUMBER, REAL, TOKENS, TRUE, WORD, Command, Flag
 
 HARMLESS = """
     --additional-config --all2all-backend --allowed-headers --allowed-local-media-path --allowed-media-domains
@@ -40,20 +40,19 @@ HARMLESS = """
     --mm-processor-cache-gb --mm-processor-cache-type --mm-processor-device --mm-processor-kwargs
     --mm-shm-cache-max-object-size-mb --mm-tensor-ipc --model-impl --model-loader-extra-config --moe-backend
     --nnodes --node-rank --num-scheduler-steps --numa-bind-cpus --numa-bind-nodes --optimization-level
-    --otlp-traces-endpoint --override-generation-config --per-request-spec-decode-metrics --performance-mode
-    --pooler-config --port --preemption-mode --prefill-schedule-interval --prefix-cache-retention-interval
-    --prefix-caching-hash-algo --prefix-match-unit --profiler-config --prompt-adapters --pt-load-map-location
-    --reasoning-config --reasoning-effort-map --reasoning-parser --reasoning-parser-plugin
-    --renderer-num-workers --response-role --revision --root-path --safetensors-load-strategy
-    --safetensors-prefetch-block-size --safetensors-prefetch-num-threads --scheduler-cls
-    --scheduler-delay-factor --scheduling-policy --seed --served-model-name --show-hidden-metrics-for-version
-    --shutdown-timeout --sleep-mode-backend --sleep-preserve-parameter-names --sparse-indexer-topk-backend
-    --sse-keep-alive-interval --ssl-ca-certs --ssl-cert-reqs --ssl-certfile --ssl-ciphers --ssl-keyfile
-    --stream-interval --structured-outputs-config --swap-space --tokenizer --tokenizer-mode
-    --tokenizer-pool-size --tokenizer-revision --tool-call-parser --tool-parser-plugin --tool-server
-    --tool-strict-level --uds --uvicorn-log-level --video-pruning-method --video-pruning-rate --watchdog-config
-    --watermark --watermark-config --worker-cls --worker-extension-cls -ac -asc -dpa -dpb -dpl -dpn -dpp -dpr -n
-    -r
+    --otlp-traces-endpoint --override-generation-config --per-request-spec-decode-metrics --pooler-config --port
+    --preemption-mode --prefill-schedule-interval --prefix-cache-retention-interval --prefix-caching-hash-algo
+    --prefix-match-unit --profiler-config --prompt-adapters --pt-load-map-location --reasoning-config
+    --reasoning-effort-map --reasoning-parser --reasoning-parser-plugin --renderer-num-workers --response-role
+    --revision --root-path --safetensors-load-strategy --safetensors-prefetch-block-size
+    --safetensors-prefetch-num-threads --scheduler-cls --scheduler-delay-factor --scheduling-policy --seed
+    --served-model-name --show-hidden-metrics-for-version --shutdown-timeout --sleep-mode-backend
+    --sleep-preserve-parameter-names --sparse-indexer-topk-backend --sse-keep-alive-interval --ssl-ca-certs
+    --ssl-cert-reqs --ssl-certfile --ssl-ciphers --ssl-keyfile --stream-interval --structured-outputs-config
+    --swap-space --tokenizer --tokenizer-mode --tokenizer-pool-size --tokenizer-revision --tool-call-parser
+    --tool-parser-plugin --tool-server --tool-strict-level --uds --uvicorn-log-level --video-pruning-method
+    --video-pruning-rate --watchdog-config --watermark --watermark-config --worker-cls --worker-extension-cls
+    -ac -asc -dpa -dpb -dpl -dpn -dpp -dpr -n -r
 """.split()
 """Flags with a value that does not matter to memory."""
 
@@ -64,16 +63,15 @@ ALONE = """
     --disable-cascade-attn --disable-chunked-mm-input --disable-custom-all-reduce --disable-fastapi-docs
     --disable-frontend-multiprocessing --disable-log-requests --disable-log-stats
     --disable-nccl-for-dp-synchronization --disable-uvicorn-access-log --enable-auto-tool-choice
-    --enable-chunked-prefill --enable-cumem-allocator --enable-ep-weight-filter --enable-fault-tolerance
-    --enable-flash-late-interaction --enable-flashinfer-autotune --enable-force-include-usage
-    --enable-layerwise-nvtx-tracing --enable-log-deltas --enable-log-outputs --enable-log-requests
-    --enable-logging-iteration-details --enable-mamba-cache-stochastic-rounding --enable-mfu-metrics
-    --enable-mm-embeds --enable-nccl-comm-suspend --enable-offline-docs --enable-per-request-metrics
-    --enable-prompt-embeds --enable-prompt-tokens-details --enable-reasoning --enable-request-id-headers
-    --enable-return-routed-experts --enable-server-load-tracking --enable-shm-tensor-arena --enable-sleep-mode
-    --enable-ssl-refresh --enable-tokenizer-info-endpoint --enable-trace-replay
-    --exclude-tools-when-tool-choice-none --fail-on-environ-validation --grpc --headless --interleave-mm-strings
-    --jit-monitor-verbose --kv-cache-metrics --kv-sharing-fast-prefill --log-error-stack
+    --enable-cumem-allocator --enable-ep-weight-filter --enable-fault-tolerance --enable-flash-late-interaction
+    --enable-flashinfer-autotune --enable-force-include-usage --enable-layerwise-nvtx-tracing
+    --enable-log-deltas --enable-log-outputs --enable-log-requests --enable-logging-iteration-details
+    --enable-mamba-cache-stochastic-rounding --enable-mfu-metrics --enable-mm-embeds --enable-nccl-comm-suspend
+    --enable-offline-docs --enable-per-request-metrics --enable-prompt-embeds --enable-prompt-tokens-details
+    --enable-reasoning --enable-request-id-headers --enable-return-routed-experts --enable-server-load-tracking
+    --enable-shm-tensor-arena --enable-sleep-mode --enable-ssl-refresh --enable-tokenizer-info-endpoint
+    --enable-trace-replay --exclude-tools-when-tool-choice-none --fail-on-environ-validation --grpc --headless
+    --interleave-mm-strings --jit-monitor-verbose --kv-cache-metrics --kv-sharing-fast-prefill --log-error-stack
     --long-prefill-token-threshold-adaptive --numa-bind --ray-workers-use-nsight --return-sampling-mask
     --return-tokens-as-token-ids --scheduler-reserve-full-isl --skip-mm-profiling --skip-tokenizer-init
     --sleep-mode-offload-cudagraph --tokens-only --trust-remote-code --trust-request-chat-template
@@ -105,6 +103,8 @@ COMMAND = Command(
         "--num-gpu-blocks-override": Flag("num_gpu_blocks_override"),
         "--max-num-seqs": Flag("max_num_seqs", TOKENS),
         "--max-num-batched-tokens": Flag("max_num_batched_tokens", TOKENS),
+        "--enable-chunked-prefill": Flag("enable_chunked_prefill", MAYBE),
+        "--performance-mode": Flag("performance_mode", WORD),
         "--block-size": Flag("block_size"),
         "--enforce-eager": Flag("enforce_eager", TRUE),
         "--max-cudagraph-capture-size": Flag("max_cudagraph_capture_size"),

@@ -63,8 +63,10 @@ FOUR_BITS = 10
 """Compute capability of devices with kernels for keys and values in nvfp4 (`attention/backends/flashinfer.py`)."""
 POOLING = frozenset("pooling embed embedding classify reward score".split())
 """Words of `--runner`, `--task` and `--convert` for models whose output layer is not made."""
-LARGE_DEVICE = 70 * 2**30
-"""Devices with more, A100 apart, take larger steps."""
+LARGE_DEVICE, LARGEST_DEVICE = 70 * 2**30, 160 * 2**30
+"""Devices with more, A100 and GB10 apart, take larger steps, and from 0.33 on still larger ones."""
+NO_MORE_THAN_REQUESTS = (0, 12)
+"""From here on a step has no more tokens than its requests can have (0.14 was read, and 0.10, which does not ask)."""
 NON_TORCH, NON_TORCH_RANKS = 60 * 2**20, 200 * 2**20
 """What the profiling run finds outside of PyTorch's memory: kernels as they are loaded, and NCCL's buffers."""
 GRAPH_BYTES = 300_000
@@ -94,6 +96,10 @@ class VllmOptions:
     """Requests in a step at most; 256, or 1,024 on a large device, where nobody says."""
     max_num_batched_tokens: int | None = None
     """Tokens in a step at most; 2,048, or 8,192 on a large device, where nobody says."""
+    enable_chunked_prefill: Text = "auto"
+    """Prompts may be cut over steps: "on" or "off"; "auto" is what the release does."""
+    performance_mode: Text = "balanced"
+    """ "throughput" doubles the largest step."""
     block_size: int | None = None
     """Tokens of a block of the cache."""
     enforce_eager: bool = False
@@ -294,7 +300,7 @@ class _Start:
             f"the profiling run of {step.tokens:,} tokens and {step.requests} requests, at {found.what}: {found.alive}"
         )
         reads = any(layer.kind == CROSS for layer in self.served.layers)
-        if reads or any(part in str(self.served.config) for part in ("vision_config", "audio_config")):
+        if reads or self._sees():
             what = "the encoder takes no more than the language model's step"
             self.taken.append((what, "its own run is not modelled", "the cache can be smaller by the encoder's peak"))
         return Part("activations of the largest step", ACTIVATIONS, found.num_bytes, MODELLED, why)
@@ -437,18 +443,50 @@ class _Start:
 
     # -- defaults
     def _step(self) -> tuple[int, int]:
-        """Tokens and requests of the largest step."""
-        device, numbers, options = self.device, self.version.numbers, self.options
-        large = device is not None and device.memory_bytes >= LARGE_DEVICE
-        if numbers >= (0, 9):
-            large = large and device is not None and "a100" not in device.name
+        """Tokens and requests of the largest step (`engine/arg_utils.py`, `config/scheduler.py`)."""
+        device, options = self.device, self.options
         if device is None and (options.max_num_batched_tokens is None or options.max_num_seqs is None):
             self.taken.append(("steps of 2,048 tokens and 256 requests", "no device is named", "large ones take more"))
-        requests = options.max_num_seqs or (1024 if large and numbers >= paged.V1 else 256)
-        tokens = options.max_num_batched_tokens or (8192 if large else 2048)
-        if numbers < paged.V1 and options.max_num_batched_tokens is None:
-            tokens = max(2048, self.longest or 0)
+        tokens, requests = self._version_0() if self.version.numbers < paged.V1 else self._version_1()
         return max(tokens, requests), requests
+
+    def _version_0(self) -> tuple[int, int]:
+        """Whole prompts in a step, pieces of them where they can be long."""
+        options, longest = self.options, self.longest or 0
+        requests = options.max_num_seqs or 256
+        is_plain = not (options.enable_lora or self.served.draft or self._is_pooling() or self._sees())
+        has_windows = any(layer.kind in (SLIDING, CHUNKED) for layer in self.served.layers)
+        in_pieces = longest > 32768 and is_plain and not has_windows if self._in_pieces() is None else self._in_pieces()
+        tokens = (512 if self.version.numbers < (0, 7) else 2048) if in_pieces else max(longest, 2048)
+        tokens = max(tokens, 32768 if self._is_pooling() else 0, 5120 if self._sees() else 0)
+        return options.max_num_batched_tokens or tokens, requests
+
+    def _version_1(self) -> tuple[int, int]:
+        """A figure for large devices and one for others, no more than requests can have."""
+        device, numbers, options = self.device, self.version.numbers, self.options
+        memory = 0 if device is None else device.memory_bytes
+        is_large = memory >= LARGE_DEVICE and device is not None
+        if device is not None and numbers >= (0, 9):
+            is_large = is_large and "a100" not in device.name and (numbers < (0, 33) or device.name != "gb10")
+        requests, tokens = (1024, 8192) if is_large else (256, 2048)
+        if numbers >= (0, 33) and memory >= LARGEST_DEVICE:
+            tokens = 16384
+        if options.performance_mode == "throughput":
+            requests, tokens = 2 * requests, 2 * tokens
+        if self._in_pieces() is False or any(layer.kind == CROSS for layer in self.served.layers):
+            tokens = max(tokens, self.longest or 0)
+        requests = options.max_num_seqs or requests
+        if numbers >= NO_MORE_THAN_REQUESTS and self.longest:
+            tokens = min(tokens, requests * self.longest)
+        tokens = options.max_num_batched_tokens or tokens
+        return tokens, options.max_num_seqs or min(requests, tokens)
+
+    def _in_pieces(self) -> bool | None:
+        """Whether prompts may be cut; None where nobody says."""
+        return {"on": True, "true": True, "off": False, "false": False}.get(self.options.enable_chunked_prefill.lower())
+
+    def _sees(self) -> bool:
+        return any(part in str(self.served.config) for part in ("vision_config", "audio_config"))
 
     def _label(self, stage: int) -> str:
         first = stage * self.job.tensor
