@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from weigh import dtypes, models
-from weigh.errors import NotModelledError, WeighError
+from weigh.errors import NotModelledError, UnknownNameError, WeighError
 from weigh.ghost.state import recording
+from weigh.hardware import devices
 from weigh.models.layout import FULL, SLIDING, LayerCache
 from weigh.recipes.keeping import Keeping, keep
 from weigh.runtimes import engine, fused, sglang, sharding, tensorrt_llm, vllm
@@ -158,11 +159,21 @@ def _vllm(row: Mapping[str, Any], where: str) -> dict[str, int]:
         runner="pooling" if "without an output layer" in str(_extra(row).get("config_parameters_note")) else "auto",
     )
     release = engine.version(vllm.ENGINE, str(row.get("runtime_version") or ""))
-    printed = vllm.ENGINE.launch(served, job, options, Place(None, known_bytes=memory), release).printed
+    named = (row.get("device") or {}).get("name")
+    device = devices.get_device(named) if named and memory is None and _is_known(named) else None
+    printed = vllm.ENGINE.launch(served, job, options, Place(device, known_bytes=memory), release).printed
     wanted = {"weights", "activation_peak", "torch_peak", "cuda_graph"}
     if budget is not None or memory:
         wanted |= {"kv_cache_tokens", "kv_blocks"} | ({"kv_cache"} if memory else set())
     return {name: value for name, value in printed.items() if name in wanted}
+
+
+def _is_known(name: str) -> bool:
+    try:
+        devices.get_device(name)
+    except UnknownNameError:
+        return False
+    return True
 
 
 def _is_blind(limits: Any) -> bool:
