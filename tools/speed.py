@@ -189,7 +189,8 @@ def experts(cases: Sequence[Case], found: dict[str, Measured]) -> list[str]:
     return [
         *lines,
         "On B200s a sum is taken to begin as late as SGLang's on A100s do, the only ones of dense models: after 30 us,",
-        "where 9 would fit. Kernels that quantize activations to FP8, two to four more a block, are not counted.",
+        "where 9 would fit, and releases differ: Qwen3-235B-A22B takes 10.1 ms with SGLang 0.5.6 and 6.7 with 0.5.8.",
+        "Kernels that quantize activations to FP8, two to four more a block, are not counted.",
     ]
 
 

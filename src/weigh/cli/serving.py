@@ -72,7 +72,11 @@ def _grid(found: Any, line: Sequence[str], given: dict[str, Any]) -> tuple[str, 
         raise UsageError("advice is for one device, one context and one number of users", where="--advise")
     contexts = ranges.numbers(found.context, "--context")
     users = ranges.numbers(found.concurrency, "--concurrency") or (1,)
-    devices = (found.device or "").split(",") if found.device else ()
+    devices = found.device.split(",") if found.device else ()
+    if not all(devices):
+        raise UsageError(
+            f"{found.device!r} names nothing between two commas", where="--device", hint="Write NAME,NAME."
+        )
     grid = api.serve_grid(found.model, devices, contexts, users, found.runtime, found.draft, line or None, **given)
     if found.picture is not None:
         save(found.picture, grid.svg())

@@ -228,7 +228,8 @@ class ServingGrid:
         stored = first.launch.weights or first.served.dtype
         what = f"{first.runtime} serving {first.served.source.name}"
         longest, most = self.contexts[-1], self.users[-1]
-        said = f"weights in {stored} · servers started for {most:,} requests of {longest:,} tokens at most"
+        users = "a request" if most == 1 else f"{most:,} requests"
+        said = f"weights in {stored} · servers started for {users} of {longest:,} tokens at most"
         lines = [style.bold(what), *wrap(said, style.width), "", *self._overview(), ""]
         if len(self.contexts) * len(self.users) > 1:
             for one in self.devices:
@@ -250,7 +251,8 @@ class ServingGrid:
             said = ("fits" if one.fitting else "does not fit") if pairs == 1 else f"{one.fitting:,} fit"
             rows.append(
                 (
-                    *(one.name, format_bytes(one.room), "any" if count is None else f"{count:,}"),
+                    *(one.name, format_bytes(one.room) if one.room > 0 else "none"),
+                    "any" if count is None else f"{count:,}",
                     "-" if first is None else format_seconds(first.pace.seconds),
                     *("-" if cell.decode is None else few(cell.decode.each) for cell in decodes),
                     "-" if decodes[-1].decode is None else few(one.together(decodes[-1])),

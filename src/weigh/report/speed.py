@@ -219,14 +219,14 @@ class Speed:
             return ()
         device, reached = self.machine.device, self.machine.reached
         own = device.generation in self.measured.decode
-        of = self.measured.program + ("" if own else ", of other devices")
+        of, elsewhere = self.measured.program, "" if own else ", as on other devices"
         kernels = self._step(1, self._report.context).kernels
         ridge = balance(device, self.arithmetic)
         flops, figure = rate(device, self.arithmetic)
         said = [
             Assumption(
-                f"{reached.bandwidth:.0%} of the bandwidth, {reached.compute:.0%} of the arithmetic",
-                f"fitted to published measurements of {of} (docs/speed.md); "
+                f"{reached.bandwidth:.0%} of the bandwidth, {reached.compute:.0%} of the arithmetic{elsewhere}",
+                f"fitted to published measurements of {of}{elsewhere} (docs/speed.md); "
                 f"{reached.per_kernel * 1e6:.1f} us besides for each of {kernels:,} kernels",
                 f"the measured ones are {reached.low:.2f} to {reached.high:.2f} of what it predicts",
             ),

@@ -48,9 +48,10 @@ class ServeJob:
     """What is asked of an engine, in words that all of them share."""
 
     context: int | None = None
-    """Tokens of a request at most, its answer included; the model's own where nobody says."""
+    """Tokens of a request at most, its answer included; the model's own where nobody says. Several (1k,8k, 1k..64k
+    doubled each time, 400..8000+400 in steps) make a table."""
     concurrency: int = 1
-    """Requests at once."""
+    """Requests at once; several (1,8,64, 1..256, 1..96+5) make a table."""
     dtype: Text = "auto"
     """Number format of the weights and the arithmetic; "auto" is the model's own."""
     kv_dtype: Text = "auto"
