@@ -54,3 +54,13 @@ def test_older_releases_loop() -> None:
     runtime = runtimes.get("transformers")
     assert runtime.settings({}, MIXTRAL, (4, 48))["looped_experts"]
     assert "looped_experts" not in runtime.settings({}, MIXTRAL, (5,))
+
+
+def test_quantized_experts_are_modules_of_their_own() -> None:
+    made = adapted(quantization="gptq", group_size=0)
+    names = {name for p in made.parameters for name in p.names}
+    assert "model.layers.5.mlp.experts.3.w2.weight" in names
+    assert made.counted.total == adapted().counted.total
+    packed = [a for a in made.trace.allocations if a.op == "dequant_kernel_248" and set(a.shape) == {64, 80}]
+    assert packed
+    assert peaks(made) == peaks(adapted(True, quantization="gptq", group_size=0))

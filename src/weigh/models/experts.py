@@ -8,6 +8,8 @@ Shapes: S pairs of a token and an expert that it chose, E experts, D hidden size
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from weigh.dtypes import FLOAT32, INT32, INT64, DType
 from weigh.errors import NotModelledError
 from weigh.ghost import nn, ops
@@ -115,24 +117,14 @@ class Experts(nn.Module):
         """
         if self.gate_up_proj.requires_grad:
             raise NotModelledError("trained experts that are run one by one", where="looped_experts")
-        num_tokens, hidden_dim = hidden_states.shape
-        num_top_k = top_k_index.shape[-1]
-        routing_weights = top_k_weights.to(hidden_states.dtype)
-        final_hidden_states = ops.zeros((num_tokens, hidden_dim), hidden_states.dtype)
-        expert_mask = ops.zeros((num_tokens, num_top_k, self.num_experts), INT64)
-        share = num_tokens * num_top_k // self.num_experts
         inner = self.down_proj.shape[-1]
-        for _ in range(self.num_experts):
+
+        def expert(_: int, current_state: Tensor) -> Tensor:
             gate_up, w2 = self.gate_up_proj.narrow(0, 1).squeeze(0), self.down_proj.narrow(0, 1).squeeze(0)
             w1, w3 = gate_up.narrow(0, inner), gate_up.narrow(0, inner)
-            found = ops.nonzero(expert_mask.narrow(-1, 1).squeeze(-1), share)
-            top_x = found.narrow(0, 1).squeeze(0)
-            current_state = ops.index_rows(hidden_states, top_x)
-            expert_out = ops.linear(self.act_fn(ops.linear(current_state, w1)) * ops.linear(current_state, w3), w2)
-            current_hidden_states = expert_out * ops.index_rows(routing_weights.view(-1, 1), top_x)
-            del expert_out
-            final_hidden_states = ops.index_add_(final_hidden_states, top_x, current_hidden_states)
-        return final_hidden_states
+            return ops.linear(self.act_fn(ops.linear(current_state, w1)) * ops.linear(current_state, w3), w2)
+
+        return one_by_one(expert, self.num_experts, hidden_states, top_k_index, top_k_weights)
 
     def batched_mm(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """`batched_mm_experts_forward`."""
@@ -155,6 +147,29 @@ class Experts(nn.Module):
         weighted_out = proj_out * sample_weights.unsqueeze(-1)
         final_hidden_states = ops.sum(weighted_out.view(num_tokens, num_top_k, hidden_dim), (1,))
         return final_hidden_states.to(hidden_states.dtype)
+
+
+def one_by_one(
+    expert: Callable[[int, Tensor], Tensor],
+    num_experts: int,
+    hidden_states: Tensor,
+    top_k_index: Tensor,
+    top_k_weights: Tensor,
+) -> Tensor:
+    """The loop of transformers 4's `MixtralSparseMoeBlock` over experts that get even shares of the tokens."""
+    num_tokens, hidden_dim = hidden_states.shape
+    num_top_k = top_k_index.shape[-1]
+    routing_weights = top_k_weights.to(hidden_states.dtype)
+    final_hidden_states = ops.zeros((num_tokens, hidden_dim), hidden_states.dtype)
+    expert_mask = ops.zeros((num_tokens, num_top_k, num_experts), INT64)
+    share = num_tokens * num_top_k // num_experts
+    for number in range(num_experts):
+        found = ops.nonzero(expert_mask.narrow(-1, 1).squeeze(-1), share)
+        top_x = found.narrow(0, 1).squeeze(0)
+        current_state = ops.index_rows(hidden_states, top_x)
+        current_hidden_states = expert(number, current_state) * ops.index_rows(routing_weights.view(-1, 1), top_x)
+        final_hidden_states = ops.index_add_(final_hidden_states, top_x, current_hidden_states)
+    return final_hidden_states
 
 
 def _batched_linear(input: Tensor, weight: Tensor, bias: Tensor | None, is_transposed: bool) -> Tensor:

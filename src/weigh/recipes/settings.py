@@ -28,7 +28,7 @@ RENAMED = {"device": "kernels"}
 """Fields that people know under another word: a device is a GPU by its name, and kernels are CUDA's or the CPU's."""
 
 AT_LEAST_ZERO = frozenset(
-    "block_size blocks defer_embedding_wgrad hybrid_rank layers logits_to_keep rank tokens".split()
+    "block_size blocks defer_embedding_wgrad group_size hybrid_rank layers logits_to_keep rank tokens".split()
 )
 
 FACTORS = ("capacity_factor", "cpu_offload_gb", "gpu_memory_utilization")

@@ -130,6 +130,8 @@ class Training:
     """A part to freeze (see `weigh.techniques.freezing`)."""
     quantization: str | None = None
     """Linear layers in four bits, as bitsandbytes stores them: "nf4" or "fp4"; everything else can be trained."""
+    group_size: int | None = None
+    """GPTQ: inputs that share a scale; 0 are all of a layer, None is 128."""
     double_quantization: bool = False
     """Their scales are quantized too."""
     upcast: str | None = None
@@ -389,7 +391,9 @@ class Loop:
             WeighError: one of them is not known here.
         """
         if recipe.quantization is not None and recipe.looped_experts:
-            raise NotModelledError("quantized experts that are run one by one", where="quantization")
+            from weigh.techniques.looped_experts import LoopedExperts
+
+            yield LoopedExperts()
         if recipe.double_quantization and recipe.quantization not in ("nf4", "fp4"):
             hint = "Leave it out, or quantize to nf4 or fp4."
             raise UsageError("only four-bit scales can be quantized too", where="double_quantization", hint=hint)
@@ -398,7 +402,9 @@ class Loop:
 
             if recipe.upcast:
                 raise UsageError("beside GPTQ's layers nothing is upcast", where="upcast", hint="Leave it out.")
-            yield Gptq(storage=recipe.dtype if recipe.shard is not None else INT32, unpacked=self.unpacked_gptq)
+            group_size = 128 if recipe.group_size is None else recipe.group_size
+            storage = recipe.dtype if recipe.shard is not None else INT32
+            yield Gptq(group_size, storage, self.unpacked_gptq)
         elif recipe.quantization is not None:
             from weigh.techniques.quantization import Quantization
 

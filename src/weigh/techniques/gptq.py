@@ -33,7 +33,7 @@ class Gptq(Technique):
     """Every linear layer of the blocks in four bits; the output layer stays as it is."""
 
     group_size: int = 128
-    """Inputs that share a scale."""
+    """Inputs that share a scale; 0 are all of a layer."""
     storage: DType = INT32
     """What the packed words pass for; FSDP wants the dtype of the other parameters."""
     unpacked: bool = False
@@ -60,7 +60,7 @@ class GptqLinear(PackedLinear):
     def __init__(self, linear: nn.Linear, settings: Gptq) -> None:
         super().__init__(linear.weight.shape, FLOAT16)
         width_out, width_in = self.shape
-        self.groups: Size = -(-width_in // settings.group_size)
+        self.groups: Size = -(-width_in // settings.group_size) if settings.group_size else 1
         words = INT32.itemsize // settings.storage.itemsize
         self.unpacked = settings.unpacked
         self.weight = nn.parameter((width_in // PER_WORD, width_out * words), settings.storage)  # qweight

@@ -265,6 +265,8 @@ def _quantization(case: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator
         return
     if found.get("method") == "gptq" and found.get("bits") == 4:
         yield "quantization", "gptq"
+        if found.get("group_size") is not None:
+            yield "group_size", max(0, found["group_size"])
         return
     configuration = (case.get("extra") or {}).get("framework_config")
     if found.get("method") != "nf4" or FMS_QUANTIZED not in str(configuration):
