@@ -134,3 +134,16 @@ def test_encoders_whole_on_every_rank() -> None:
         for rank in (sharding.Rank(), sharding.Rank(4, 4), sharding.Rank(4, 4, towers_whole=True))
     ]
     assert seen[0] == seen[2] > 3 * seen[1]
+
+
+def test_tensorrt_llm_gives_a_fraction_of_what_its_prompts_leave() -> None:
+    """Made-up prompts fill a step: two of 4,096 tokens sample two logits, not as many as there may be requests."""
+    found = launch("llama-3-8b", "h100", "tensorrt-llm", context=4096)
+    share = found.shares[0]
+    rest = (share.memory_bytes or 0) - sum(part.num_bytes for part in share.parts if part.of != "KV cache")
+    per_token = 32 * 8 * 128 * 2 * 2
+    assert found.tokens == int(rest * 0.9) // (32 * per_token) * 32
+    assert share.of("activations") < 2**30
+    assert launch("llama-3-8b", "h100", "tensorrt-llm", max_tokens=10_000).tokens == 10_000 // 32 * 32
+    with pytest.raises(NotModelledError, match="recurrent states"):
+        launch(HYBRID, "h200", "tensorrt-llm")

@@ -1,11 +1,14 @@
 """TensorRT-LLM: the blocks of its cache. Its engines' own memory (weights, activations) is taken as tensors say.
 
-Its PyTorch backend gives the cache a fraction of what is free once the model is loaded and a step was run
-(`free_gpu_memory_fraction`).
+Its PyTorch backend loads the model, answers as many made-up prompts as fill a step, and gives the cache a fraction of
+what the device has beside the peak of that: (total - peak) x `free_gpu_memory_fraction`, in whole blocks. Windows keep
+every token unless `max_attention_window` says otherwise.
 
-Its rules stand in TensorRT-LLM 1.2, which was not opened again for the constants here
-(`tensorrt_llm/llmapi/llm_args.py: KvCacheConfig`, `_torch/pyexecutor/resource_manager.py:
-KVCacheManager.calculate_max_num_blocks`, `_torch/pyexecutor/_util.py`).
+Read: the releases from 1.0 to the one of September 2026, which agree in these rules and constants
+(`tensorrt_llm/llmapi/llm_args.py: KvCacheConfig, BaseLlmArgs`: 0.9, 32 tokens, 2,048 requests, 8,192 tokens;
+`_torch/pyexecutor/_util.py: _cal_max_memory, _create_dummy_context_requests`, at
+https://github.com/NVIDIA/TensorRT-LLM/blob/0004396720054fd8e205cbf616f21f0b57c6b412/tensorrt_llm/_torch/pyexecutor/_util.py;
+`_torch/pyexecutor/resource_manager.py: get_cache_bytes_per_token`, which has nvfp4 with a scale byte for 16 numbers).
 """
 
 from __future__ import annotations
@@ -53,13 +56,17 @@ class TensorrtLlmOptions:
     """Requests in a step at most."""
     tokens_per_block: int = BLOCK
     """Tokens of a block of the cache."""
+    max_tokens: int | None = None
+    """Tokens of the cache at most."""
+    max_gpu_total_bytes: int | None = None
+    """Bytes of the cache at most."""
 
 
 class TensorrtLlm(Engine):
     """TensorRT-LLM."""
 
     name = "tensorrt-llm"
-    versions = ("1.2",)
+    versions = ("1.0", "1.1", "1.2")
     options = TensorrtLlmOptions
 
     def launch(
@@ -67,18 +74,20 @@ class TensorrtLlm(Engine):
     ) -> Launch:
         """Weights, a step, and blocks in a fraction of the rest."""
         check_limits(served, job.context, job.tensor)
-        check_cache(served, job.kv_dtype, "TensorRT-LLM")
-        if not any(layer.heads or layer.latent_width for layer in served.layers):
-            raise NotModelledError("a model that keeps no keys and values, in TensorRT-LLM,", where=served.source.name)
+        check_cache(served, job.kv_dtype, "TensorRT-LLM", ("nvfp4",))
+        if served.draft is not None:
+            raise NotModelledError("a draft in TensorRT-LLM", where="draft")
+        if any(layer.states for layer in served.layers):
+            raise NotModelledError("recurrent states in TensorRT-LLM", where=served.source.name)
         capability = None if place.device is None else place.device.compute_capability
         rank = sharding.rank_of(job)
         loaded = fused.loaded(served, rank, job.quantization, capability)
         weights = loaded.reserved
-        config = served.text_config
+        config, longest = served.text_config, job.context or served.longest or options.max_num_tokens
         spelled = ".".join(map(str, capability or (8, 0)))
         step = profiling.Step(
             options.max_num_tokens,
-            min(options.max_batch_size, options.max_num_tokens),
+            -(-options.max_num_tokens // max(1, min(options.max_num_tokens, longest - 1))),
             served.hidden,
             int(config["vocab_size"]),
             served.dtype,
@@ -100,6 +109,10 @@ class TensorrtLlm(Engine):
         memory = place.memory_bytes
         rest = None if memory is None else memory - CONTEXT - weights - peak.num_bytes
         blocks = None if rest is None else max(0, int(rest * options.free_gpu_memory_fraction)) // (size * per_token)
+        if blocks is not None and options.max_tokens is not None:
+            blocks = min(blocks, options.max_tokens // size)
+        if blocks is not None and options.max_gpu_total_bytes is not None:
+            blocks = min(blocks, options.max_gpu_total_bytes // (size * per_token))
         cache = demand(job.context or served.longest or 1, job.concurrency)
         supply = None if blocks is None else blocks * size * per_token
         parts = (
