@@ -3,6 +3,7 @@
     cold      CPU seconds (user + system) and peak memory of a whole `weigh train gpt2 --json` process
     step      one steady training step of Llama-2-7B in a warm process, with purposes, paths and FLOPs
     depth     the same step at 126 layers against 4 of the same width
+    stages    Llama 405B on 4,096 GPUs with Megatron-LM: a steady step of all 16 pipeline stages
     sweep     a million (batch, sequence) settings of GPT-2 in one run: peaks of every phase
 
 The machine's speed drifts, so read the ratios; the budgets beside the figures are those of the project's plan.
@@ -18,13 +19,27 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from weigh import dtypes
+from weigh import dtypes, runtimes
+from weigh.recipes.settings import make
 from weigh.recipes.training import Training, run
 from weigh.trace.peak import breakdown, phase_peaks
 
 LLAMA_2_7B = {"model_type": "llama"}
 """LlamaConfig's defaults are Llama-2-7B."""
+
+
+LLAMA_405B = {
+    "model_type": "llama",
+    "hidden_size": 16384,
+    "num_hidden_layers": 126,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 53248,
+    "vocab_size": 128256,
+}
 
 
 def cpu_seconds(command: list[str], times: int = 9) -> tuple[float, float]:
@@ -65,6 +80,27 @@ def step(layers: int) -> object:
     return breakdown(made.trace, highest.moment, lambda a: (a.purpose, a.path))
 
 
+def stages() -> object:
+    """Each distinct rank of Llama 405B on 4,096 GPUs: 8 tensor x 16 pipeline x 2 context x 16 that share states."""
+    program = runtimes.get("megatron")
+    words: dict[str, Any] = {
+        "batch": 1,
+        "sequence": 8192,
+        "accumulation": 32,
+        "checkpointing": "selective",
+        "nodes": 512,
+        "gpus_per_node": 8,
+        "tensor": 8,
+        "sequence_parallel": True,
+        "pipeline": 16,
+        "context": 2,
+        "shard": "distributed_optimizer",
+        "pipeline_layout": f"Et*7|{'t*8|' * 14}t*7L",
+    }
+    recipe = make(Training, program.settings(words, LLAMA_405B, None))
+    return program.loop.stages(LLAMA_405B, recipe, "config")
+
+
 def sweep() -> object:
     """A thousand batch sizes by a thousand lengths, every phase's peak."""
     import numpy as np
@@ -94,6 +130,7 @@ def main() -> None:
     deep, shallow = median_cpu(lambda: step(126)), median_cpu(lambda: step(4))
     print(f"step of Llama-2-7B     {median_cpu(lambda: step(32)) * 1e3:8.1f} ms CPU   (10 ms)")
     print(f"126 layers / 4 layers  {deep / shallow:8.2f} x        (1.2 x)")
+    print(f"405B on 4,096 GPUs     {median_cpu(stages) * 1e3:8.1f} ms CPU   (100 ms)")
     print(f"sweep of 1,000,000     {median_cpu(sweep, times=3) * 1e3:8.1f} ms CPU   (2000 ms)")
 
 

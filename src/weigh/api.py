@@ -236,6 +236,7 @@ def train(
         job=job,
         again=lambda changed: again(changed)[0],
         around=around,
+        by_stage=lambda: program.loop.stages(found.config, made.recipe, found.where),
     )
 
 

@@ -17,6 +17,7 @@ from weigh.recipes.training import Training, run
 from weigh.runtimes import get
 from weigh.runtimes.mcore.buffers import Sharing, layout
 from weigh.runtimes.mcore.fsdp import bucket_layout
+from weigh.runtimes.mcore.ranks import stage_peaks
 from weigh.runtimes.mcore.schedules import in_flight, stages_of
 from weigh.trace.events import FORWARD, LOAD, UNSHARDED
 from weigh.trace.expand import expand
@@ -56,6 +57,7 @@ MOE = {
     "qk_rope_head_dim": 16,
     "v_head_dim": 32,
 }
+FURTHER = {**MOE, "num_nextn_predict_layers": 1}
 RECIPE = Training(
     batch=2,
     sequence=256,
@@ -153,9 +155,6 @@ SETTINGS: list[dict[str, Any]] = [
     {"fp8": "mxfp8", "tensor": 2, "sequence_parallel": True, "gpus_per_node": 2, "compute_capability": "10.0"},
     {"checkpointing": "selective", "compute_capability": "8.0", "gradient_accumulation_fusion": False},
 ]
-
-
-FURTHER = {**MOE, "num_nextn_predict_layers": 1}
 
 
 @pytest.mark.parametrize("config", [GPT, LLAMA, FURTHER], ids=["gpt", "llama", "moe"])
@@ -352,6 +351,37 @@ def test_layers_that_predict_further_tokens() -> None:
     assert len(saved[1]) == 2 * len(saved[0]) > 0
     first = [run(config, replace(recipe, rank=0), loop=LOOP).parameters for config in (LLAMA, further)]
     assert len(first[0]) == len(first[1])
+
+
+@pytest.mark.parametrize("config", [GPT, LLAMA, {**FURTHER, "first_k_dense_replace": 2}], ids=["gpt", "llama", "moe"])
+@pytest.mark.parametrize("settings", [{}, {"checkpointing": "selective", "fp8": "tensorwise"}, {"accumulation": 3}])
+def test_peaks_of_all_stages_are_those_of_running_each(config: dict[str, Any], settings: dict[str, Any]) -> None:
+    recipe = replace(
+        RECIPE, **{"pipeline": 4, "gpus_per_node": 8, "accumulation": 6, "attention_dropout": 0.0} | settings
+    )
+    found = stage_peaks(config, recipe)
+    for each in found:
+        phases = phase_peaks(run(config, replace(recipe, rank=each.rank), loop=LOOP).trace, rounded=True)
+        assert each.peak == max(int(p.peak) for p in phases if p.mark.round == 1 and p.mark.phase != "step")  # type: ignore[arg-type]
+    assert [each.in_flight for each in found] == [min(recipe.accumulation, 4 - stage) for stage in range(4)]
+
+
+def test_peaks_of_virtual_stages_come_from_four_groups_of_micro_batches() -> None:
+    recipe = replace(RECIPE, pipeline=2, virtual_pipeline=2, gpus_per_node=2, accumulation=12)
+    for each in stage_peaks(LLAMA, recipe):
+        phases = phase_peaks(run(LLAMA, replace(recipe, rank=each.rank), loop=LOOP).trace, rounded=True)
+        assert each.peak == max(int(p.peak) for p in phases if p.mark.round == 1)  # type: ignore[arg-type]
+
+
+def test_the_report_names_the_worst_stage() -> None:
+    settings: dict[str, Any] = {"pipeline": 4, "gpus_per_node": 4, "accumulation": 8, "batch": 1, "sequence": 512}
+    report = weigh.train(LLAMA, runtime="megatron", **settings)
+    peaks = [stage["peak_bytes"] for stage in report.as_dict()["stages"]]
+    assert len(peaks) == 4
+    assert peaks[0] == report.steady_state
+    assert f"stage {peaks.index(max(peaks))} (rank" in report.text()
+    assert "forward x" in report.text()
+    assert weigh.train(LLAMA, runtime="megatron", batch=1, sequence=512).as_dict()["stages"] == []
 
 
 ROUTED: dict[str, Any] = {**GPT, "mlp_bias": False, "attention_bias": False, "n_routed_experts": 8} | {

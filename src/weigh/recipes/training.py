@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from weigh import models
 from weigh.dims import Size
@@ -347,6 +347,18 @@ class TrainingRun:
         return replace(STREAMS, waits_after=self.waits_after)
 
 
+class StagePeak(NamedTuple):
+    """A steady step of one pipeline stage."""
+
+    stage: int
+    rank: int
+    """The first of the stage's."""
+    in_flight: int
+    """Passes forward that wait for theirs back, at most."""
+    peak: int
+    """Bytes, in blocks of 512."""
+
+
 class Loop:
     """A training as a plain PyTorch script writes it. Runtimes override what they do otherwise."""
 
@@ -371,6 +383,10 @@ class Loop:
     """Adapters are peft's; programs that bring their own have LoRA alone."""
     early_bitsandbytes: ClassVar[bool] = False
     """Four-bit layers are those of bitsandbytes before 0.43."""
+
+    def stages(self, config: Mapping[str, Any], recipe: Training, where: str) -> tuple[StagePeak, ...]:
+        """A steady step on each pipeline stage, where the program has some."""
+        return ()
 
     def build(self, config: Mapping[str, Any], recipe: Training, where: str) -> CausalModel:
         """The model, before any technique."""

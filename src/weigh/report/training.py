@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from weigh.dims import Size
     from weigh.jobs import Job
     from weigh.plan import Outcome, Plan, Remedy
-    from weigh.recipes.training import Training, TrainingRun
+    from weigh.recipes.training import StagePeak, Training, TrainingRun
     from weigh.report.assumption import Assumption
     from weigh.report.pace import TrainingPace
     from weigh.runtimes.phases import JobPhase
@@ -44,6 +44,14 @@ class TrainingReport(RunReport):
 
     around: Callable[[TrainingReport], tuple[JobPhase, ...]] | None = None
     """Weighs loading, an evaluation and a checkpoint."""
+
+    by_stage: Callable[[], tuple[StagePeak, ...]] | None = None
+    """Weighs every pipeline stage."""
+
+    @cached_property
+    def stages(self) -> tuple[StagePeak, ...]:
+        """A steady step on each pipeline stage; none where there is one."""
+        return () if self.by_stage is None else self.by_stage()
 
     @cached_property
     def job_phases(self) -> tuple[JobPhase, ...]:
@@ -110,6 +118,9 @@ class TrainingReport(RunReport):
             "first_step": {"peak_bytes": self.first_step},
             "steady_state": {"peak_bytes": self.steady_state},
             "job_phases": [phase.as_dict() for phase in self.job_phases],
+            "stages": [
+                {"stage": s.stage, "rank": s.rank, "in_flight": s.in_flight, "peak_bytes": s.peak} for s in self.stages
+            ],
             "elsewhere": {what: evaluated(size) for what, size in self.run.elsewhere.items()},
             "flops_per_step": {"total": sum(flops.values()), **flops, "basis": EXACT},
             "speed": self.pace and self.pace.as_dict(),
@@ -206,11 +217,12 @@ class TrainingReport(RunReport):
     def notes(self) -> list[str]:
         from weigh.report.job_phases import lines
 
-        rows: list[tuple[str, ...]] = [("step", "phase", "at its start", "peak", "at its end")]
+        rows: list[tuple[str, ...]] = []
         for p in self.memory.phases:
             if p.mark.phase != "load":
                 amounts = (format_bytes(int(size)) for size in (p.before, p.peak, p.after))  # type: ignore[arg-type]
                 rows.append((str(p.mark.round + 1), p.mark.phase, *amounts))
+        rows = [("step", "phase", "at its start", "peak", "at its end"), *_folded(rows)]
         flops = self.flops()
         parts = ", ".join(f"{phase} {format_flops(count)}" for phase, count in flops.items())
         unrounded = "" if not self.memory.rounded else f"; {self.memory.unrounded_peak:,} bytes before rounding to 512"
@@ -219,6 +231,7 @@ class TrainingReport(RunReport):
             *self._remedies(),
             *table(rows, "<<>>>"),
             "",
+            *_by_stage(self.stages),
             *(lines(self.job_phases, self.recipe.gpus_per_node) if self.job_phases else ()),
             f"  first step {exactly(self.first_step)}",
             f"  steady     {exactly(self.steady_state)}{unrounded}",
@@ -226,6 +239,37 @@ class TrainingReport(RunReport):
             *(self.pace.lines() if self.pace is not None else ()),
             *(f"  elsewhere  {exactly(evaluated(size))} of {what}" for what, size in self.run.elsewhere.items()),
         ]
+
+
+def _folded(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Passes forward and back that come again as they were are one pair, with how often it comes."""
+    found, at = list[tuple[str, ...]](), 0
+    while at < len(rows):
+        pair, times = rows[at : at + 2], 1
+        while rows[at + 2 * times : at + 2 * times + 2] == pair:
+            times += 1
+        if len(pair) < 2 or times == 1:
+            found.append(rows[at])
+            at += 1
+            continue
+        found += [(step, f"{phase} x {times}", *amounts) for step, phase, *amounts in pair]
+        at += 2 * times
+    return found
+
+
+def _by_stage(stages: tuple[StagePeak, ...]) -> list[str]:
+    """A steady step on each pipeline stage, and which of them needs most."""
+    if not stages:
+        return []
+    rows = [("stage", "first rank", "passes in flight", "peak of a steady step")]
+    rows += [(str(s.stage), str(s.rank), str(s.in_flight), format_bytes(s.peak)) for s in stages]
+    worst = max(stages, key=lambda s: s.peak)
+    return [
+        *table(rows, "<>>>"),
+        "",
+        f"  the worst  stage {worst.stage} (rank {worst.rank}): {exactly(worst.peak)}",
+        "",
+    ]
 
 
 ALIKE = 4

@@ -30,7 +30,7 @@ from weigh.kernels.workspaces import LARGE, Workspaces, workspace_bytes
 from weigh.models.common import CausalModel
 from weigh.optimizers import Optimizer
 from weigh.optimizers.scaler import GradScaler
-from weigh.recipes.training import VOCAB_PARALLEL_LOSSES, Loop, Training
+from weigh.recipes.training import VOCAB_PARALLEL_LOSSES, Loop, StagePeak, Training
 from weigh.records import dataclass
 from weigh.runtimes import Runtime
 from weigh.runtimes.mcore.buffers import (
@@ -47,7 +47,7 @@ from weigh.runtimes.mcore.fp8 import BY_TENSOR, Fp8, is_fp8
 from weigh.runtimes.mcore.fsdp import Group, fully_shard
 from weigh.runtimes.mcore.layers import FLASH, FUSED, UNFUSED, ExpertLinear, Setup
 from weigh.runtimes.mcore.model import GPTModel, GPTStage, Stage
-from weigh.runtimes.mcore.schedules import schedule, stages_of
+from weigh.runtimes.mcore.schedules import Action, schedule, stages_of
 from weigh.techniques import Technique
 from weigh.techniques.checkpointing import Checkpointing
 from weigh.trace.events import BACKWARD, FORWARD, STEP, WORKSPACE
@@ -113,6 +113,13 @@ class Megatron(Loop):
     def attention(self, recipe: Training) -> str:
         return _attention(recipe)
 
+    def stages(self, config: Mapping[str, Any], recipe: Training, where: str) -> tuple[StagePeak, ...]:
+        if recipe.pipeline == 1:
+            return ()
+        from weigh.runtimes.mcore.ranks import stage_peaks
+
+        return stage_peaks(config, recipe, where)
+
     def builds_share(self, recipe: Training) -> bool:
         return max(recipe.mesh.tensor, recipe.mesh.pipeline, recipe.mesh.expert) > 1
 
@@ -148,6 +155,11 @@ class Megatron(Loop):
         overlapped = USER_BUFFER_STREAMS * setup.overlapped
         return _Workspaces(recipe, torchs, (experts or not setup.local) + GROUPED_STREAMS * grouped, overlapped)
 
+    def actions(self, recipe: Training) -> Iterator[Action]:
+        """The passes of a step, in order."""
+        stages = recipe.pipeline, Place.of(recipe).pipeline, recipe.accumulation, recipe.virtual_pipeline
+        return schedule(*stages, recipe.virtual_pipeline_group, recipe.overlap_expert_communication)
+
     def step(
         self,
         model: CausalModel,
@@ -160,10 +172,9 @@ class Megatron(Loop):
     ) -> None:
         """`train_step`: zero the buffers, run the schedule, update."""
         assert isinstance(model, GPTModel)
-        ledger, place = state.ledger, Place.of(recipe)
+        ledger = state.ledger
         waiting: dict[tuple[int, int], tuple[Tensor | None, Tensor]] = {}
-        stages = recipe.pipeline, place.pipeline, recipe.accumulation, recipe.virtual_pipeline
-        for action in schedule(*stages, recipe.virtual_pipeline_group, recipe.overlap_expert_communication):
+        for action in self.actions(recipe):
             chunk, key = model.chunks[action.chunk], (action.chunk, action.micro_batch)
             if action.forward:
                 ledger.mark(FORWARD, number)
@@ -301,7 +312,7 @@ def _stages(shape: MegatronConfig, recipe: Training) -> list[Stage]:
     stages, chunks, rank = recipe.pipeline, recipe.virtual_pipeline, Place.of(recipe).pipeline
     if chunks > 1 and stages == 1:
         raise UsageError("there is one pipeline stage", where="virtual_pipeline", hint="Give pipeline too.")
-    layout = _layout(shape, recipe)
+    layout = layout_of(shape, recipe)
     found, start = [], 0
     for number, letters in enumerate(layout):
         layers = range(start, start + letters.count("t"))
@@ -311,7 +322,7 @@ def _stages(shape: MegatronConfig, recipe: Training) -> list[Stage]:
     return found
 
 
-def _layout(shape: MegatronConfig, recipe: Training) -> list[str]:
+def layout_of(shape: MegatronConfig, recipe: Training) -> list[str]:
     """The layers of all stages, chunk by chunk, as letters."""
     count, layers = recipe.pipeline * recipe.virtual_pipeline, shape.num_layers
     if recipe.pipeline_layout is None:
