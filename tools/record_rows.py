@@ -3,8 +3,8 @@
 python tools/record_rows.py FILE.jsonl          fill in the rows of the file that record no bytes yet
 python tools/record_rows.py FILE.jsonl --beside  and say, phase by phase, where the ghost run parts from them
 
-A row says `id`, `kind` ("train" or "infer"), `config`, `batch`, `seq` and `settings`; it gets `bytes`, `bytes_r512`,
-`module_levels` and `sdpa`. Needs `weigh[torch]`.
+A row says `id`, `kind` ("train", "tp" or "infer"), `config`, `batch`, `seq` and `settings`; it gets `bytes`,
+`bytes_r512`, `module_levels` and `sdpa`. Needs `weigh[torch]`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from weigh.trace.file import load
 from weigh.validate import generation_recipe, training_recipe
 from weigh.validate.witnesses import recorded_figures
 
-PHASES = {"train": {"fwd": "forward", "bwd": "backward"}, "infer": {"prefill": "prefill"}}
+TRAINED = {"fwd": "forward", "bwd": "backward"}
+PHASES = {"train": TRAINED, "tp": TRAINED, "infer": {"prefill": "prefill"}}
 ROUNDED = "_r512"
 
 
 def recorded(row: dict[str, Any], process: Process) -> tuple[Trace, dict[str, int]]:
     """The trace of a real run, and how often each attention kernel was taken."""
-    train = row["kind"] == "train"
+    train = row["kind"] != "infer"
     recipe = training_recipe(row) if train else generation_recipe(row)
     with tempfile.TemporaryDirectory() as folder:
         output = str(Path(folder) / "run.trace")
@@ -41,7 +42,7 @@ def recorded(row: dict[str, Any], process: Process) -> tuple[Trace, dict[str, in
 
 def ghost(row: dict[str, Any]) -> Trace:
     """The same run on ghost tensors, every event written out."""
-    if row["kind"] == "train":
+    if row["kind"] != "infer":
         return expand(training.run(row["config"], training_recipe(row)).trace)
     return expand(generation.run(row["config"], generation_recipe(row)).trace)
 

@@ -296,6 +296,7 @@ def build(config: Mapping[str, Any], dtype: DType, where: str = "config", to_run
     take_unmodelled()
     take_read()
     model: CausalModel = import_module(FAMILIES[model_type]).build(Watched(config), dtype, where)
+    model.model_type = str(model_type)
     model.unmodelled = take_unmodelled()
     model.unread = unread(config, take_read())
     if not model.runs:

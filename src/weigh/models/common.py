@@ -6,8 +6,8 @@ The local variables are upstream's, since each keeps its tensor alive until the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from weigh.dims import Size
 from weigh.dtypes import BFLOAT16, BOOL, FLOAT16, FLOAT32, INT64, DType
@@ -59,8 +59,8 @@ class CausalModel(Module):
     """The labels are a sequence of their own, and the decoder reads them too."""
     features: tuple[int, int] | None = None
     """Channels and frames of the sound that it reads in the place of token ids; the sequence is then the target's."""
-    tensor_parallel_plan: ClassVar[Mapping[str, str]] = {}
-    """Linear layers of a block that tensor parallelism cuts, "colwise" or "rowwise"; none where nobody said."""
+    model_type = ""
+    """As the config says."""
     unmodelled: tuple[NotModelledError, ...] = ()
     """Why it can be counted but not run."""
     unread: tuple[str, ...] = ()

@@ -358,13 +358,6 @@ class LlamaModel(nn.Module):
 
 class LlamaForCausalLM(CausalModel):
     model_class: ClassVar[type[LlamaModel]] = LlamaModel
-    tensor_parallel_plan: ClassVar[Mapping[str, str]] = {
-        **{f"self_attn.{name}_proj": "colwise" for name in "qkv"},
-        "self_attn.o_proj": "rowwise",
-        "mlp.gate_proj": "colwise",
-        "mlp.up_proj": "colwise",
-        "mlp.down_proj": "rowwise",
-    }
 
     def __init__(self, config: DecoderConfig, dtype: DType) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ Llama with layer norms whose weights are counted from zero, a plain MLP of squar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from weigh.dtypes import DType
 from weigh.ghost import nn, ops
@@ -107,9 +107,6 @@ class NemotronModel(LlamaModel):
 
 class NemotronForCausalLM(LlamaForCausalLM):
     model_class = NemotronModel
-    tensor_parallel_plan: ClassVar[Mapping[str, str]] = {
-        k: v for k, v in LlamaForCausalLM.tensor_parallel_plan.items() if k != "mlp.gate_proj"
-    }
 
 
 def build(config: Mapping[str, Any], dtype: DType, where: str = "config") -> CausalModel:
