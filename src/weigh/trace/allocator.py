@@ -153,24 +153,63 @@ class CachingAllocator:
     def fill(self, sizes: Sequence[int], times: int) -> None:
         """These requests of at least one byte so many times over, none of which is ever freed.
 
-        The counters are what as many calls of `malloc` make them (a test holds this): as soon as the sizes of the free
-        blocks are what they were a few rounds before, all that follows repeats, and is counted. `growth` lacks it.
+        The counters are what as many calls of `malloc` make them (a test holds this), and so are the sizes of what is
+        free; which of equal blocks are taken is not followed, and `growth` lacks the new segments.
         """
+        if self.capacity is not None or self._expandable or self._max_split is not None:
+            for size in (*sizes,) * times:
+                self.malloc(size)
+            return
+        asked = [round_size(size, self._divisions) for size in sizes]
+        for small in (True, False):
+            chosen = [size for size in asked if (size <= SMALL) == small]
+            if chosen:
+                self._pack(self._pools.get((small, 0)) or self._new_pool(small, 0), chosen, times)
+
+    def _pack(self, pool: Pool, sizes: Sequence[int], times: int) -> None:
+        """`malloc` on sizes alone; where those of the free blocks are what they were, all that follows repeats."""
+        free = [key >> _SHIFT for key in pool.free]
+        blocks: list[Block | None] = [pool.blocks[key & _ADDRESS] for key in pool.free]
         seen: dict[tuple[int, ...], tuple[int, int, int]] = {}
         left = times
         while left:
-            free = tuple(key >> _SHIFT for pool in self._pools.values() for key in (0, *pool.free))
-            if free in seen and self.capacity is None and not self._expandable:
-                before, allocated, reserved = seen[free]
+            if tuple(free) in seen:
+                before, allocated, reserved = seen[tuple(free)]
                 rounds, left = divmod(left, before - left)
                 self.allocated += rounds * (self.allocated - allocated)
                 self.reserved += rounds * (self.reserved - reserved)
                 seen.clear()
-            else:
-                seen[free] = (left, self.allocated, self.reserved)
-                for size in sizes:
-                    self.malloc(size)
-                left -= 1
+                continue
+            seen[tuple(free)] = (left, self.allocated, self.reserved)
+            left -= 1
+            for size in sizes:
+                at = bisect_left(free, size)
+                if at < len(free):
+                    found = free.pop(at)
+                    del blocks[at]
+                else:
+                    found = segment_size(size, self._large_segment)
+                    self.reserved += found
+                rest = found - size
+                if self._splits(pool, size, rest):
+                    at = bisect_left(free, rest)
+                    free.insert(at, rest)
+                    blocks.insert(at, None)
+                    found = size
+                self.allocated += found
+        pool.free.clear()
+        pool.blocks.clear()
+        for size, block in zip(free, blocks, strict=True):
+            self._keep(block or self._left_over(size, pool))
+
+    def _left_over(self, size: int, pool: Pool) -> Block:
+        """A free block behind one that stays in use."""
+        used = Block(self._next_address, MIN_BLOCK, pool)
+        used.allocated = True
+        block = Block(used.address + MIN_BLOCK, size, pool)
+        block.before, used.after = used, block
+        self._next_address += MIN_BLOCK + size
+        return block
 
     def free(self, block: Block) -> None:
         """The block may be used again. Source: free."""
