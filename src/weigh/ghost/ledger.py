@@ -142,6 +142,7 @@ class Ledger:
         partner = {r.second: (r.last, r.extra) for r in self.repeats} | {
             r.last: (r.second, r.extra) for r in self.repeats
         }
+        partner = {unit: other for unit, other in partner.items() if other[0] != unit}  # else one stands for all
         spans: list[Span] = []
         done = 0
         number = 0

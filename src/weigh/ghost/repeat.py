@@ -35,6 +35,19 @@ def unrolled(on: bool = True) -> Iterator[None]:
         state.unrolled = before
 
 
+@contextmanager
+def one_of_each() -> Iterator[None]:
+    """Of every stack built in the body one group of blocks stands for all that are alike.
+
+    For runs whose calls are counted and whose memory is not asked for: nothing is there to compare it with.
+    """
+    before, state.one_of_each = state.one_of_each, True
+    try:
+        yield
+    finally:
+        state.one_of_each = before
+
+
 class Plan:
     """Which of `length` blocks are real, to which unit each belongs, and how many blocks each stands for."""
 
@@ -53,6 +66,13 @@ class Plan:
             return
         ledger = state.ledger
         first = 3 * len(ledger.repeats)
+        if state.one_of_each:
+            self.repeat = len(ledger.repeats)
+            ledger.repeats.append(Repeat(path, first, first, first, period, groups - 1))
+            self.indices = [*range(lead + period), *range(lead + groups * period, length)]
+            self.units = [None] * lead + [first] * period + [None] * rest
+            self.counts = [1] * lead + [groups] * period + [1] * rest
+            return
         extra = groups - 3
         self.repeat = len(ledger.repeats)
         ledger.repeats.append(Repeat(path, first, first + 1, first + 2, period, extra))

@@ -27,6 +27,7 @@ class State:
         "autocast",
         "grad_enabled",
         "ledger",
+        "one_of_each",
         "overrides",
         "pack_hook",
         "recorder",
@@ -48,6 +49,8 @@ class State:
         self.recorder: Callable[..., None] | None = None
         """What is told of every op that runs, but not of those that it runs itself."""
         self.sequence = 0
+        self.one_of_each = False
+        """One block of a stack stands for all that are alike (see `weigh.ghost.repeat`)."""
         self.traced = False
         """The run is seen through a dispatch mode (as the recorded witnesses are): nothing is then summed in place."""
         self.trailing = 0
@@ -74,7 +77,7 @@ def recording(
     state.overrides = dict(kernels or {})
     state.traced = traced
     state.attention = attention
-    state.unrolled = saved["unrolled"]
+    state.unrolled, state.one_of_each = saved["unrolled"], saved["one_of_each"]
     try:
         yield state.ledger
     finally:

@@ -12,6 +12,7 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
 from weigh import models
+from weigh.ghost.repeat import one_of_each
 from weigh.recipes import generation
 from weigh.recipes.generation import Generation
 from weigh.recipes.launches import launches
@@ -135,7 +136,8 @@ def passes(
     """
     attention = models.default_attention(config)
     recipe = Generation(batch=batch, prompt=prompt, new_tokens=2, dtype=dtype, attention=attention)
-    return of_run(generation.run(config, recipe, where), FUSED)
+    with one_of_each():
+        return of_run(generation.run(config, recipe, where), FUSED)
 
 
 def of_run(run: generation.GenerationRun, way: str) -> tuple[Pass, Pass]:

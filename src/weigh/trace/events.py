@@ -129,6 +129,7 @@ class Repeat:
 
     `path` is the container's ("model.layers"); `first`, `second` and `last` are the unit numbers of the three real
     groups of blocks, `period` the blocks in a group, and `extra` how many more groups stand between second and last.
+    All three are one where it stands for all others, which is so only in runs whose memory is not asked for.
     """
 
     path: str
