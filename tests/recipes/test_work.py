@@ -4,13 +4,13 @@ import itertools
 
 import pytest
 
-from weigh import api, dtypes
+from weigh import api, dtypes, models
 from weigh.hardware import get_device
 from weigh.hardware.roofline import Efficiency
 from weigh.recipes import generation
 from weigh.recipes.generation import Generation
 from weigh.recipes.pace import Machine
-from weigh.recipes.work import EAGER, Weights, of_run, passes, reached
+from weigh.recipes.work import EAGER, FUSED, Weights, of_run, passes, reached
 
 MODELS = (
     "llama-3-8b",
@@ -124,3 +124,20 @@ def test_a_batch_is_its_sequences_and_the_weights_once(name: str, machine: Machi
     assert times.weights == pytest.approx(many.weights, rel=1e-6)
     assert (times.layers, times.hidden, times.tokens) == (many.layers, many.hidden, many.tokens)
     assert machine.pace(times).seconds == pytest.approx(machine.pace(many).seconds, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-3-8b", "gemma-3-27b-text", "gpt-oss-20b", "deepseek-v3", "jamba-v0.1"])
+def test_one_block_stands_for_all_that_are_alike(name: str) -> None:
+    model = api.model(name)
+    recipe = Generation(
+        prompt=700, new_tokens=2, dtype=dtypes.BFLOAT16, attention=models.default_attention(model.config)
+    )
+    every = of_run(generation.run(model.config, recipe, unroll=True), FUSED)
+    for one, whole in zip(passes(model.config, dtypes.BFLOAT16, 1, 700), every, strict=True):
+        assert (one.flops, one.weights, one.kernels, one.layers) == (
+            whole.flops,
+            whole.weights,
+            whole.kernels,
+            whole.layers,
+        )
+        assert sum(op.other * op.count for op in one.ops) == sum(op.other * op.count for op in whole.ops)

@@ -171,6 +171,15 @@ class Parameter:
         return count
 
     @property
+    def blocks(self) -> tuple[Place, range, Place] | None:
+        """The way to the outermost numbered modules that it is in, the numbers of those, and the way on to it."""
+        for at, part in enumerate(self.place):
+            if isinstance(part, range) or part.isdecimal():
+                numbers = part if isinstance(part, range) else range(int(part), int(part) + 1)
+                return self.place[:at], numbers, self.place[at + 1 :]
+        return None
+
+    @property
     def active_share(self) -> Fraction | int:
         """The share of it that a token is computed with."""
         return self.module.active_share_of(str(self.place[-1]))

@@ -8,7 +8,6 @@ kernel takes up.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -46,15 +45,14 @@ def launches(parameters: Iterable[Parameter]) -> int:
     >>> [launches(api.ghost(api.model(name)).parameters()) for name in ("llama-3-8b", "mixtral-8x7b")]
     [323, 483]
     """
-    blocks: dict[str, set[str]] = {}
+    blocks: dict[tuple[object, range], set[str]] = {}
     for parameter in parameters:
         is_matrix, is_routed = len(parameter.tensor.shape) >= 2, parameter.active_share < 1
-        for name in parameter.names:
-            found = re.match(r"(.*?\.\d+)\.(.*)\.", name)
-            if found is not None:
-                kernels = blocks.setdefault(found[1], set())
-                kernels.update(_of_module(found[2], is_matrix, is_routed))
-    return ENDS + sum(map(_of_block, blocks.values()))
+        if parameter.blocks is not None:
+            stack, alike, way = parameter.blocks
+            kernels = blocks.setdefault((stack, alike), set())
+            kernels.update(_of_module(".".join(map(str, way[:-1])), is_matrix, is_routed))
+    return ENDS + sum(len(alike) * _of_block(kernels) for (_, alike), kernels in blocks.items())
 
 
 def _of_module(module: str, is_matrix: bool, is_routed: bool) -> Iterable[str]:

@@ -7,7 +7,6 @@ them, and gather only the experts that a batch reaches (`FUSED`). How fast a dev
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
@@ -202,12 +201,11 @@ def _whole(size: Size) -> int:
 
 def _layers(run: generation.GenerationRun) -> int:
     """Blocks of the longest stack."""
-    found: dict[str, set[str]] = {}
+    found: dict[object, set[int]] = {}
     for parameter in run.parameters:
-        for name in parameter.names:
-            split = re.match(r"(.*?)\.(\d+)\.", name)
-            if split is not None:
-                found.setdefault(split[1], set()).add(split[2])
+        if parameter.blocks is not None:
+            stack, alike, _ = parameter.blocks
+            found.setdefault(stack, set()).update(alike)
     return max(map(len, found.values()), default=1)
 
 
