@@ -53,8 +53,9 @@ measured speed over the predicted one, less 1.
   both years of llama.cpp with ggml's) and generation of devices: the share of the peak bandwidth, and of each program
   the time a kernel, together, from single users' decoding on one device (least absolute relative errors);
 - of each program and generation: the share of the peak arithmetic, from prompts of 512 tokens and more, alone or with
-  at most a fifteenth as many new tokens, and the time that ranks take to begin a sum, from single users' decoding on
-  several devices (the middle case);
+  at most a fifteenth as many new tokens; and the time a message of a sum over ranks, of which each waits for as many
+  as there are other ranks, from single users' decoding on several devices (the middle case; where that shows none, as
+  with two ranks, that of all of the program's by least absolute relative errors);
 - nothing of a model, a device or a number format; nothing of models of experts, and nothing of steps of a few tokens
   (a prompt that is read 2 to 64 at a time, as so many users' next tokens are): all of those are held out.
 
@@ -188,7 +189,7 @@ def experts(cases: Sequence[Case], found: dict[str, Measured]) -> list[str]:
     lines += ["", row(heads), row(("---", *("---:",) * 4)), *rows, ""]
     return [
         *lines,
-        "On B200s a sum is taken to begin as late as SGLang's on A100s do, the only ones of dense models: after 30 us,",
+        "On B200s a sum is taken to wait as long as SGLang's on A100s do, the only ones of dense models: 30 us,",
         "where 9 would fit, and releases differ: Qwen3-235B-A22B takes 10.1 ms with SGLang 0.5.6 and 6.7 with 0.5.8.",
         "Kernels that quantize activations to FP8, two to four more a block, are not counted.",
     ]
@@ -197,7 +198,7 @@ def experts(cases: Sequence[Case], found: dict[str, Measured]) -> list[str]:
 def reached(found: dict[str, Measured]) -> list[str]:
     """The efficiencies."""
     lines = [
-        row(("program", "generation", "bandwidth", "arithmetic", "a kernel", "a sum", "measured of predicted")),
+        row(("program", "generation", "bandwidth", "arithmetic", "a kernel", "a message", "measured of predicted")),
         row(("---", "---", *("---:",) * 5)),
     ]
     for engine, one in found.items():
@@ -207,7 +208,7 @@ def reached(found: dict[str, Measured]) -> list[str]:
                 f"{x * 100:.0f} %" + ("" if ok or name == "others" else " (usual)")
                 for x, ok in zip((e.bandwidth, e.compute), known, strict=True)
             )
-            times = (f"{e.per_kernel * 1e6:.1f} us", f"{e.per_message * 1e6:.0f} us" if e.per_message else "-")
+            times = (f"{e.per_kernel * 1e6:.1f} us", f"{e.per_message * 1e6:.1f} us" if e.per_message else "-")
             lines.append(row((engine, name, bandwidth, compute, *times, f"{e.low:.2f} to {e.high:.2f}")))
     return lines
 

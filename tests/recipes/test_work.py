@@ -110,7 +110,7 @@ def test_ranks_share_the_work_and_send_each_other_sums() -> None:
     alone = Machine(H100, dtypes.BFLOAT16).pace(step)
     eight = Machine(H100, dtypes.BFLOAT16, Efficiency(per_message=5e-6), 8).pace(step)
     assert eight.weights == pytest.approx(alone.weights / 8)
-    assert eight.links > 80 * 2 * 5e-6
+    assert eight.links > 80 * 2 * 7 * 5e-6
     assert alone.links == 0
 
 

@@ -31,7 +31,7 @@ class Efficiency:
     per_kernel: float = 0.0
     """Seconds that each kernel costs besides, whatever its size: to start, and to wait for the one before."""
     per_message: float = 0.0
-    """Seconds that ranks take to begin summing up, each time."""
+    """Seconds that a sum over ranks takes besides, for each rank but one: messages of a ring follow one another."""
     low: float = 1.0
     """Measured speed over predicted, of one measured case in ten at the slow end."""
     high: float = 1.0
@@ -98,7 +98,7 @@ def balance(device: Device, dtype: str | DType) -> float:
 
 
 def all_reduce_seconds(num_bytes: float, ranks: int, device: Device) -> float:
-    """A ring all-reduce over the device's fastest link, without the time that its messages take to start.
+    """A ring all-reduce over the device's fastest link, without the times that its messages take to start.
 
     Every rank sends and receives 2 (n - 1) / n of the data (Patarasu and Yuan 2009, as NCCL's rings do).
 

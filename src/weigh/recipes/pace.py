@@ -75,7 +75,8 @@ class Machine:
                 weights += moved * op.count
         sums = 0.0
         if self.tensor > 1:  # after attention and after the MLP
-            sums = 2 * (all_reduce_seconds(work.hidden, self.tensor, self.device) + self.reached.per_message)
+            waits = (self.tensor - 1) * self.reached.per_message
+            sums = 2 * (all_reduce_seconds(work.hidden, self.tensor, self.device) + waits)
         return Pace(
             arithmetic,
             weights,

@@ -14,6 +14,7 @@ import json
 import statistics
 from collections import defaultdict
 from functools import cache
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from weigh import dtypes, models
@@ -323,8 +324,8 @@ def _usual(shares: Mapping[str, float]) -> float:
 def _fit(engine: str, cases: Sequence[Case], shares: Shares) -> Measured:
     like = [case for case in cases if not case.apart]
     compute = shares.compute.get(engine, {})
-    middle = Efficiency(_usual(shares.bandwidth), _usual(compute), shares.per_kernel.get(engine, 0.0))
     waits: dict[str, float] = {}
+    middle = Efficiency(_usual(shares.bandwidth), _usual(compute), shares.per_kernel.get(engine, 0.0))
 
     def on(generation: str) -> Efficiency:
         return replace(
@@ -337,11 +338,11 @@ def _fit(engine: str, cases: Sequence[Case], shares: Shares) -> Measured:
     alone = [
         c for c in like if c.fitted and c.tensor > 1 and c.batch == 1 and (c.phase == DECODE or c.new >= c.prompt > 0)
     ]
-    each = {generation: [_message(c, on(generation)) for c in own] for generation, own in _by_generation(alone).items()}
-    if each:
-        every = statistics.median(wait for own in each.values() for wait in own)
-        middle = replace(middle, per_message=max(0.0, every))
-        waits |= {generation: max(0.0, statistics.median(own)) for generation, own in each.items()}
+    if alone:
+        found = {case: _message(case, on(case.on.generation)) for case in alone}
+        own = {name: statistics.median(found[c][0] for c in some) for name, some in _by(alone, _generation).items()}
+        middle = replace(middle, per_message=max(0.0, _weighted(found.values())))
+        waits |= {name: wait for name, wait in own.items() if wait > 0}
     known = sorted({*shares.bandwidth, *compute, *waits})
     middle = replace(middle, source=f"{sum(case.fitted for case in like)} published measurements")
     generations = {generation: on(generation) for generation in known}
@@ -380,8 +381,8 @@ def _steps(cases: Sequence[Case]) -> tuple[dict[str, float], dict[str, float]]:
     return waits, {generation: 1 / times for generation, times in slow.items()}
 
 
-def _by_generation(cases: Iterable[Case]) -> dict[str, list[Case]]:
-    return _by(cases, lambda case: case.on.generation)
+def _generation(case: Case) -> str:
+    return case.on.generation
 
 
 def _by(cases: Iterable[Case], key: Callable[[Case], K]) -> dict[K, list[Case]]:
@@ -407,10 +408,19 @@ def _bisect(cases: Sequence[Case], reached: Efficiency) -> float:
     return low
 
 
-def _message(case: Case, reached: Efficiency) -> float:
-    """What a case of several devices takes longer than predicted, for each of its sums."""
-    steps = case.new if case.phase == BATCH else 1
-    return (case.seconds - predict(case, reached)) / (2 * _passes(case.model, 1, 1)[1].layers * steps)
+def _message(case: Case, reached: Efficiency) -> tuple[float, float]:
+    """What a case of several devices takes longer than predicted, for each message, and its messages for its time."""
+    without, with_ones = (predict(case, replace(reached, per_message=wait)) for wait in (0.0, 1.0))
+    messages = with_ones - without
+    return (case.seconds - without) / messages, messages / case.seconds
+
+
+def _weighted(found: Iterable[tuple[float, float]]) -> float:
+    """The median of values that have weights: where their relative errors come to least."""
+    ordered = sorted(found)
+    half = sum(weight for _, weight in ordered) / 2
+    up_to = accumulate(weight for _, weight in ordered)
+    return next(value for (value, _), weight in zip(ordered, up_to, strict=True) if weight >= half)
 
 
 def _ends(ratios: Iterable[float]) -> tuple[float, float]:
