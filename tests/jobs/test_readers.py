@@ -61,10 +61,13 @@ def test_axolotl() -> None:
 
 
 def test_axolotl_names_what_it_cannot_say() -> None:
+    whole = job("axolotl-fft-8b-liger-fsdp.yaml")
+    assert (whole.words["fused_kernels"], whole.words["loss"]) == ("liger", "liger_fused_linear")
     with pytest.raises(NotModelledError, match=r"liger_rope: True"):
-        job("axolotl-fft-8b-liger-fsdp.yaml")
+        job("axolotl-fft-8b-liger-fsdp.yaml", ignore=("liger_rms_norm",))
     passed = ("liger_rope", "liger_rms_norm", "liger_glu_activation")
     found = job("axolotl-fft-8b-liger-fsdp.yaml", ignore=passed)
+    assert "fused_kernels" not in found.words
     assert found.words["shard"] == "fsdp1"
     assert found.words["use_orig_params"] is False
     assert found.words["offload_parameters"] is True

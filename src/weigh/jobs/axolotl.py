@@ -29,7 +29,7 @@ AXES = {
 REFUSED = (
     *("load_in_8bit", "load_in_4bit", "gptq", "fp8", "rl", "reward_model", "process_reward_model", "torch_compile"),
     *("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "cut_cross_entropy", "chunked_cross_entropy", "relora"),
-    *("liger_rope", "liger_rms_norm", "liger_glu_activation", "liger_layer_norm", "liger_cross_entropy"),
+    "liger_cross_entropy",
     *(
         "unfrozen_parameters",
         "max_memory",
@@ -120,6 +120,14 @@ def _attention(book: Book) -> None:
 
 
 def _liger(book: Book) -> None:
+    book.take("liger_layer_norm")  # no family that `weigh` puts Liger's kernels into has any
+    wanted = {key: flag(book.take(key)) for key in ("liger_rope", "liger_rms_norm", "liger_glu_activation")}
+    if all(wanted.values()):
+        book.say("fused_kernels", "liger", "liger_rms_norm")
+    else:
+        for key, value in wanted.items():
+            if value:
+                book.refusal(key, value)
     if flag(book.take("liger_fused_linear_cross_entropy")):
         book.say("loss", "liger_fused_linear", "liger_fused_linear_cross_entropy")
 

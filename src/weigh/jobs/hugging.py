@@ -69,7 +69,7 @@ HARMLESS = """
 """Arguments that move no byte of a training step on the device. (`tf32` changes products, not tensors.)"""
 
 REFUSED = (
-    *("torch_compile", "auto_find_batch_size", "neftune_noise_alpha", "use_liger_kernel", "torch_empty_cache_steps"),
+    *("torch_compile", "auto_find_batch_size", "neftune_noise_alpha", "liger_kernel_config", "torch_empty_cache_steps"),
     *("activation_offloading", "galore_rank", "parallelism_config", "use_cce"),
 )
 """Arguments that change what is allocated, and are not modelled."""
@@ -101,6 +101,7 @@ def training_arguments(book: Book, batch: tuple[str, ...] = ("per_device_train_b
     book.copy("weight_decay", "weight_decay", default=0.0)
     evaluation(book)
     deepspeed_and_fsdp(book)
+    liger(book, "use_liger_kernel", "enable_liger_kernel")
     book.refuse(*REFUSED)
 
 
@@ -212,6 +213,14 @@ def quantized(book: Book, nested: bool, upcast: str, four_bits: str = "nf4") -> 
             book.say("upcast", upcast, key)
             if kind == four_bits:
                 book.say("double_quantization", nested, key)
+
+
+def liger(book: Book, *keys: str) -> None:
+    """Liger's kernels: norms, rotations, gated MLPs and the loss with the output layer."""
+    key, wanted = book.found(*keys)
+    if flag(wanted):
+        book.say("fused_kernels", "liger", key)
+        book.say("loss", "liger_fused_linear", key)
 
 
 def targets_of(value: Any) -> list[str] | None:

@@ -22,7 +22,6 @@ HARMLESS = f"""
 REFUSED = (
     *("use_unsloth", "shift_attn", "rope_scaling"),
     *(
-        "enable_liger_kernel",
         "upcast_layernorm",
         "upcast_lmhead_output",
         "mixture_of_depths",

@@ -39,7 +39,7 @@ def kernels(
     return chosen | TRACED
 
 
-FUSED = ("unsloth",)
+FUSED = ("liger", "unsloth")
 """Sets that replace parts of transformers' models."""
 
 
@@ -54,8 +54,9 @@ def fused_kernels(name: str | None, model_type: str) -> dict[str, Any]:
         return {}
     if name not in FUSED:
         raise UnknownNameError("set of fused kernels", name, FUSED)
-    from weigh.kernels import unsloth
+    from weigh.kernels import liger_model, unsloth
 
-    if model_type not in unsloth.MODEL_TYPES:
+    chosen = {"liger": liger_model, "unsloth": unsloth}[name]
+    if model_type not in chosen.MODEL_TYPES:
         raise NotModelledError(f"{name}'s kernels for {model_type}", where="fused_kernels")
-    return dict(unsloth.KERNELS)
+    return dict(chosen.KERNELS)

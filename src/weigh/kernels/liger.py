@@ -1,9 +1,9 @@
 """Liger's Triton kernels that make a loss.
 
 Read: liger-kernel 0.2.1 and 0.4.2, ops/{cross_entropy,fused_linear_cross_entropy}.py; fms-acceleration has a copy of
-the second (plugins/fused-ops-and-kernels, fused_ops/liger_ce) that allocates alike. 0.8 makes no fp32 copy of a chunk's
-logits, and is not modelled. Gradients are made on the way forward: that of the logits over the logits, and with a fused
-linear layer those of the hidden states and of the weight, chunk by chunk, so that never are all logits there.
+the second (plugins/fused-ops-and-kernels, fused_ops/liger_ce) that allocates alike. `liger_model.py` has 0.8's second.
+Gradients are made on the way forward: that of the logits over the logits, and with a fused linear layer those of the
+hidden states and of the weight, chunk by chunk, so that never are all logits there.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class LigerFusedLinearCrossEntropy(Op):
             loss_1d = ops.zeros((rows,), FLOAT32)
             total_n_non_ignore = _count(target)
             turned = weight.t()
-            for length in _chunks(rows, weight.shape[0], width):
+            for length in chunks(rows, weight.shape[0], width):
                 chunk = hidden.narrow(0, length)
                 logits_chunk = ops.matmul(chunk, turned)
                 _count(target.narrow(0, length))
@@ -96,7 +96,7 @@ def _count(target: Tensor) -> Tensor:
     return total
 
 
-def _chunks(rows: Size, vocab_size: Size, width: Size) -> list[int]:
+def chunks(rows: Size, vocab_size: Size, width: Size) -> list[int]:
     """How many tokens each chunk has: as many as make its logits about as large as the hidden states of all."""
     if not (isinstance(rows, int) and isinstance(vocab_size, int) and isinstance(width, int)):
         raise NotModelledError("chunks of many sizes at once", where="loss")

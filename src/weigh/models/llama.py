@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 
 from weigh.dtypes import DType
 from weigh.ghost import nn
+from weigh.ghost.state import state
 from weigh.ghost.tensor import Tensor
 from weigh.models import layout
 from weigh.models.common import (
@@ -144,6 +145,9 @@ class LlamaMLP(nn.Module):
         self.act_fn = nn.Activation(config.hidden_act)
 
     def forward(self, x: Tensor) -> Tensor:
+        fused = state.overrides.get("swiglu")
+        if fused is not None:
+            return self.down_proj(fused(self.gate_proj(x), self.up_proj(x)))  # type: ignore[no-any-return]
         down_proj: Tensor = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
         return down_proj
 

@@ -82,11 +82,12 @@ class Training:
     loss: str = "upcast"
     """How the loss is made of the logits: "upcast" (in fp32), "shifted" (in fp32, of a shifted copy: transformers
     before 4.50), "rebound" (likewise, and the model drops the logits of its own dtype: before 4.46), "native" (of a
-    shifted copy in the logits' own dtype), "liger_fused_linear" (with the head, chunk by chunk: Liger's kernel); of
-    Megatron-LM over a cut vocabulary: "vocab_parallel", "fused" (compiled), "te_fused", and before Core 0.8
-    "vocab_parallel_copied"."""
+    shifted copy in the logits' own dtype), "liger_fused_linear" (with the head, chunk by chunk: Liger's kernel; before
+    0.5 "liger_fused_linear_early"); of Megatron-LM over a cut vocabulary: "vocab_parallel", "fused" (compiled),
+    "te_fused", and before Core 0.8 "vocab_parallel_copied"."""
     fused_kernels: str | None = None
-    """Triton kernels in place of the cross entropy, the RMS norms and the rotary embedding: "unsloth"."""
+    """Triton kernels in place of the RMS norms, the rotary embedding and the gated MLPs: "liger"; of the first two and
+    the cross entropy: "unsloth"."""
     checkpointing: str | None = None
     """None, "full" (every block, non-reentrant), "reentrant", or "selective" (torchtitan's choice of ops whose outputs
     are kept; under Megatron-LM the core of attention is run again)."""
@@ -501,7 +502,13 @@ class Loop:
         """The kernels that differ from the device's usual ones."""
         fused = fused_kernels(recipe.fused_kernels, family)
         experts = {"experts": LOOPED} if recipe.looped_experts else {}
-        return loss_kernel(recipe.loss) | fused | {"repeat_kv": recipe.repeat_kv} | experts
+        return (
+            {"compute_capability": recipe.compute_capability}
+            | loss_kernel(recipe.loss)
+            | fused
+            | {"repeat_kv": recipe.repeat_kv}
+            | experts
+        )
 
     def workspaces(self, recipe: Training, model: CausalModel) -> Workspaces:
         """What libraries take of the allocator's memory as phases begin."""

@@ -18,6 +18,7 @@ _ROWS = "tests/data/witness/rows.jsonl"
 _PARALLEL = "tests/data/witness/parallel.jsonl"
 _THREE = "tests/torch/test_three_witnesses.py"
 _CASES = "tests/validate/test_training_cases.py"
+_LIGER = "tests/data/liger.jsonl"
 _KERNELS = "tests/kernels/test_measured_kernels.py"
 _MEASURED = "docs/measured.md"
 _ANY = "any"
@@ -33,6 +34,8 @@ _RECORDED_STEPS = (
     "torchao_cpu_offload"
 )
 _PAGED = "adam adamw ademamix lion rmsprop sgd"
+
+_FUSED_LINEAR = {"liger_fused_linear": _LIGER, "liger_fused_linear_early": _KERNELS}
 
 WITNESSES: dict[str, dict[str, str | None]] = {
     "optimizer": {
@@ -65,8 +68,8 @@ WITNESSES: dict[str, dict[str, str | None]] = {
     "lora": {_ANY: _THREE},
     "adapter": dict.fromkeys(KINDS, "tests/torch/test_adapters.py"),
     "quantization": {"nf4": _CASES, "fp4": _CASES, "gptq": _CASES, "int8": "tests/torch/test_int8.py"},
-    "fused_kernels": {"unsloth": _CASES},
-    "loss": {"shifted": _CASES, "rebound": _CASES, "native": _CASES, "liger_fused_linear": _KERNELS},
+    "fused_kernels": {"liger": _LIGER, "unsloth": _CASES},
+    "loss": {"shifted": _CASES, "rebound": _CASES, "native": _CASES, **_FUSED_LINEAR},
     "optimizer_in_backward": {"True": _IN_BACKWARD},
     "loss_scaling": {"True": _OPTIMIZERS},
     "offload_activations": {"True": _OFFLOADING},

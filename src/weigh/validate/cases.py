@@ -233,7 +233,7 @@ def _fused(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "loss", "chunked" if loss == "chunked" else "upcast"
         return
     if loss == "liger_fused_linear" or (case.get("runtime") == "torchtitan" and loss == "compiled"):
-        yield "loss", loss
+        yield "loss", "liger_fused_linear_early" if loss == "liger_fused_linear" else loss  # fms-acceleration's copy
     elif loss not in (None, "eager", "fused" if FMS_KERNELS in configuration else None):
         raise NotModelledError(f"the loss {loss!r}", where="loss")
 

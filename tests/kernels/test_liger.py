@@ -1,0 +1,42 @@
+"""Liger's kernels in whole steps, beside Liger's own Python on fake CUDA tensors (`tools/record_liger.py`)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from weigh.errors import NotModelledError
+from weigh.recipes.settings import make
+from weigh.recipes.training import Training, run
+from weigh.trace.events import LOAD
+from weigh.trace.peak import phase_peaks
+
+ROWS = [json.loads(line) for line in (Path(__file__).parent.parent / "data/liger.jsonl").read_text().splitlines()]
+LIGER = {"fused_kernels": "liger", "loss": "liger_fused_linear", "compute_capability": "8.0"}
+BESIDE = 16
+"""Bytes that a recorded function keeps besides."""
+
+
+def peaks(config: dict[str, Any], **settings: Any) -> list[int]:
+    trace = run(config, make(Training, settings)).trace
+    return [int(p.peak) for p in phase_peaks(trace) if p.mark.phase != LOAD]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['config']['model_type']}-{row['settings']}")
+def test_steps_are_those_of_liger(row: dict[str, Any]) -> None:
+    found = peaks(row["config"], **{**LIGER, "traced": True, **row["settings"]})
+    assert [peak + BESIDE for peak in found] == [peak for _, peak in row["peaks"]]
+
+
+def test_before_ampere_the_weights_gradient_goes_through_a_matrix_in_fp32() -> None:
+    row = ROWS[0]
+    old, new = (
+        peaks(row["config"], **{**LIGER, **row["settings"], "compute_capability": cc})[0] for cc in ("7.5", "8.0")
+    )
+    assert old - new == 6 * 1300 * 64
+
+
+def test_other_families_are_refused() -> None:
+    with pytest.raises(NotModelledError, match="liger's kernels for gpt2"):
+        run({"model_type": "gpt2"}, make(Training, {"sequence": 8, "fused_kernels": "liger"}))

@@ -1,0 +1,154 @@
+"""Records tests/data/liger.jsonl: Liger's own Python around its Triton kernels, on fake CUDA tensors.
+
+PYTHONPATH=FOLDER_OF_LIGER python tools/record_liger.py
+
+Needs `weigh[torch]` and the sources of liger-kernel 0.8.5. Triton is not needed: what its kernels allocate is allocated
+by the Python around them, and the kernels themselves are left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.abc
+import importlib.machinery
+import json
+import os
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+ROWS = Path(__file__).parent.parent / "tests/data/liger.jsonl"
+SIZES = {"vocab_size": 1300, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "intermediate_size": 80}  # fmt: skip
+CASES: list[dict[str, Any]] = [
+    {"config": {"model_type": "llama"}, "settings": {"batch": 2, "sequence": 64, "dtype": "bf16"}},
+    {"config": {"model_type": "llama"}, "settings": {"batch": 3, "sequence": 100, "dtype": "bf16", "loss": "upcast"}},
+    {"config": {"model_type": "mistral"}, "settings": {"batch": 2, "sequence": 64, "autocast": "bf16"}},
+    {"config": {"model_type": "llama"}, "settings": {"batch": 2, "sequence": 64}},
+    {"config": {"model_type": "qwen3", "head_dim": 16}, "settings": {"batch": 2, "sequence": 64, "dtype": "bf16"}},
+    {"config": {"model_type": "qwen2"},
+     "settings": {"batch": 2, "sequence": 96, "dtype": "bf16", "checkpointing": "full"}},
+]  # fmt: skip
+
+
+class Anything:
+    """Triton, or a part of it: a decorator that gives nothing to run, a kernel that runs nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __call__(self, *args: Any, **_: Any) -> Any:
+        return Anything()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Anything()
+
+    def __getitem__(self, _: Any) -> Any:
+        return Anything()
+
+    def __or__(self, _: Any) -> Any:
+        return self
+
+    __ror__ = __mul__ = __rmul__ = __or__
+
+
+class Constexpr:
+    """A number that kernels are compiled with."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class Triton(types.ModuleType):
+    """A module of it."""
+
+    __path__ = ()
+    constexpr = Constexpr
+    __version__ = "3.0.0"
+    cdiv = staticmethod(lambda a, b: -(-a // b))
+    next_power_of_2 = staticmethod(lambda n: 1 << (n - 1).bit_length())
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Anything()
+
+
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds Triton, whatever is asked of it."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.split(".")[0] == "triton" else None
+
+    def create_module(self, spec: Any) -> Any:
+        return Triton(spec.name)
+
+    def exec_module(self, module: Any) -> None: ...
+
+
+def made() -> Any:
+    """The model of the case at hand, with Liger's kernels, as `weigh.measure` runs functions."""
+    sys.meta_path.insert(0, Finder())
+    import torch
+
+    torch.Tensor.item = lambda _: 1  # how many labels count
+    torch.cuda.device = lambda *_: contextlib.nullcontext()
+    torch.cuda.get_device_properties = lambda *_: types.SimpleNamespace(multi_processor_count=108)
+    torch.cuda.get_device_capability = lambda *_: (8, 0)
+    from liger_kernel.ops import fused_linear_cross_entropy
+    from liger_kernel.transformers import monkey_patch
+
+    # the loss's own gradient is one, and a number on the device finds that out
+    fused_linear_cross_entropy.fused_linear_cross_entropy_backward = lambda _, *gradients: gradients
+
+    from weigh.measure.training import apply_techniques
+    from weigh.measure.workload import build
+    from weigh.recipes.settings import make
+    from weigh.recipes.training import Training
+
+    case = json.loads(os.environ["LIGER_CASE"])
+    settings = dict(case["settings"])
+    fused = settings.pop("loss", None) is None
+    recipe = make(Training, settings)
+    getattr(monkey_patch, f"apply_liger_kernel_to_{case['config']['model_type']}")(fused_linear_cross_entropy=fused)
+    model = build(SIZES | case["config"], recipe.dtype, "sdpa", "cuda", True).train()
+    ids = torch.randint(0, SIZES["vocab_size"], (recipe.batch, recipe.sequence))
+    labels = torch.randint(0, SIZES["vocab_size"], (recipe.batch, recipe.sequence))
+    return apply_techniques(model, recipe), {"input_ids": ids, "labels": labels, "use_cache": False}, None
+
+
+def main() -> None:
+    """Record every case."""
+    import tempfile
+
+    from weigh.measure.job import Job, words
+    from weigh.measure.process import Process
+    from weigh.recipes.settings import make
+    from weigh.recipes.training import Training
+    from weigh.trace.events import LOAD
+    from weigh.trace.file import load
+    from weigh.trace.peak import phase_peaks
+
+    os.chdir(Path(__file__).parent)
+    rows = []
+    for case in CASES:
+        os.environ["LIGER_CASE"] = json.dumps(case)
+        settings = {name: value for name, value in case["settings"].items() if name != "loss"}
+        with Process() as process, tempfile.TemporaryDirectory() as folder:
+            output = f"{folder}/run.trace"
+            process.ask(Job("train", words(make(Training, settings)), function="record_liger:made", output=output))
+            trace = load(output)[0]
+        if "--keep" in sys.argv:
+            from weigh.trace.file import save
+
+            save(trace, f"/tmp/liger-{len(rows)}.trace")
+        peaks = [[f"{p.mark.phase} {p.mark.round}", p.peak] for p in phase_peaks(trace) if p.mark.phase != LOAD]
+        rows.append({**case, "config": SIZES | case["config"], "peaks": peaks})
+        print(case, peaks)
+    ROWS.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
