@@ -12,7 +12,7 @@ import pytest
 
 import weigh
 from weigh.dtypes import BFLOAT16, FLOAT16, FLOAT32
-from weigh.errors import NotModelledError, UsageError, WeighError
+from weigh.errors import NotModelledError, UnknownNameError, UsageError, WeighError
 from weigh.recipes.training import Training, run
 from weigh.runtimes import get
 from weigh.runtimes.mcore.buffers import Sharing, layout
@@ -153,6 +153,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"context": 4, "gpus_per_node": 4, "context_exchange": "a2a+p2p", "context_heads": 2},
     {"fp8": "tensorwise", "fp8_params": True, "shard": "distributed_optimizer", "gpus_per_node": 2},
     {"fp8": "mxfp8", "tensor": 2, "sequence_parallel": True, "gpus_per_node": 2, "compute_capability": "10.0"},
+    {"checkpointing": "selective", "recompute_modules": ("layernorm", "mla_up_proj", "moe_act", "shared_experts")},
     {"checkpointing": "selective", "compute_capability": "8.0", "gradient_accumulation_fusion": False},
 ]
 
@@ -384,6 +385,47 @@ def test_the_report_names_the_worst_stage() -> None:
     assert weigh.train(LLAMA, runtime="megatron", batch=1, sequence=512).as_dict()["stages"] == []
 
 
+def test_recomputed_modules_drop_what_they_make() -> None:
+    """Bytes that a layer of latent attention and experts keeps less, from shapes: outputs of norms that projections
+    saved; queries, keys, values and the normed latents; the experts' activation; the dense MLP; the layer of experts.
+    """
+    s, b, h, topk, width = 256, 2, 256, 2, 128
+    tokens, heads = s * b, 8
+    recipe = replace(RECIPE, accumulation=1, checkpointing="selective", token_dispatcher="alltoall")
+
+    def kept(*modules: str, dense: int = 0) -> int:
+        config = {**MOE, "num_hidden_layers": 4, "first_k_dense_replace": dense}
+        settings: dict[str, Any] = {"recompute_modules": modules} if modules else {"checkpointing": None}
+        found = run(config, replace(recipe, **settings), loop=LOOP, unroll=True)
+        after = {p.mark.phase: int(p.after) for p in phase_peaks(found.trace) if p.mark.round == 0}  # type: ignore[arg-type]
+        return (after[FORWARD] - after[LOAD]) // 4
+
+    plain = kept()
+    statistics = 4 * tokens
+    assert plain - kept("layernorm") == 2 * (2 * tokens * h + statistics)
+    queries_keys_values = 2 * tokens * heads * (48 + 48 + 32)
+    normed = 2 * tokens * (64 + 32) + 2 * statistics
+    rotated = 2 * tokens * 16  # the latents are inputs now: whole, with the rotated part, instead of a copy without
+    assert plain - kept("mla_up_proj") == queries_keys_values + normed - rotated
+    assert plain - kept("moe_act") == 2 * tokens * topk * width
+    assert plain - kept("shared_experts") == 2 * tokens * 3 * width
+    dense = kept(dense=4)
+    assert dense - kept("mlp", dense=4) == 2 * tokens * (h + 3 * 768) + statistics
+    assert kept("moe") < kept("moe_act", "shared_experts") < plain
+    assert kept("core_attn") < plain
+
+
+@pytest.mark.parametrize(
+    "modules", [("layernorm", "mla_up_proj", "moe_act"), ("mlp", "moe"), ("core_attn", "mla_up_proj")]
+)
+def test_recomputing_is_over_when_the_step_is(modules: tuple[str, ...]) -> None:
+    """Nothing more is left between steps, and gradients of all parameters come."""
+    plain = run(MOE, RECIPE, loop=LOOP).trace
+    again = run(MOE, replace(RECIPE, checkpointing="selective", recompute_modules=modules), loop=LOOP).trace
+    ends = [[int(p.after) for p in phase_peaks(t) if p.mark.phase == "step"] for t in (plain, again)]  # type: ignore[arg-type]
+    assert ends[0] == ends[1]
+
+
 ROUTED: dict[str, Any] = {**GPT, "mlp_bias": False, "attention_bias": False, "n_routed_experts": 8} | {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 512,
@@ -427,6 +469,7 @@ def test_weights_of_tokens_are_in_the_dtype_of_the_router() -> None:
         ({"defer_embedding_wgrad": 0}, UsageError),
         ({"context": 4, "gpus_per_node": 4, "context_exchange": "a2a+p2p"}, UsageError),
         ({"fp8_params": True}, UsageError),
+        ({"recompute_modules": ("mlps",)}, UnknownNameError),
         ({"fp8": "mxfp8", "fp8_params": True}, NotModelledError),
         ({"fp8": "delayed", "local_layers": True}, NotModelledError),
         ({"shard": "megatron_fsdp", "pipeline": 2, "gpus_per_node": 4}, NotModelledError),

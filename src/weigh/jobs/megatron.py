@@ -80,7 +80,7 @@ REFUSED = (
     *("use_torch_fsdp2", "optimizer_cpu_offload"),
     *("cpu_offloading_num_layers", "use_precision_aware_optimizer", "main_grads_dtype", "main_params_dtype"),
     *("exp_avg_dtype", "exp_avg_sq_dtype"),
-    *("recompute_modules", "distribute_saved_activations", "moe_shared_expert_overlap"),
+    *("distribute_saved_activations", "moe_shared_expert_overlap"),
     *("virtual_pipeline_model_parallel_size", "enable_cuda_graph"),
     *("external_cuda_graph", "use_te_rng_tracker", "ddp_bucket_size", "ddp_num_buckets", "attention_backend"),
     *("fsdp_double_buffer", "nccl_ub", "megatron_fsdp_version"),
@@ -267,6 +267,10 @@ def _recomputing(book: Book) -> None:
     if granularity is None:
         return
     layers, method = book.take("recompute_num_layers"), book.take("recompute_method")
+    modules = book.take("recompute_modules")
     if granularity == "full" and (method, layers) not in ((None, None), ("uniform", None), ("uniform", 1)):
         book.refusal("recompute_method", f"{method} {layers}")
+    if modules is not None and granularity == "selective":
+        names = modules if isinstance(modules, list) else str(modules).replace(",", " ").split()
+        book.say("recompute_modules", tuple(names), "recompute_modules")
     book.say("checkpointing", granularity, key)

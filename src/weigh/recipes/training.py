@@ -198,6 +198,8 @@ class Training:
     """Megatron-LM: what tensor ranks do alike outside of the linear layers is shared along the sequence."""
     virtual_pipeline: int = 1
     """Megatron-LM: chunks of layers on each stage, run in turn (the interleaved schedule)."""
+    recompute_modules: tuple[str, ...] = ("core_attn",)
+    """Megatron-LM: what selective checkpointing recomputes, as `--recompute-modules` says it."""
     pipeline_layout: Text | None = None
     """Megatron-LM: the layers of each stage, as `--pipeline-model-parallel-layout` writes them ("Et*2|(tt|)*2tL")."""
     virtual_pipeline_group: int | None = None
@@ -647,7 +649,7 @@ def run(
 
 MEGATRON = (
     *("sequence_parallel", "virtual_pipeline", "context_exchange", "expert_tensor", "capacity_factor"),
-    *("pipeline_layout", "virtual_pipeline_group", "defer_embedding_wgrad", "context_heads"),
+    *("recompute_modules", "pipeline_layout", "virtual_pipeline_group", "defer_embedding_wgrad", "context_heads"),
     *(
         "overlap_expert_communication",
         "token_dispatcher",

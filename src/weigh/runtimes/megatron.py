@@ -20,7 +20,7 @@ from typing import Any
 
 from weigh.dims import Size
 from weigh.dtypes import BFLOAT16, BOOL, FLOAT16, FLOAT32, INT64, UINT8
-from weigh.errors import NotModelledError, UsageError
+from weigh.errors import NotModelledError, UnknownNameError, UsageError
 from weigh.ghost import nn, ops
 from weigh.ghost.autograd import backward
 from weigh.ghost.nn import Parameter
@@ -47,6 +47,7 @@ from weigh.runtimes.mcore.fp8 import BY_TENSOR, Fp8, is_fp8
 from weigh.runtimes.mcore.fsdp import Group, fully_shard
 from weigh.runtimes.mcore.layers import FLASH, FUSED, UNFUSED, ExpertLinear, Setup
 from weigh.runtimes.mcore.model import GPTModel, GPTStage, Stage
+from weigh.runtimes.mcore.recompute import MODULES
 from weigh.runtimes.mcore.schedules import Action, schedule, stages_of
 from weigh.techniques import Technique
 from weigh.techniques.checkpointing import Checkpointing
@@ -251,7 +252,9 @@ def _setup(shape: MegatronConfig, recipe: Training) -> Setup:
         raise UsageError(f"groups of {recipe.context_heads} devices share heads", where="context_heads", hint=hint)
     if recipe.token_dispatcher != "alltoall" and recipe.capacity_factor is not None:
         raise NotModelledError("capacity beside gathered tokens in Megatron-LM", where="capacity_factor")
-    selective = recipe.checkpointing == "selective"
+    for name in recipe.recompute_modules:
+        if name not in MODULES:
+            raise UnknownNameError("part that can be recomputed", name, MODULES)
     return Setup(
         tensor=recipe.tensor,
         sequence_parallel=recipe.sequence_parallel and recipe.tensor > 1,
@@ -263,7 +266,7 @@ def _setup(shape: MegatronConfig, recipe: Training) -> Setup:
         fused_wgrad=recipe.gradient_accumulation_fusion,
         own_stand_ins=recipe.own_stand_ins,
         attention=_attention(recipe),
-        recompute_attention=selective,
+        recompute=frozenset(recipe.recompute_modules) if recipe.checkpointing == "selective" else frozenset(),
         loss=recipe.loss,
         defer_wgrad=recipe.defer_embedding_wgrad,
         context_heads=recipe.context_heads,

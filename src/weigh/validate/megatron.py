@@ -13,7 +13,7 @@ from weigh.recipes.training import DISPATCHERS, VOCAB_PARALLEL_LOSSES
 LOCAL = "local"
 """`--transformer-impl`: Megatron's own layers."""
 
-HANDLED = ("attention_backend", "fp8_format", "fp8_recipe", "fp8_param_gather")
+HANDLED = ("attention_backend",)
 """Arguments that the reader of scripts refuses, and cases say in words of their own."""
 SIMUMAX = "simumax"
 """A publisher whose scripts (`simu_tools/megatron_scripts`) run without dropout and without masks in batches."""
@@ -70,7 +70,7 @@ def megatron_words(case: Mapping[str, Any]) -> dict[str, Any]:
             raise NotModelledError("a run that makes no optimizer states", where="extra.optimizer_states_allocated")
         words["steps"] = 1  # the first is skipped, for its loss is scaled too far; so was every other of the run
     words |= dict(_parallel(case.get("parallel") or {}, extra.get("megatron_fsdp")))
-    words["checkpointing"] = _recomputed(case.get("checkpointing") or {})
+    words |= _recomputed(case.get("checkpointing") or {}, extra.get("megatron_args") or {})
     words |= dict(_kernels(case, extra, extra.get("megatron_args") or {}))
     _refuse(extra.get("megatron_args") or {})
     words |= dict(_stages(case, extra, extra.get("megatron_args") or {}))
@@ -80,16 +80,13 @@ def megatron_words(case: Mapping[str, Any]) -> dict[str, Any]:
     return words
 
 
-CORE_ATTENTION = "core_attn"
-"""What `--recompute-granularity selective` recomputes, unless `--recompute-modules` says otherwise."""
-
-
-def _recomputed(found: Mapping[str, Any]) -> str | None:
+def _recomputed(found: Mapping[str, Any], args: Mapping[str, Any]) -> dict[str, Any]:
+    mode = None if found.get("mode") == "none" else found.get("mode")
     listed = re.search(r"modules: (.*)", str(found.get("detail")))
-    modules = re.findall(r"\w+", listed[1]) if listed else [CORE_ATTENTION]
-    if found.get("mode") == "selective" and modules != [CORE_ATTENTION]:
-        raise NotModelledError(f"recomputing {', '.join(modules)} in Megatron-LM", where="checkpointing")
-    return None if found.get("mode") == "none" else found.get("mode")
+    said = args.get("recompute-modules", listed[1] if listed else None)
+    if mode != "selective" or said is None:
+        return {"checkpointing": mode}
+    return {"checkpointing": mode, "recompute_modules": tuple(re.findall(r"\w+", str(said)))}
 
 
 def _precision(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

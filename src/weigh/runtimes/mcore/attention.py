@@ -12,6 +12,7 @@ from weigh.ghost.tensor import Tensor, empty
 from weigh.runtimes.mcore import rows
 from weigh.runtimes.mcore.config import MegatronConfig
 from weigh.runtimes.mcore.layers import FLASH, UNFUSED, Norm, ParallelLinear, Setup, with_bias
+from weigh.runtimes.mcore.recompute import WithoutOutput
 from weigh.techniques.checkpointing import reentrant_checkpoint
 
 
@@ -95,6 +96,14 @@ def _layout_supported(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return q.strides is None and k.strides is None and v.strides is None
 
 
+def attended(core: CoreAttention, setup: Setup, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The core of attention, run again in the backward pass where that is asked for."""
+    if "core_attn" in setup.recompute:
+        return reentrant_checkpoint(core, query, key, value, positional=3)  # type: ignore[no-any-return]
+    out: Tensor = core(query, key, value)
+    return out
+
+
 class SelfAttention(nn.Module):
     """Attention with one layer for queries, keys and values, the norm before it in one with that layer."""
 
@@ -126,10 +135,7 @@ class SelfAttention(nn.Module):
             query, key = self.q_layernorm(query), self.k_layernorm(key)
         if self.config.position_embedding_type == "rope":
             query, key = apply(rows.Rotary, query), apply(rows.Rotary, key)
-        if self.setup.recompute_attention:
-            out = reentrant_checkpoint(self.core_attention, query, key, value, positional=3)
-        else:
-            out = self.core_attention(query, key, value)
+        out = attended(self.core_attention, self.setup, query, key, value)
         del query, key, value
         projected: Tensor = self.linear_proj(out)
         return projected
@@ -161,13 +167,29 @@ class MLASelfAttention(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         config = self.config
-        rotary, plain = config.qk_pos_emb_head_dim, config.qk_head_dim
-        x = self.input_layernorm(hidden_states)
-        q = self.q_layernorm(self.linear_q_down_proj(x)) if config.q_lora_rank else x
+        norm = WithoutOutput(self.input_layernorm) if "layernorm" in self.setup.recompute else None
+        x = self.input_layernorm(hidden_states) if norm is None else norm(hidden_states)
+        q = self.linear_q_down_proj(x) if config.q_lora_rank else x
         kv_combined = self.linear_kv_down_proj(x)
         del x
-        compressed, k_pos_emb = apply(rows.Split, kv_combined, sizes=[config.kv_lora_rank, rotary])
+        sizes = [config.kv_lora_rank, config.qk_pos_emb_head_dim]
+        compressed, k_pos_emb = apply(rows.Split, kv_combined, sizes=sizes)
         del kv_combined
+        up = WithoutOutput(self._up) if "mla_up_proj" in self.setup.recompute else None
+        query, key, value = (self._up if up is None else up)(q, compressed, k_pos_emb)
+        del q, compressed, k_pos_emb
+        out = attended(self.core_attention, self.setup, query, key, value)
+        del query, key, value
+        out = out if up is None else up.drop(out)
+        projected: Tensor = self.linear_proj(out)
+        return projected if norm is None else norm.drop(projected)
+
+    def _up(self, q: Tensor, compressed: Tensor, k_pos_emb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`qkv_up_proj_and_rope_apply`: latents to queries, keys and values of every head."""
+        config = self.config
+        rotary, plain = config.qk_pos_emb_head_dim, config.qk_head_dim
+        if config.q_lora_rank:
+            q = self.q_layernorm(q)
         q = self.linear_q_up_proj(q)
         kv = self.linear_kv_up_proj(self.kv_layernorm(compressed))
         del compressed
@@ -179,11 +201,4 @@ class MLASelfAttention(nn.Module):
         del q
         key = apply(rows.JoinKey, k_no_pe, k_pos_emb)
         del k_no_pe, k_pos_emb
-        value = value.contiguous()
-        if self.setup.recompute_attention:
-            out = reentrant_checkpoint(self.core_attention, query, key, value, positional=3)
-        else:
-            out = self.core_attention(query, key, value)
-        del query, key, value
-        projected: Tensor = self.linear_proj(out)
-        return projected
+        return query, key, value.contiguous()

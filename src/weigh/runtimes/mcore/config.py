@@ -110,7 +110,7 @@ class MegatronConfig:
                 "position_embedding_type", default="learned_absolute" if plain else "rope"
             ),
             "qk_layernorm": keys.flag("qk_layernorm", default=kind in QK_NORM),
-            "mtp_num_layers": keys.optional_size("num_nextn_predict_layers") or 0,
+            "mtp_num_layers": _count(keys, config, "num_nextn_predict_layers"),
             "share_embeddings": keys.flag("tie_word_embeddings", default=plain),
         }
         if biased and not found["add_qkv_bias"]:
@@ -120,20 +120,25 @@ class MegatronConfig:
             each = keys.size("moe_intermediate_size", default=found["ffn_hidden_size"])
             shared = keys.optional_size("shared_expert_intermediate_size")
             if shared is None:
-                shared = each * (keys.optional_size("n_shared_experts") or 0)
+                shared = each * _count(keys, config, "n_shared_experts")
             found |= {
                 "num_moe_experts": experts,
                 "moe_router_topk": keys.size("num_experts_per_tok"),
                 "moe_ffn_hidden_size": each,
                 "moe_shared_expert_intermediate_size": shared,
-                "first_dense": keys.optional_size("first_k_dense_replace") or 0,
+                "first_dense": _count(keys, config, "first_k_dense_replace"),
             }
         if config.get("kv_lora_rank"):
             found |= {
-                "q_lora_rank": keys.optional_size("q_lora_rank") or 0,
+                "q_lora_rank": _count(keys, config, "q_lora_rank"),
                 "kv_lora_rank": keys.size("kv_lora_rank"),
                 "qk_head_dim": keys.size("qk_nope_head_dim"),
                 "qk_pos_emb_head_dim": keys.size("qk_rope_head_dim"),
                 "v_head_dim": keys.size("v_head_dim"),
             }
         return cls(**found)
+
+
+def _count(keys: Keys, config: Mapping[str, Any], name: str) -> int:
+    """A number that may be 0, or missing."""
+    return (keys.optional_size(name) or 0) if config.get(name) else 0

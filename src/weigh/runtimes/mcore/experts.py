@@ -16,6 +16,8 @@ from weigh.runtimes.mcore import rows
 from weigh.runtimes.mcore.config import MegatronConfig
 from weigh.runtimes.mcore.fp8 import Fp8Linear, Weight
 from weigh.runtimes.mcore.layers import MLP, ExpertLinear, Norm, Setup, activated, weight_of
+from weigh.runtimes.mcore.recompute import WithoutOutput
+from weigh.techniques.checkpointing import reentrant_checkpoint
 
 
 class TEGroupedMLP(nn.Module):
@@ -38,8 +40,13 @@ class TEGroupedMLP(nn.Module):
         if self.fp8_weights is not None:
             return self._in_fp8(tokens, probs, *self.fp8_weights)
         linear = partial(apply, rows.GroupedLinear, fused=self.setup.fused_wgrad, scratch=self.setup.scratch)
-        x = activated(linear(tokens, self.weight1), None, probs, self.config, self.setup)
-        return linear(x, self.weight2)  # type: ignore[no-any-return]
+        part = WithoutOutput(self._activated) if "moe_act" in self.setup.recompute else None
+        x = (self._activated if part is None else part)(linear(tokens, self.weight1), probs)
+        out: Tensor = linear(x, self.weight2)
+        return out if part is None else part.drop(out)
+
+    def _activated(self, x: Tensor, probs: Tensor) -> Tensor:
+        return activated(x, None, probs, self.config, self.setup)
 
     def _in_fp8(self, tokens: Tensor, probs: Tensor, held1: Weight, held2: Weight) -> Tensor:
         """Tokens of each expert are filled up to whole rows of scales, which costs a copy (`Fp8Padding`)."""
@@ -54,9 +61,11 @@ class TEGroupedMLP(nn.Module):
             overlapped=False,
             scratch=self.setup.scratch,
         )
-        x = activated(linear(tokens, self.weight1, held=held1), None, probs, self.config, self.setup)
+        part = WithoutOutput(self._activated) if "moe_act" in self.setup.recompute else None
+        x = (self._activated if part is None else part)(linear(tokens, self.weight1, held=held1), probs)
         del tokens
-        return rows.exchanged(linear(x, self.weight2, held=held2), "te::fp8_unpadding")
+        out = linear(x, self.weight2, held=held2)
+        return rows.exchanged(out if part is None else part.drop(out), "te::fp8_unpadding")
 
 
 class Expert(nn.Module):
@@ -131,14 +140,23 @@ class MoELayer(nn.Module):
         return capacity * config.num_moe_experts
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        setup = self.setup
-        x = self.pre_mlp_layernorm(hidden_states)
-        shape = x.shape
+        recompute = self.setup.recompute
+        norm = WithoutOutput(self.pre_mlp_layernorm) if "layernorm" in recompute else None
+        x = self.pre_mlp_layernorm(hidden_states) if norm is None else norm(hidden_states)
+        out: Tensor = reentrant_checkpoint(self._routed, x) if "moe" in recompute else self._routed(x)
+        return out if norm is None else norm.drop(out)
+
+    def _routed(self, x: Tensor) -> Tensor:
+        setup, shape = self.setup, x.shape
         probs = self.router(x)
         flat = x.view(shape[0] * shape[1], shape[2])
         send = self._by_all_gather if setup.dispatcher == "allgather" else self._by_all_to_all
         whole = send(flat, probs).view(*shape)
-        return whole if self.shared_experts is None else whole + self.shared_experts(x)
+        if self.shared_experts is None:
+            return whole
+        again = "shared_experts" in setup.recompute
+        shared: Tensor = reentrant_checkpoint(self.shared_experts, x) if again else self.shared_experts(x)
+        return whole + shared
 
     def _by_all_to_all(self, flat: Tensor, probs: Tensor) -> Tensor:
         """`MoEAlltoAllTokenDispatcher`."""

@@ -40,8 +40,8 @@ class Setup:
     own_stand_ins: bool = True
     """Megatron's own output layer keeps a stand-in for its gradient."""
     attention: str = FUSED
-    recompute_attention: bool = False
-    """Selective recomputation of the core of attention."""
+    recompute: frozenset[str] = frozenset()
+    """What selective recomputation runs again (`--recompute-modules`)."""
     loss: str = "vocab_parallel"
     hidden_dropout: float = 0.1
     attention_dropout: float = 0.1

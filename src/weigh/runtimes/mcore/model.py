@@ -19,6 +19,7 @@ from weigh.runtimes.mcore.attention import MLASelfAttention, SelfAttention
 from weigh.runtimes.mcore.config import MegatronConfig
 from weigh.runtimes.mcore.experts import MoELayer
 from weigh.runtimes.mcore.layers import MLP, Norm, ParallelLinear, Setup
+from weigh.techniques.checkpointing import reentrant_checkpoint
 
 
 class TransformerLayer(nn.Module):
@@ -29,6 +30,7 @@ class TransformerLayer(nn.Module):
     def __init__(self, config: MegatronConfig, setup: Setup, dtype: DType, number: int) -> None:
         super().__init__()
         self.dropout = setup.hidden_dropout
+        self.recompute_mlp = "mlp" in setup.recompute
         latent = bool(config.kv_lora_rank)
         self.self_attention = (MLASelfAttention if latent else SelfAttention)(config, setup, dtype)
         self.mlp: nn.Module = (
@@ -44,7 +46,8 @@ class TransformerLayer(nn.Module):
         hidden_states = apply(rows.BiasDropoutAdd, out, bias, residual, dropout=self.dropout)
         del out
         residual = hidden_states
-        out = self.mlp(hidden_states)
+        again = self.recompute_mlp and isinstance(self.mlp, MLP)
+        out = reentrant_checkpoint(self.mlp, hidden_states) if again else self.mlp(hidden_states)
         bias = self.mlp.linear_fc2.bias if isinstance(self.mlp, MLP) else None
         return apply(rows.BiasDropoutAdd, out, bias, residual, dropout=self.dropout)  # type: ignore[no-any-return]
 
