@@ -145,7 +145,9 @@ def pool(layers: Sequence[LayerCache], keeps: Keeps) -> Pool:
         NotModelledError: ranks cannot share a state.
         UsageError: there is no such format, or ranks cannot share the heads.
     """
-    kinds = Counter(kind for layer in layers for kind in _kinds(layer, keeps))
+    kinds: Counter[Kind] = Counter()
+    for layer, count in Counter(layers).items():
+        kinds.update(dict.fromkeys(_kinds(layer, keeps), count))
     if keeps.mtp_layers:
         full = max((k for k in kinds if not k.state_bytes and k.window is None), default=None)
         if full is not None:

@@ -15,6 +15,7 @@ Left out: the encoders of models that see or hear, LoRA's and drafts' buffers.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from weigh.dtypes import FLOAT16
@@ -70,12 +71,12 @@ class Step:
     """Products of many tokens first write the weight out in the model's dtype."""
 
 
-def moments(step: Step, matrices: Sequence[Matrix]) -> list[Moment]:
+def moments(step: Step, matrices: tuple[Matrix, ...]) -> list[Moment]:
     """The moments that can be the highest."""
     return [*_forward(step, matrices), _sampling(step)]
 
 
-def peak(step: Step, matrices: Sequence[Matrix]) -> Moment:
+def peak(step: Step, matrices: tuple[Matrix, ...]) -> Moment:
     """The highest moment, with the workspace of matrix products."""
     found = max(moments(step, matrices), key=lambda moment: moment.num_bytes)
     return Moment(found.what, found.num_bytes + step.workspace, f"{found.alive}, the workspace of matrix products")
@@ -90,7 +91,7 @@ def _sampling(step: Step) -> Moment:
     return Moment("the sampler", kept + made, f"hidden states of all tokens, logits twice, {how}")
 
 
-def _forward(step: Step, matrices: Sequence[Matrix]) -> Iterator[Moment]:
+def _forward(step: Step, matrices: tuple[Matrix, ...]) -> Iterator[Moment]:
     for block in _blocks(matrices):
         attention = max((m.columns for m in block if m.is_output), default=0)
         for one in block:
@@ -148,7 +149,8 @@ def _written_out(step: Step, block: Iterable[Matrix]) -> int:
     return FLOAT16.num_bytes(max(m.rows * m.columns for m in block))
 
 
-def _blocks(matrices: Iterable[Matrix]) -> list[list[Matrix]]:
+@lru_cache(maxsize=16)  # many launches of a model ask for the same
+def _blocks(matrices: tuple[Matrix, ...]) -> list[list[Matrix]]:
     """The blocks that differ."""
     found: dict[int, list[Matrix]] = {}
     for one in matrices:
