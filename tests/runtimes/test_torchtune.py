@@ -113,3 +113,5 @@ def test_what_is_not_modelled_is_refused() -> None:
         trained(LLAMA, replace(SMALL, quantization="nf4"))
     with pytest.raises(NotModelledError, match="torchtune's qwen3"):
         trained(LLAMA | {"model_type": "qwen3"}, SMALL)
+    with pytest.raises(NotModelledError, match="linear loss, compiled"):
+        trained(LLAMA, replace(SMALL, loss="linear_chunked"))
