@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 import weigh
 from weigh.errors import UsageError
 from weigh.recipes.training import Training, TrainingRun, run
+from weigh.techniques.lora import Lora
+from weigh.trace.expand import expand
 from weigh.trace.peak import phase_peaks
 
 LLAMA: dict[str, Any] = {
@@ -44,6 +46,19 @@ def test_compressed_and_unrolled_runs_have_the_same_peaks(checkpointing: str | N
     short, long = fsdp2(**ours), fsdp2(True, **ours)
     assert len(short.trace.events) < len(long.trace.events)
     assert [p.peak for p in phase_peaks(short.trace)] == [p.peak for p in phase_peaks(long.trace)]
+
+
+@pytest.mark.parametrize(
+    "more", [{"lora": Lora(rank=2)}, {"lora": Lora(rank=2), "checkpointing": "full"}, {"freeze": "embeddings"}]
+)
+def test_blocks_stand_for_others_where_the_first_ends_with_the_backward_pass(more: dict[str, Any]) -> None:
+    """Its inputs want no gradient, so that it is not told when it has run back."""
+    compressed, unrolled = (fsdp2(unroll, gpus_per_node=4, clip=True, **more) for unroll in (False, True))
+    assert len(compressed.trace.spans) > 1
+    written_out = expand(compressed.trace)
+    assert [e for e in written_out.events if e > 0] == [e for e in unrolled.trace.events if e > 0]
+    found = [[(p.before, p.peak, p.after) for p in phase_peaks(run.trace)] for run in (compressed, unrolled)]
+    assert found[0] == found[1]
 
 
 def test_hybrid_sharding_costs_a_reduced_copy_where_gradients_are_reduced_in_another_dtype() -> None:

@@ -177,9 +177,14 @@ class _Context:
 
     def root_post_backward(self) -> None:
         """`_root_post_backward_final_callback`: groups that backward did not finish, and the last buffers."""
+        first = next((g.unit for g in self.groups if g.at is not _At.POST_BACKWARD and g.unit is not None), None)
+        if first is not None:  # its inputs want no gradient, so that the next block's buffer is still there
+            with inside_unit(first):
+                self.reduce_scatter_states.clear()
         for group in self.groups:
             if group.at is not _At.POST_BACKWARD:
-                group.post_backward()
+                with inside_unit(group.unit):
+                    group.post_backward()
             group.at = _At.IDLE
             group.finalize_backward()
         self.post_forward_order.clear()
@@ -195,6 +200,7 @@ class _Group:
         self.context = context
         self.settings = settings
         self.path = module.path
+        self.unit = module.unit
         self.params = params
         self.root = module.role != nn.BLOCK
         self.reshard_after_forward = (
