@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
-from weigh import api
+from weigh import api, plan
+from weigh.dtypes import BFLOAT16
+from weigh.errors import WeighError
 from weigh.hardware import Device, get_device
-from weigh.plan import Outcome, search
+from weigh.optimizers import OPTIMIZERS
+from weigh.plan import Change, Outcome, search
 from weigh.plan.changes import PASSES, UPDATE, changes, settings_of
 from weigh.recipes.training import Training
-from weigh.report.training import ALIKE
+from weigh.report.training import ALIKE, outcome
 
 MODEL = {"model_type": "gpt2", "n_layer": 4, "n_embd": 256, "n_head": 4, "vocab_size": 1000, "n_positions": 512}
 GIB = 1 << 30
@@ -74,19 +77,17 @@ def test_a_change_of_the_passes_leaves_the_update_and_the_other_way_round() -> N
     found = report(GIB)
 
     def run(changed: Mapping[str, Any]) -> Outcome:
-        from weigh.report.training import _outcome
-
-        return _outcome(found.again(changed))
+        return outcome(found.again(changed))
 
     first = run({})
     for change in changes(found.recipe):
         if change.kind == "loss":
             continue  # not in this family
-        outcome = run(settings_of(found.recipe, (change,))[0])
+        changed = run(settings_of(found.recipe, (change,))[0])
         if change.of == PASSES:
-            assert outcome.update == first.update, change.what
+            assert changed.update == first.update, change.what
         if change.of == UPDATE:
-            assert outcome.passes >= first.passes, change.what
+            assert changed.passes >= first.passes, change.what
 
 
 def test_a_step_keeps_its_sequences_where_it_can() -> None:
@@ -97,6 +98,51 @@ def test_a_step_keeps_its_sequences_where_it_can() -> None:
     assert settings_of(recipe, (eight,))[1] == 2
     settings, grown = settings_of(recipe, (by_what["micro-batches of 1"], eight))
     assert (settings["accumulation"], grown) == (2, 1)
+
+
+LLAMA = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4} | {
+    "num_attention_heads": 4,
+    "vocab_size": 4000,
+}
+
+
+@pytest.mark.parametrize("free", [60, 90, 130, 180, 260])
+def test_what_is_found_is_what_looking_at_everything_finds(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets that are not run could not have been among the ways, whatever the limit."""
+    monkeypatch.setattr(plan, "MOST_EVENTS", 1 << 40)
+    recipe = Training(batch=4, sequence=256, dtype=BFLOAT16)
+    again = api.train(LLAMA, batch=4, sequence=256, dtype="bf16").again
+    ran: dict[str, Outcome] = {}
+
+    def run(changed: Mapping[str, Any]) -> Outcome:
+        key = str(sorted(changed.items(), key=str))
+        if key not in ran:
+            ran[key] = outcome(again({**changed, "accumulation": min(changed.get("accumulation", 1), ALIKE)}))
+        return ran[key]
+
+    def fits(peak: int) -> bool:
+        return peak <= free << 20
+
+    found = plan.search(recipe, run({}), run, fits)
+    wanted: list[tuple[Change, ...]] = []
+    for chosen in plan.by_price(changes(recipe)):
+        if len(wanted) < plan.WANTED and not any(plan.is_enough(less, chosen) for less in wanted):
+            try:
+                peak = run(settings_of(recipe, chosen)[0]).peak
+            except WeighError:
+                continue
+            if fits(peak):
+                wanted.append(chosen)
+    assert [remedy.changes for remedy in found.remedies] == wanted
+    assert not found.cut_short
+
+
+@pytest.mark.parametrize(
+    "optimizer", [name for name in OPTIMIZERS if name not in ("muon", "soap", "schedule_free_radam")]
+)
+def test_one_steady_step_takes_no_more_than_the_run(optimizer: str) -> None:
+    whole = api.train(MODEL, sequence=32, optimizer=optimizer).peak
+    assert api.train(MODEL, sequence=32, optimizer=optimizer, **plan.STEADY).peak <= whole
 
 
 def test_the_search_runs_no_set_whose_weights_alone_are_too_much() -> None:

@@ -1,27 +1,29 @@
 """When a training does not fit: the cheapest changes that make it fit, found by running it with each of them.
 
 Nothing is estimated: a change, or several together, is a recipe that is run. They are tried in the order of what they
-ask of a user (`weigh.plan.changes`). Sets that cannot fit are not run: what an update takes is the same whatever is
-done about activations, and a change of the update alone does nothing for the passes.
+ask of a user (`weigh.plan.changes`). Sets that cannot fit are not run: where even the most devices and half the
+sequence are too little with the same other changes, fewer devices are not tried; among numbers of devices the fewest
+is found by halving.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
 from weigh.errors import WeighError
-from weigh.plan.changes import PASSES, UPDATE, Change, changes, settings_of
+from weigh.plan.changes import DEVICES, ONLY_HELPFUL, PASSES, STATES, UPDATE, Change, changes, settings_of
 from weigh.recipes.training import Training
 from weigh.records import dataclass
 
 WANTED = 3
 """Ways that are shown."""
-MOST_RUNS = 48
-"""Runs after which the search ends, ..."""
-MOST_EVENTS = 150_000
-"""... or events in them: where every block has to be run, a run takes long."""
+MOST_EVENTS = 80_000
+"""Births and deaths in all runs together after which the search ends: about a second."""
+STEADY = {"steps": 1, "warm": True}
+"""Settings of a run of one step whose optimizer has its state."""
 TOGETHER = 3
 """Changes that are made together at most."""
 
@@ -41,6 +43,8 @@ class Outcome(NamedTuple):
     """Floating-point operations of a step for each token of it."""
     events: int = 0
     """How many the run had."""
+    held: int = 0
+    """Bytes that are there before a step's passes: weights, states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +101,11 @@ class Plan:
     remedies: tuple[Remedy, ...]
     """Ways to make it fit, the cheapest first; none where nothing that was tried was enough."""
     nearest: Remedy | None
-    """What took the least of all that was tried."""
+    """What took the least of all that was tried, where nothing was enough."""
     runs: int
     """How many recipes were run."""
+    cut_short: bool = False
+    """The search ended before everything was looked at."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -107,15 +113,29 @@ class Plan:
             "remedies": [remedy.as_dict() for remedy in self.remedies],
             "nearest": self.nearest and self.nearest.as_dict(),
             "runs": self.runs,
+            "cut_short": self.cut_short,
         }
 
 
 class _Tries:
     """Sets of changes that were run."""
 
-    def __init__(self, recipe: Training, before: Outcome, run: Callable[[Mapping[str, Any]], Outcome]) -> None:
-        self.recipe, self.before, self.run = recipe, before, run
+    def __init__(
+        self,
+        recipe: Training,
+        before: Outcome,
+        run: Callable[[Mapping[str, Any]], Outcome],
+        fits: Callable[[int], bool],
+        known: Sequence[Change],
+    ) -> None:
+        self.recipe, self.before, self.run, self.fits = recipe, before, run, fits
+        self.devices = [change for change in known if change.kind == DEVICES]
+        self.helpful = {change.kind: change for change in known if change.kind in ONLY_HELPFUL}
+        """The most of each kind that never takes more memory."""
         self.known: dict[frozenset[Change], Remedy | None] = {}
+        self.steps: dict[frozenset[Change], Outcome | None] = {}
+        """One steady step of each set, which takes half the time."""
+        self.enough_devices: dict[frozenset[Change], Change | None] = {}
 
     def remedy(self, chosen: tuple[Change, ...]) -> Remedy | None:
         """The run with these changes; None where they cannot be made."""
@@ -128,23 +148,74 @@ class _Tries:
                 self.known[key] = None
         return self.known[key]
 
+    def steady(self, chosen: tuple[Change, ...]) -> Outcome | None:
+        """What one steady step takes with these changes, which is what the run takes at least."""
+        key = frozenset(chosen)
+        found = self.known.get(key)
+        if found is not None:
+            return found.outcome
+        if key not in self.steps:
+            settings, _ = settings_of(self.recipe, chosen)
+            try:
+                self.steps[key] = self.run({**settings, **STEADY})
+            except WeighError:
+                self.steps[key] = None
+        return self.steps[key]
+
+    def may_fit(self, chosen: tuple[Change, ...]) -> bool:
+        """Whether one steady step fits. Where the passes alone are known to be too much, the update does not help."""
+        same_passes = self.steps.get(frozenset(change for change in chosen if change.of != UPDATE))
+        if same_passes is not None and not self.fits(same_passes.passes):
+            return False
+        least = self.steady(chosen)
+        return least is not None and self.fits(least.peak)
+
+    def fitting(self, chosen: tuple[Change, ...]) -> Remedy | None:
+        """The run with these changes, if it fits."""
+        remedy = self.remedy(chosen) if self.may_fit(chosen) else None
+        return remedy if remedy is not None and self.fits(remedy.outcome.peak) else None
+
     @property
     def enough(self) -> bool:
         """Whether the search has gone on long enough."""
-        events = sum(remedy.outcome.events for remedy in self.known.values() if remedy is not None)
-        return len(self.known) >= MOST_RUNS or events >= MOST_EVENTS
+        whole = [remedy.outcome.events for remedy in self.known.values() if remedy is not None]
+        return sum(whole) + sum(step.events for step in self.steps.values() if step is not None) >= MOST_EVENTS
 
-    def least(self, chosen: tuple[Change, ...]) -> int | None:
-        """What these changes take at least, as runs with fewer of them say; None where they cannot be made."""
-        deciding = tuple(change for change in chosen if change.of != PASSES)
-        update, found = self.before.update, self.remedy(deciding) if deciding else None
-        if deciding:
-            if found is None:
-                return None
-            update = found.outcome.update
-        others = frozenset(change for change in chosen if change.of != UPDATE)
-        known = self.known.get(others)
-        return max(update, 0 if known is None or len(others) == len(chosen) else known.outcome.passes)
+    def hopeless(self, chosen: tuple[Change, ...]) -> bool:
+        """That these changes are too few, as runs say that have fewer, or more of what only helps.
+
+        The passes take what they take whatever is done about the update, and the other way round.
+        """
+        others = tuple(change for change in chosen if change.kind not in ONLY_HELPFUL)
+        deciding = tuple(change for change in others if change.of != PASSES)
+        if not any(change.kind == DEVICES for change in chosen):
+            update = self.steady(deciding) if deciding else self.before
+            return update is None or not self.fits(update.update)
+        passing = tuple(change for change in others if change.of != UPDATE)
+        activations = tuple(change for change in passing if change.kind != STATES)
+        if len(activations) < len(passing):  # of the passes it changes only what is held
+            best = self.steady((*activations, *self.helpful.values()))
+            if best is not None and not self.fits(best.passes - best.held):
+                return True
+        best = self.steady((*passing, *self.helpful.values()))
+        return best is not None and not self.fits(best.passes)
+
+    def nearest(self) -> Remedy | None:
+        """The run that takes the least of all that were made."""
+        made = {chosen: outcome for chosen, outcome in self.steps.items() if outcome is not None}
+        if not made:
+            return None
+        least = min(made, key=lambda chosen: made[chosen].peak)
+        return self.remedy(tuple(sorted(least, key=lambda change: change.cost)))
+
+    def fewest_devices(self, others: tuple[Change, ...]) -> Change | None:
+        """The fewest devices on which it fits with other changes; None where the most are too few."""
+        key = frozenset(others)
+        if key not in self.enough_devices:
+            first = bisect_left(self.devices, True, key=lambda change: self.may_fit((*others, change)))
+            fitting = (change for change in self.devices[first:] if self.fitting((*others, change)) is not None)
+            self.enough_devices[key] = next(fitting, None)
+        return self.enough_devices[key]
 
 
 def search(
@@ -155,29 +226,30 @@ def search(
     `run` runs the recipe with some settings changed; where it raises a `WeighError`, the changes cannot be made here.
     `fits` says whether a peak of so many bytes does.
     """
-    tries = _Tries(recipe, before, run)
+    known = changes(recipe)
+    tries = _Tries(recipe, before, run, fits, known)
     found: list[Remedy] = []
-    for chosen in _by_price(changes(recipe)):
+    for chosen in by_price(known):
         if tries.enough or len(found) == WANTED:
             break
-        if any(_is_enough(remedy.changes, chosen) for remedy in found):
+        if any(is_enough(remedy.changes, chosen) for remedy in found) or tries.hopeless(chosen):
             continue
-        least = tries.least(chosen)
-        if least is None or not fits(least):
+        devices = next((change for change in chosen if change.kind == DEVICES), None)
+        if devices is not None and tries.fewest_devices(tuple(c for c in chosen if c is not devices)) is not devices:
             continue
-        remedy = tries.remedy(chosen)
-        if remedy is not None and fits(remedy.outcome.peak):
+        remedy = tries.fitting(chosen)
+        if remedy is not None:
             found.append(remedy)
-    made = [remedy for remedy in tries.known.values() if remedy is not None]
-    return Plan(tuple(found), min(made, key=lambda one: one.outcome.peak, default=None), len(tries.known))
+    runs = tries.steps.keys() | tries.known.keys()
+    return Plan(tuple(found), None if found else tries.nearest(), len(runs), tries.enough and len(found) < WANTED)
 
 
-def _is_enough(less: tuple[Change, ...], more: tuple[Change, ...]) -> bool:
+def is_enough(less: tuple[Change, ...], more: tuple[Change, ...]) -> bool:
     """Whether `more` only adds to `less`: other changes, or more of the same."""
     return all(any(own.kind == other.kind and own.cost <= other.cost for other in more) for own in less)
 
 
-def _by_price(known: Sequence[Change]) -> Iterator[tuple[Change, ...]]:
+def by_price(known: Sequence[Change]) -> Iterator[tuple[Change, ...]]:
     """Sets of changes of different kinds, the cheaper ones first."""
     sets = [
         chosen

@@ -20,6 +20,10 @@ NODES = (2, 4, 8, 16, 32)
 
 
 PASSES, UPDATE, BOTH = "passes", "update", "both"
+STATES = "optimizer"
+"""The kind that changes the optimizer's states, and nothing that the passes make."""
+DEVICES, SEQUENCE = ONLY_HELPFUL = ("devices", "sequence")
+"""Kinds of which more never takes more memory: a rank's share of what it holds gets smaller, or a sequence."""
 
 
 class Change(NamedTuple):
@@ -73,7 +77,7 @@ def _kernels(r: Training) -> Iterator[Change]:
         yield Change("attention", "the kernel that PyTorch chooses", free, "none: it computes the same, faster", 0.1)
     if r.optimizer in ("adam", "adamw", "sgd") and r.implementation in (None, "foreach"):
         words = {"implementation": "fused"}
-        yield Change("optimizer", "the fused optimizer", words, "none: it computes the same, faster", 0.2, UPDATE)
+        yield Change(STATES, "the fused optimizer", words, "none: it computes the same, faster", 0.2, UPDATE)
     if r.loss == "upcast" and "liger_fused_linear" in LOSSES:
         words = {"loss": "liger_fused_linear"}
         yield Change("loss", "the loss fused with the head", words, "takes Liger's kernel", 0.5)
@@ -100,9 +104,7 @@ def _precision(r: Training) -> Iterator[Change]:
         yield Change("precision", "everything in bf16", {"dtype": "bf16"}, price, 5, BOTH)
     if r.optimizer == "adamw" and EIGHT_BITS in OPTIMIZERS:
         words = {"optimizer": EIGHT_BITS, "implementation": None}
-        yield Change(
-            "optimizer", "AdamW with states of 8 bits", words, "takes bitsandbytes; states are rounded", 3, BOTH
-        )
+        yield Change(STATES, "AdamW with states of 8 bits", words, "takes bitsandbytes; states are rounded", 3, BOTH)
 
 
 def _devices(r: Training) -> Iterator[Change]:
@@ -118,7 +120,7 @@ def _devices(r: Training) -> Iterator[Change]:
         more = f"{nodes * each} devices in place of {world}; " if nodes * each > world else ""
         price = f"{more}they send each other parameters and gradients"
         what = f"sharding ({shard}) over {nodes * each} devices"
-        yield Change("devices", what, words, price, 4.5 + number / 4, BOTH)
+        yield Change(DEVICES, what, words, price, 4.5 + number / 4, BOTH)
 
 
 def _training(r: Training) -> Iterator[Change]:
@@ -128,4 +130,4 @@ def _training(r: Training) -> Iterator[Change]:
         yield Change("lora", what, words, "the weights themselves are not trained", 4.5, BOTH)
     if isinstance(r.sequence, int) and r.sequence % 2 == 0 and r.sequence > 2 and r.target is None:
         half = r.sequence // 2
-        yield Change("sequence", f"sequences of {half} tokens", {"sequence": half}, "longer texts are cut", 8)
+        yield Change(SEQUENCE, f"sequences of {half} tokens", {"sequence": half}, "longer texts are cut", 8)

@@ -70,9 +70,9 @@ class TrainingReport(RunReport):
 
         def tried(changed: Mapping[str, Any]) -> Outcome:
             times = changed.get("accumulation", self.recipe.accumulation)
-            return _outcome(again({**changed, "accumulation": min(times, ALIKE)}))
+            return outcome(again({**changed, "accumulation": min(times, ALIKE)}))
 
-        return search(self.recipe, _outcome(self.run), tried, lambda peak: Fit(device, peak).verdict == "yes")
+        return search(self.recipe, outcome(self.run), tried, lambda peak: Fit(device, peak).verdict == "yes")
 
     @property
     def recipe(self) -> Training:
@@ -175,7 +175,8 @@ class TrainingReport(RunReport):
         if nearest is None:
             return ["Nothing that is known here makes it fit.", ""]
         said = "; ".join(c.what for c in nearest.changes)
-        text = f"None of {self.plan.runs} recipes fits; the nearest takes {format_bytes(nearest.outcome.peak)}: {said}."
+        tried = f"{self.plan.runs} recipes" + (", with which the search was cut short," if self.plan.cut_short else "")
+        text = f"None of {tried} fits; the nearest takes {format_bytes(nearest.outcome.peak)}: {said}."
         return [*wrap(text, 88), ""]
 
     def _files(self) -> list[str]:
@@ -276,21 +277,25 @@ ALIKE = 4
 """Micro-batches that a search runs: what comes after the second does the same."""
 
 
-def _outcome(run: TrainingRun) -> Outcome:
+def outcome(run: TrainingRun) -> Outcome:
     """What a run took."""
     from weigh.plan import Outcome
-    from weigh.trace.events import STEP
+    from weigh.trace.events import FORWARD, STEP
     from weigh.trace.peak import phase_peaks
 
     r = run.recipe
     updates, passes = [0], [0]
+    before = [0]
     for p in phase_peaks(run.trace, True):
+        if p.mark.phase == FORWARD and p.mark.round == r.steps - 1:
+            before.append(int(p.before))  # type: ignore[arg-type]
         (updates if p.mark.phase == STEP else passes).append(int(p.peak))  # type: ignore[arg-type]
     flops = sum(flops_by_phase(run.trace, r.steps - 1).values())
     tokens = int(r.batch) * r.accumulation * int(r.sequence)  # type: ignore[arg-type]
     inputs = 2 * INT64.itemsize * int(r.batch) * int(r.sequence)  # type: ignore[arg-type]
     update = max(updates) - inputs  # which a smaller micro-batch has fewer of
-    return Outcome(max(updates + passes), update, max(passes), flops / tokens, len(run.trace.events))
+    held = max(before)
+    return Outcome(max(updates + passes), update, max(passes), flops / tokens, len(run.trace.events), held)
 
 
 def _remedy_lines(number: int, remedy: Remedy) -> list[str]:
