@@ -30,8 +30,16 @@ _SAME = {
     "deepseek_v2": "deepseek2",
     "deepseek_v3": "deepseek2",
     "kimi_k2": "deepseek2",
+    "granitemoehybrid": "granitehybrid",
+    "nemotron_h": "nemotron_h",
+    "mamba2": "mamba2",
+    "falcon_mamba": "mamba",
+    "lfm2": "lfm2",
+    "lfm2_moe": "lfm2moe",
+    "llama4_text": "llama4",
+    "gemma3n_text": "gemma3n",
 }
-"""Families that are one architecture to llama.cpp."""
+"""Families that are one architecture to llama.cpp with others, or whose headers are not read."""
 
 
 _CONVERTED: WeakKeyDictionary[Module, dict[object, list[Tensor]]] = WeakKeyDictionary()

@@ -92,7 +92,6 @@ _BLOCK = {
     "per_layer_input_gate": "inp_gate",
     "per_layer_projection": "proj",
     "post_per_layer_input_norm": "post_norm",
-    "shared_mlp.output_linear": "ffn_down_shexp",
     "pre_feedforward_layernorm_2": "pre_ffw_norm_2",
     "post_feedforward_layernorm_1": "post_ffw_norm_1",
     "post_feedforward_layernorm_2": "post_ffw_norm_2",
@@ -181,7 +180,7 @@ def _corrections(config: Mapping[str, Any], made: list[Tensor]) -> list[Tensor]:
     return [Tensor(t.name.replace("ffn_gate_inp.weight", "exp_probs_b.bias"), (t.shape[0],), FLOAT32) for t in gates]
 
 
-_CORRECTED = frozenset("deepseek_v3 glm4_moe dots1 kimi_k2 glm4_moe_lite glm_moe_dsa minimax_m2".split())
+_CORRECTED = frozenset("deepseek_v3 glm4_moe dots1 kimi_k2 glm4_moe_lite glm_moe_dsa minimax_m2 lfm2_moe".split())
 
 
 def _once(tensors: list[Tensor]) -> list[Tensor]:
@@ -236,16 +235,29 @@ def _tensors(
         values = config["linear_num_value_heads"] * config["linear_value_head_dim"]
         yield f"{block}attn_qkv.weight", (shape[0] - values, shape[1])
         yield f"{block}attn_gate.weight", (values, shape[1])
-    elif path.endswith("shared_mlp.input_linear.weight"):
-        for part in ("gate", "up"):
-            yield f"{block}ffn_{part}_shexp.weight", (shape[0] // 2, shape[1])
+    elif ".shared_mlp." in f".{path}":
+        shared = "_shexp" if config.get("num_local_experts") else ""
+        for part in ("gate", "up") if "input_linear" in path else ("down",):
+            yield f"{block}ffn_{part}{shared}.weight", (shape[0] // (1 if part == "down" else 2), shape[1])
     else:
         name = f"{block}{_stem(path, architecture, hugging)}"
-        yield name, tuple(size for size in shape if size > 1) if "conv" in name else _vector(name, shape)
+        yield name, _shape(name, shape, architecture, config)
 
 
-def _vector(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _shape(name: str, shape: tuple[int, ...], architecture: str, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """As the converter turns it: without sizes of 1, or with one, and norms of groups in their groups."""
+    if "conv" in name:
+        return tuple(size for size in shape if size > 1)
+    if architecture in _SCANNED and name.endswith(("ssm_a", "ssm_d")):
+        return (*shape, 1)
+    if architecture in _SCANNED and name.endswith("ssm_norm.weight"):
+        groups = config.get("mamba_n_groups") or config.get("n_groups") or 1
+        return groups, shape[0] // groups
     return shape[1:] if name.endswith("ffn_gate_inp_shexp.weight") else shape
+
+
+_SCANNED = frozenset(("mamba2", "granitehybrid", "nemotron_h", "nemotron_h_moe"))
+"""Architectures with Mamba 2's layers."""
 
 
 def _stem(path: str, architecture: str, hugging: str) -> str:

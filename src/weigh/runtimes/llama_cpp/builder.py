@@ -61,6 +61,17 @@ class Builder:
             self._weights[name] = found
         return found
 
+    def required(self, name: str) -> Tensor:
+        """A weight that the graph cannot do without.
+
+        Raises:
+            NotModelledError: the model has none of that name.
+        """
+        found = self.weight(name)
+        if found is None:
+            raise NotModelledError(f"a graph without {name}")
+        return found
+
     def output_matrix(self) -> Tensor:
         """The head, which is a copy of the embedding where it is tied."""
         own = self.weight("output.weight")
@@ -85,9 +96,7 @@ class Builder:
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         """A matrix and its bias."""
-        weight, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
-        if weight is None:
-            raise NotModelledError(f"a graph without {name}")
+        weight, bias = self.required(f"{name}.weight"), self.weight(f"{name}.bias")
         made = ggml.mul_mat(weight, x)
         return made if bias is None else ggml.like("ADD", made, bias)
 

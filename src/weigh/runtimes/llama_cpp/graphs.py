@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from weigh.dtypes import INT32
 from weigh.errors import NotModelledError
 from weigh.models.layout import NOTHING, RECURRENT
-from weigh.runtimes.llama_cpp import attention, gemma4, ggml, hybrid, mlp
+from weigh.runtimes.llama_cpp import attention, gemma4, ggml, hybrid, mamba, mlp
 from weigh.runtimes.llama_cpp.builder import Builder
 from weigh.runtimes.llama_cpp.ggml import Graph, Tensor
 from weigh.runtimes.llama_cpp.releases import NEWER
@@ -75,11 +75,12 @@ def _layer(to: Builder, x: Tensor, layer: int, rope: tuple[Tensor, Tensor | None
     before = x
     cur = x if to.style.norm_on_output else to.norm(x, f"blk.{layer}.attn_norm", layer)
     kept = to.gguf.layers[layer]
-    is_delta_net = kept.kind == RECURRENT and to.architecture.startswith("qwen3")
-    if not is_delta_net and (kept.kind == RECURRENT or (kept.kind == NOTHING and not kept.heads)):
+    if kept.kind == RECURRENT:
+        cur = _recurrent(to, cur, layer)
+    elif kept.kind == NOTHING and to.style.is_one:
+        cur = mlp.mlp(to, cur, layer)
+    elif kept.kind == NOTHING:
         raise NotModelledError(f"the compute graph of {to.architecture}'s layer {layer}")
-    if is_delta_net:
-        cur = hybrid.delta_net(to, cur, layer)
     elif to.style.gates_attention:
         to.graph.expand(cur)
         cur = hybrid.gated_attention(to, cur, layer, rope)
@@ -89,11 +90,15 @@ def _layer(to: Builder, x: Tensor, layer: int, rope: tuple[Tensor, Tensor | None
         cur = attention.attend(to, *attention.queries(to, cur, layer, rope), layer, f"blk.{layer}.attn_output")
     if wanted is not None:
         cur, before = ggml.get_rows(cur, wanted), ggml.get_rows(before, wanted)
+    if to.style.is_one:
+        return ggml.like("ADD", cur, before)
+    if to.style.scales_residual:
+        cur = ggml.like("SCALE", cur)
     post = f"blk.{layer}.post_attention_norm"
     has_ffn_norm = to.has(f"blk.{layer}.ffn_norm.weight")
     if to.has(f"{post}.weight") and (has_ffn_norm or to.style.norm_on_output):
         cur = to.norm(cur, post, layer)
-    middle = ggml.like("ADD", cur, before)
+    middle = ggml.like("ADD", *((before, cur) if to.style.stream_first else (cur, before)))
     if to.style.norm_on_output:
         cur = middle
     else:
@@ -101,7 +106,19 @@ def _layer(to: Builder, x: Tensor, layer: int, rope: tuple[Tensor, Tensor | None
     cur = mlp.mlp(to, cur, layer)
     if to.has(f"blk.{layer}.post_ffw_norm.weight"):
         cur = to.norm(cur, f"blk.{layer}.post_ffw_norm", -1 if to.architecture.startswith("gemma") else layer)
-    return ggml.like("ADD", middle, cur) if to.style.residual_first else ggml.like("ADD", cur, middle)
+    if to.style.scales_residual:
+        cur = ggml.like("SCALE", cur)
+    is_first = to.style.residual_first or to.style.stream_first
+    return ggml.like("ADD", middle, cur) if is_first else ggml.like("ADD", cur, middle)
+
+
+def _recurrent(to: Builder, x: Tensor, layer: int) -> Tensor:
+    stem = f"blk.{layer}."
+    if to.architecture.startswith("qwen3"):
+        return hybrid.delta_net(to, x, layer)
+    if to.has(f"{stem}shortconv.conv.weight"):
+        return mamba.short_convolution(to, x, layer)
+    return (mamba.mamba if to.has(f"{stem}ssm_x.weight") else mamba.mamba2)(to, x, layer)
 
 
 def _parallel(to: Builder, x: Tensor, layer: int, rope: tuple[Tensor, Tensor | None], wanted: Tensor | None) -> Tensor:

@@ -33,6 +33,12 @@ class Style:
     """No norm before attention and feed-forward, one after each."""
     gates_attention: bool = False
     """Queries come with a gate of the output."""
+    is_one: bool = False
+    """A layer is attention, a scan or a feed-forward, and only that."""
+    scales_residual: bool = False
+    """What is added to the residual stream is scaled first."""
+    stream_first: bool = False
+    """Attention's and the feed-forward's outputs are added to the residual stream, not the stream to them."""
     residual_first: bool = False
     """The feed-forward's output is added to the residual stream, not the stream to it."""
 
@@ -71,6 +77,11 @@ STYLES: Mapping[str, Style] = {
     "deepseek2": Style(gating="sigmoid", scales_experts=True),
     **dict.fromkeys(("qwen35", "qwen35moe", "qwen3next"), Style(gates_attention=True)),
     "gemma4": Style(scales_embedding=True, caps_logits=3),
+    **dict.fromkeys(("mamba", "mamba2"), Style(is_one=True)),
+    "nemotron_h": Style(rotates=False, squares=True, is_one=True),
+    "granitehybrid": Style(rotates=False, scales_embedding=True, scales_residual=True, caps_logits=1),
+    "lfm2": Style(stream_first=True),
+    "lfm2moe": Style(gating="sigmoid", stream_first=True),
     "dots1": Style(gating="sigmoid", scales_experts=True),
 }
 """Architectures whose graphs are described."""
