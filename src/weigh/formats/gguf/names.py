@@ -33,6 +33,8 @@ _TOP = {
     "emb_ln": "token_embd_norm",
 }
 """Outside of the blocks: the last part of the module's path."""
+_TOGETHER = {"altup_projections": "altup_proj", "altup_unembed_projections": "altup_unembd_proj"}
+"""Matrices of Gemma 3n's streams, which are one tensor."""
 _ATTENTION = {
     **{f"{x}_proj": f"attn_{x}" for x in "qkv"},
     **dict.fromkeys("o_proj out_proj dense c_proj linear_attn_out".split(), "attn_output"),
@@ -92,6 +94,13 @@ _BLOCK = {
     "per_layer_input_gate": "inp_gate",
     "per_layer_projection": "proj",
     "post_per_layer_input_norm": "post_norm",
+    "altup.correction_coefs": "altup_correct_coef",
+    "altup.prediction_coefs": "altup_predict_coef",
+    "altup.modality_router": "altup_router",
+    "altup.router_norm": "altup_router_norm",
+    "laurel.linear_left": "laurel_l",
+    "laurel.linear_right": "laurel_r",
+    "laurel.post_laurel_norm": "laurel_post_norm",
     "pre_feedforward_layernorm_2": "pre_ffw_norm_2",
     "post_feedforward_layernorm_1": "post_ffw_norm_1",
     "post_feedforward_layernorm_2": "post_ffw_norm_2",
@@ -121,6 +130,7 @@ _VALUES = {
     "dt_bias": "ssm_dt.bias",
     "layer_scalar": "layer_output_scale.weight",
     "bias": "exp_probs_b.bias",
+    "correct_output_scale": "altup_correct_scale.weight",
     "per_expert_scale": "ffn_down_exps.scale",
     "scale": "ffn_gate_inp.scale",
 }
@@ -170,7 +180,15 @@ def _whole(keys: Tensor, config: Mapping[str, Any]) -> Tensor:
 
 
 def _corrections(config: Mapping[str, Any], made: list[Tensor]) -> list[Tensor]:
-    """Buffers upstream that are stored: what sigmoid gates add to an expert's chance, scales of Gemma 4's layers."""
+    """What transformers does not have as parameters and files have.
+
+    Buffers: what sigmoid gates add to an expert's chance, scales of Gemma 4's layers. And keys and values of Gemma 3n's
+    layers that read those of others, which its loader asks for.
+    """
+    if config.get("model_type") == "gemma3n_text":
+        own = [t for t in made if t.name.startswith("blk.0.attn_") and t.name.split(".")[2][5] in "kv"]
+        shared = range(config["num_hidden_layers"] - config["num_kv_shared_layers"], config["num_hidden_layers"])
+        return [t._replace(name=t.name.replace("blk.0.", f"blk.{number}.")) for number in shared for t in own]
     if config.get("model_type") in ("gemma4", "gemma4_text"):
         norms = [t.name for t in made if t.name.endswith(".attn_norm.weight")]
         return [Tensor(name.replace("attn_norm", "layer_output_scale"), (1,), FLOAT32) for name in norms]
@@ -221,6 +239,12 @@ def _tensors(
     found = _PATH.search(hugging)
     if found is None:
         stem, _, kind = hugging.rpartition(".")
+        list_of, _, number = stem.rpartition(".")
+        together = _TOGETHER.get(list_of.rpartition(".")[2])
+        if together is not None:
+            if number == "0":
+                yield f"{together}.{kind}", (config["altup_num_inputs"] - 1, *shape)
+            return
         name = _TOP.get(stem.rpartition(".")[2])
         if name is None:
             raise NotModelledError(f"the GGUF name of {hugging}")

@@ -118,6 +118,8 @@ class Lives:
         self.taken: list[int] = []
         """The layer that took each slot, and the one that gave it back; -1 is before them."""
         self.given: list[int] = []
+        self.early: set[int] = set()
+        """Layers for which something is there longer than since the layer before them."""
         self.weights: dict[int, str] = {}
         """The names of weights of which slots are copies."""
         self.copied: dict[int, list[list[tuple[int, int]]]] = {}
@@ -133,6 +135,8 @@ class Lives:
         self.taken.append(layer)
         self.given.append(2**30)
         self.layers[layer + 1].append(slot)
+        if layer < tensor.wanted - 1:
+            self.early.add(tensor.wanted)
         if tensor.name.startswith("blk."):
             self.weights[slot] = tensor.name
 
@@ -154,7 +158,8 @@ class Lives:
                 if not all(self.given[n] < last if n >= 0 else self.taken[~n] >= first for n in events):
                     return False
                 before, after = blocks[index - 1].layers, blocks[index + 1].layers
-                if len(self.handed_on(before, layers)) != len(self.handed_on(layers, after)):
+                odd = len(self.handed_on(before, layers)) != len(self.handed_on(layers, after))
+                if odd or not self.early.isdisjoint(layers):
                     return False
         return True
 

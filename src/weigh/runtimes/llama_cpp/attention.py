@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from weigh import dtypes
 from weigh.dtypes import FLOAT16, FLOAT32, INT64
 from weigh.models.layout import SLIDING
-from weigh.runtimes.llama_cpp import ggml
+from weigh.runtimes.llama_cpp import ggml, per_layer
 from weigh.runtimes.llama_cpp.ggml import Tensor
 from weigh.runtimes.llama_cpp.releases import NEWER, OLDER, OLDEST
 
@@ -25,7 +25,8 @@ MASK_PADDING = 64
 
 def attend(to: Builder, q: Tensor, k: Tensor | None, v: Tensor | None, layer: int, stem: str | None) -> Tensor:
     """`build_attn`: into the cache, attention, and the matrix after it, if one is named."""
-    kept, graph = to.gguf.layers[layer], to.graph
+    source = per_layer.source_of(to, layer)
+    kept, graph = to.gguf.layers[source], to.graph
     windows = any(one.kind == SLIDING for one in to.gguf.layers)
     rotate_keys, rotate_values = _rotation(to, kept, "k"), _rotation(to, kept, "v")
     q, k, v = _rotated(q, rotate_keys), k and _rotated(k, rotate_keys), v and _rotated(v, rotate_values)
@@ -37,7 +38,7 @@ def attend(to: Builder, q: Tensor, k: Tensor | None, v: Tensor | None, layer: in
         graph.expand(_write(to, k, "k", layer))
     if v is not None:
         graph.expand(_write(to, v, "v", layer))
-    x = _attention(to, q, layer, to.weight(f"blk.{layer}.attn_sinks.weight"), kept)
+    x = _attention(to, q, source, to.weight(f"blk.{layer}.attn_sinks.weight"), kept)
     x = _rotated(x, rotate_values)
     return x if stem is None else to.linear(x, stem)
 

@@ -113,11 +113,7 @@ class Builder:
         if self.release > OLDER:
             self.graph.expand(x)
             self.graph.expand(ggml.given((embedding.ne[0], self.tokens)))
-        if self.style.scales_embedding:
-            x = ggml.like("SCALE", x)
-        if self.release > OLDER:
-            self.graph.expand(x)
-        return x
+        return ggml.like("SCALE", x) if self.style.scales_embedding else x
 
     def heads_of(self, x: Tensor, width: int) -> Tensor:
         """(width, heads, tokens)."""

@@ -1,14 +1,14 @@
-"""Gemma 4's layers: values from keys where a layer has no matrix for them, and experts beside a feed-forward.
+"""Gemma 4's layers: values from keys where a layer has no matrix for them, experts beside a feed-forward, and
+embeddings of layers in the small ones.
 
-Read: `src/models/gemma4.cpp` of 2026. Embeddings of layers (E2B, E4B) and shared keys and values are left out.
+Read: `src/models/gemma4.cpp` of 2026.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from weigh.errors import NotModelledError
-from weigh.runtimes.llama_cpp import attention, ggml, mlp
+from weigh.runtimes.llama_cpp import attention, ggml, mlp, per_layer
 
 if TYPE_CHECKING:
     from weigh.runtimes.llama_cpp.builder import Builder
@@ -17,27 +17,35 @@ if TYPE_CHECKING:
 
 def layer(to: Builder, x: Tensor, number: int, rope: tuple[Tensor, Tensor | None], wanted: Tensor | None) -> Tensor:
     """One block."""
+    stem, kept = f"blk.{number}.", to.gguf.layers[per_layer.source_of(to, number)]
+    embedded = None
     if to.has("per_layer_token_embd.weight"):
-        raise NotModelledError("the compute graph of Gemma 4's embeddings of layers")
-    stem, kept = f"blk.{number}.", to.gguf.layers[number]
-    if not kept.heads:
-        raise NotModelledError("the compute graph of Gemma 4's shared keys and values")
+        embedded = to.once("inputs of layers", lambda: per_layer.inputs(to, x))
     read = to.norm(x, f"{stem}attn_norm", number)
     positions, factors = rope
     turned = (positions, factors if kept.window is None else None)
     q = to.norm(to.heads_of(to.linear(read, f"{stem}attn_q"), kept.key_width), f"{stem}attn_q_norm", number)
     q = ggml.like("ROPE", q, *turned)
-    key = to.linear(read, f"{stem}attn_k")
-    value = to.linear(read, f"{stem}attn_v") if to.has(f"{stem}attn_v.weight") else key
-    k, v = to.heads_of(key, kept.key_width), to.heads_of(value, kept.value_width)
-    k = to.norm(k, f"{stem}attn_k_norm", number)
-    v = ggml.like("RMS_NORM", v)
-    cur = attention.attend(to, q, ggml.like("ROPE", k, *turned), v, number, f"{stem}attn_output")
+    if to.gguf.layers[number].heads:
+        key = to.linear(read, f"{stem}attn_k")
+        value = to.linear(read, f"{stem}attn_v") if to.has(f"{stem}attn_v.weight") else key
+        k, v = to.heads_of(key, kept.key_width), to.heads_of(value, kept.value_width)
+        k = to.norm(k, f"{stem}attn_k_norm", number)
+        v = ggml.like("RMS_NORM", v)
+        cur = attention.attend(to, q, ggml.like("ROPE", k, *turned), v, number, f"{stem}attn_output")
+    else:
+        cur = attention.attend(to, q, None, None, number, f"{stem}attn_output")
     if wanted is not None:
         cur, x = ggml.get_rows(cur, wanted), ggml.get_rows(x, wanted)
     middle = ggml.like("ADD", to.norm(cur, f"{stem}post_attention_norm", number), x)
     cur = _experts(to, middle, number) if to.has(f"{stem}ffn_gate_inp.weight") else _plain(to, middle, number)
     cur = ggml.like("ADD", to.norm(cur, f"{stem}post_ffw_norm"), middle)
+    if embedded is not None:
+        own = per_layer.part(embedded)
+        added = ggml.like("UNARY", to.linear(cur, f"{stem}inp_gate"))
+        added = ggml.like("MUL", added, own if wanted is None else ggml.get_rows(own, wanted))
+        added = to.norm(to.linear(added, f"{stem}proj"), f"{stem}post_norm", number)
+        cur = ggml.like("ADD", cur, added)
     scale = to.weight(f"{stem}layer_output_scale.weight")
     return cur if scale is None else ggml.like("MUL", cur, scale)
 

@@ -43,6 +43,8 @@ class Tensor:
     """The place of its layer among those that were built; -1 for what comes before them."""
     is_there = False
     """It is in the graph."""
+    wanted = -1
+    """Of a copy: the layer that reads it first, by its place as `layer`."""
     slot: tuple[Lives, int] | None = None
     """Where the allocator has put it."""
     children = views = 0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from weigh.dtypes import INT32
 from weigh.errors import NotModelledError
 from weigh.models.layout import NOTHING, RECURRENT
-from weigh.runtimes.llama_cpp import attention, gemma4, ggml, hybrid, mamba, mlp
+from weigh.runtimes.llama_cpp import attention, gemma3n, gemma4, ggml, hybrid, mamba, mlp, per_layer
 from weigh.runtimes.llama_cpp.builder import Builder
 from weigh.runtimes.llama_cpp.ggml import Graph, Tensor
 from weigh.runtimes.llama_cpp.releases import NEWER
@@ -38,6 +38,9 @@ def build(placed: Placement, sizes: Sizes, layers: Sequence[int]) -> Graph:
         table = to.weight("position_embd.weight")
         assert table is not None
         x = ggml.like("ADD", x, ggml.get_rows(table, positions))
+    if to.architecture == "gemma3n":
+        to.once("inputs of layers", lambda: per_layer.inputs(to, x))
+        x = gemma3n.streams(to, x)
     to.graph.outputs.append(x)
     outputs = ggml.given((to.tokens,), INT32)
     factors = to.weight("rope_freqs.weight") or to.weight(to.gguf.rope_factors(to.how.context_of_each))
@@ -45,6 +48,8 @@ def build(placed: Placement, sizes: Sizes, layers: Sequence[int]) -> Graph:
         wanted = outputs if layer == len(to.gguf.layers) - 1 and not _hands_hidden_on(to) else None
         x = _layer(to, x, layer, (positions, factors), wanted)
         to.graph.outputs.append(x)
+    if to.architecture == "gemma3n":
+        x = ggml.get_rows(gemma3n.merged(to, x), outputs)
     if _hands_hidden_on(to):
         x.is_output = True
         x = ggml.get_rows(x, outputs)
@@ -72,6 +77,8 @@ def _layer(to: Builder, x: Tensor, layer: int, rope: tuple[Tensor, Tensor | None
         return _parallel(to, x, layer, rope, wanted)
     if to.architecture == "gemma4":
         return gemma4.layer(to, x, layer, rope, wanted)
+    if to.architecture == "gemma3n":
+        return gemma3n.layer(to, x, layer, rope)
     before = x
     cur = x if to.style.norm_on_output else to.norm(x, f"blk.{layer}.attn_norm", layer)
     kept = to.gguf.layers[layer]

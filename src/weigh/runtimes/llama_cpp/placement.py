@@ -280,7 +280,9 @@ class Placement:
             return self._on(self.device_of_layer[int(name.split(".")[1])], name, stored)
         if name.startswith(("token_embd.", "position_embd", "token_types", "per_layer_token_embd")):
             return self._host(name, stored)
-        if name.startswith(("output", "cls")):
+        if name.startswith(("per_layer_model_proj", "per_layer_proj_norm")):
+            return self._on(self.device_of_layer[0], name, stored)
+        if name.startswith(("output", "cls", "altup_")):
             return self._on(self.device_of_layer[-1], name, stored)
         if name.startswith("rope_"):
             return self._on(self.device_of_layer[0], name, stored)

@@ -212,7 +212,7 @@ class Scheduler:
 
     def _copy(self, tensor: Tensor, backend: int, layer: int) -> Tensor:
         made = Tensor("NONE", tensor.ne, tensor.dtype, nb=tensor.nb)
-        made.name, made.on, made.layer = tensor.name, backend, layer
+        made.name, made.on, made.layer, made.wanted = tensor.name, backend, layer, layer
         made.is_input = made.is_output = self.copies > 1
         return made
 

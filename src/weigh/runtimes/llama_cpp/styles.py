@@ -76,6 +76,7 @@ STYLES: Mapping[str, Style] = {
     "gpt-oss": Style(gating="after"),
     "deepseek2": Style(gating="sigmoid", scales_experts=True),
     **dict.fromkeys(("qwen35", "qwen35moe", "qwen3next"), Style(gates_attention=True)),
+    "gemma3n": Style(scales_embedding=True, caps_logits=3),
     "gemma4": Style(scales_embedding=True, caps_logits=3),
     **dict.fromkeys(("mamba", "mamba2"), Style(is_one=True)),
     "nemotron_h": Style(rotates=False, squares=True, is_one=True),
