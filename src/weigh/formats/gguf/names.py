@@ -160,9 +160,8 @@ def converted(
         if _ELSEWHERE.search(parameter.names[0]):
             continue  # a projector is a file of its own
         shape: tuple[int, ...] = parameter.tensor.shape  # type: ignore[assignment]
-        if len(shape) > 1 and (
-            isinstance(parameter.module, nn.Conv1D) or getattr(parameter.module, "is_transposed", False)
-        ):
+        turned = isinstance(parameter.module, nn.Conv1D) or getattr(parameter.module, "is_transposed", False)
+        if len(shape) > 1 and (turned or (architecture == "llama4" and ".experts." in parameter.names[0])):
             shape = (*shape[:-2], shape[-1], shape[-2]) if parameter.place[-1] not in _BIASES else shape
         for hugging in parameter.names:
             made += [Tensor(n, s, _as_written(n, s, dtype)) for n, s in _tensors(hugging, shape, architecture, config)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from weigh import dtypes
 from weigh.dtypes import FLOAT16, FLOAT32, INT64
 from weigh.models.layout import SLIDING
-from weigh.runtimes.llama_cpp import ggml, per_layer
+from weigh.runtimes.llama_cpp import ggml, llama4, per_layer
 from weigh.runtimes.llama_cpp.ggml import Tensor
 from weigh.runtimes.llama_cpp.releases import NEWER, OLDER, OLDEST
 
@@ -241,7 +241,9 @@ def queries(to: Builder, x: Tensor, layer: int, rope: tuple[Tensor, Tensor | Non
         )
     if to.has(f"{stem}q_norm.weight") and not _norms_whole_rows(to, layer):
         q, k = to.norm(q, f"{stem}q_norm", layer), to.norm(k, f"{stem}k_norm", layer)
-    if to.style.rotates:
+    if to.architecture == "llama4":
+        q, k = llama4.turned(to, q, k, layer, rope)
+    elif to.style.rotates:
         q, k = ggml.like("ROPE", q, *rope), ggml.like("ROPE", k, *rope)
     return q, k, v
 

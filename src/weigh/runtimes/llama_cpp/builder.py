@@ -34,6 +34,9 @@ class Builder:
         if self.architecture not in STYLES:
             raise NotModelledError(f"the compute graph of {self.architecture}")
         self.style = STYLES[self.architecture]
+        if self.release < self.style.since:
+            since = ".".join(map(str, self.style.since))
+            raise NotModelledError(f"the compute graph of {self.architecture} before llama.cpp@{since}")
         self.graph = Graph()
         self.flash = placed.how.flash_attention
         self.tokens, self.streams = sizes.total, sizes.streams
@@ -60,6 +63,21 @@ class Builder:
             found.name, found.buffer, found.is_weight = name, self.placed.buffer_of(name), True
             self._weights[name] = found
         return found
+
+    def rope_factors(self, layer: int) -> Tensor | None:
+        """Factors of the rotary frequencies, if there are any: each device has its own."""
+        names = ("rope_freqs.weight", self.gguf.rope_factors(self.how.context_of_each))
+        name = next((name for name in names if name in self.gguf.tensors), None)
+        if name is None:
+            return None
+        buffer = self.placed.factors_buffer(layer, name)
+
+        def make() -> Tensor:
+            found = ggml.new(self.gguf.tensors[name].shape)
+            found.buffer, found.is_weight = buffer, True
+            return found
+
+        return self.once((name, buffer), make)
 
     def required(self, name: str) -> Tensor:
         """A weight that the graph cannot do without.
@@ -113,7 +131,11 @@ class Builder:
         if self.release > OLDER:
             self.graph.expand(x)
             self.graph.expand(ggml.given((embedding.ne[0], self.tokens)))
-        return ggml.like("SCALE", x) if self.style.scales_embedding else x
+        if self.style.scales_embedding:
+            x = ggml.like("SCALE", x)
+        if self.release > OLDER and self.style.scales_residual:  # Granite's, which is the input's own
+            self.graph.expand(x)
+        return x
 
     def heads_of(self, x: Tensor, width: int) -> Tensor:
         """(width, heads, tokens)."""

@@ -1,5 +1,6 @@
-"""Gemma 3n's layers: four residual streams that predict and correct one another (AltUp), a detour of low rank (LAuReL),
-embeddings of layers, and sparse activations in the first ones.
+"""Gemma 3n's layers: four residual streams that predict and correct one another.
+
+Beside these (AltUp) there are a detour of low rank (LAuReL), embeddings of layers, and sparse activations at first.
 
 Read: `src/models/gemma3n.cpp` of llama.cpp af6528e6d (2026).
 """
@@ -81,9 +82,7 @@ def _attended(to: Builder, x: Tensor, number: int, rope: tuple[Tensor, Tensor | 
         q, k, v = (to.heads_of(to.linear(x, f"{stem}{which}"), kept.key_width) for which in "qkv")
         q, k = to.norm(q, f"{stem}q_norm", number), to.norm(k, f"{stem}k_norm", number)
         v = like("RMS_NORM", v)
-        return attention.attend(
-            to, like("ROPE", q, *turned), like("ROPE", k, *turned), v, number, f"{stem}output"
-        )
+        return attention.attend(to, like("ROPE", q, *turned), like("ROPE", k, *turned), v, number, f"{stem}output")
     q = to.norm(to.heads_of(to.linear(x, f"{stem}q"), kept.key_width), f"{stem}q_norm", number)
     return attention.attend(to, like("ROPE", q, *turned), None, None, number, f"{stem}output")
 

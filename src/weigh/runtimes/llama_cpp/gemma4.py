@@ -1,5 +1,6 @@
-"""Gemma 4's layers: values from keys where a layer has no matrix for them, experts beside a feed-forward, and
-embeddings of layers in the small ones.
+"""Gemma 4's layers: values from keys where a layer has no matrix for them, and experts beside a feed-forward.
+
+The small ones have embeddings of layers too, and layers that read the keys and values of others.
 
 Read: `src/models/gemma4.cpp` of 2026.
 """
@@ -8,7 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from weigh.errors import NotModelledError
 from weigh.runtimes.llama_cpp import attention, ggml, mlp, per_layer
+from weigh.runtimes.llama_cpp.releases import NEWER
 
 if TYPE_CHECKING:
     from weigh.runtimes.llama_cpp.builder import Builder
@@ -19,6 +22,8 @@ def layer(to: Builder, x: Tensor, number: int, rope: tuple[Tensor, Tensor | None
     """One block."""
     stem, kept = f"blk.{number}.", to.gguf.layers[per_layer.source_of(to, number)]
     embedded = None
+    if to.release < NEWER and (to.has("per_layer_token_embd.weight") or not to.gguf.layers[number].heads):
+        raise NotModelledError(f"the compute graph of Gemma 4's small models before llama.cpp@{NEWER[0]}.{NEWER[1]}")
     if to.has("per_layer_token_embd.weight"):
         embedded = to.once("inputs of layers", lambda: per_layer.inputs(to, x))
     read = to.norm(x, f"{stem}attn_norm", number)

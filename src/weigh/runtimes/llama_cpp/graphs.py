@@ -43,10 +43,9 @@ def build(placed: Placement, sizes: Sizes, layers: Sequence[int]) -> Graph:
         x = gemma3n.streams(to, x)
     to.graph.outputs.append(x)
     outputs = ggml.given((to.tokens,), INT32)
-    factors = to.weight("rope_freqs.weight") or to.weight(to.gguf.rope_factors(to.how.context_of_each))
     for layer in layers:
         wanted = outputs if layer == len(to.gguf.layers) - 1 and not _hands_hidden_on(to) else None
-        x = _layer(to, x, layer, (positions, factors), wanted)
+        x = _layer(to, x, layer, (positions, to.rope_factors(layer)), wanted)
         to.graph.outputs.append(x)
     if to.architecture == "gemma3n":
         x = ggml.get_rows(gemma3n.merged(to, x), outputs)
@@ -73,50 +72,51 @@ def _hands_hidden_on(to: Builder) -> bool:
 
 def _layer(to: Builder, x: Tensor, layer: int, rope: tuple[Tensor, Tensor | None], wanted: Tensor | None) -> Tensor:
     """One block; the last one keeps the tokens whose logits are wanted."""
-    if to.style.parallel and to.gguf.config.get("use_parallel_residual") is not False:
+    style = to.style
+    if style.parallel and to.gguf.config.get("use_parallel_residual") is not False:
         return _parallel(to, x, layer, rope, wanted)
     if to.architecture == "gemma4":
         return gemma4.layer(to, x, layer, rope, wanted)
     if to.architecture == "gemma3n":
         return gemma3n.layer(to, x, layer, rope)
     before = x
-    cur = x if to.style.norm_on_output else to.norm(x, f"blk.{layer}.attn_norm", layer)
-    kept = to.gguf.layers[layer]
-    if kept.kind == RECURRENT:
-        cur = _recurrent(to, cur, layer)
-    elif kept.kind == NOTHING and to.style.is_one:
-        cur = mlp.mlp(to, cur, layer)
-    elif kept.kind == NOTHING:
-        raise NotModelledError(f"the compute graph of {to.architecture}'s layer {layer}")
-    elif to.style.gates_attention:
-        to.graph.expand(cur)
-        cur = hybrid.gated_attention(to, cur, layer, rope)
-    elif to.has(f"blk.{layer}.attn_kv_a_mqa.weight"):
-        cur = attention.latent(to, cur, layer, rope)
-    else:
-        cur = attention.attend(to, *attention.queries(to, cur, layer, rope), layer, f"blk.{layer}.attn_output")
+    cur = _mixed(to, x if style.norm_on_output else to.norm(x, f"blk.{layer}.attn_norm", layer), layer, rope)
     if wanted is not None:
         cur, before = ggml.get_rows(cur, wanted), ggml.get_rows(before, wanted)
-    if to.style.is_one:
+    if style.is_one:
         return ggml.like("ADD", cur, before)
-    if to.style.scales_residual:
-        cur = ggml.like("SCALE", cur)
     post = f"blk.{layer}.post_attention_norm"
     has_ffn_norm = to.has(f"blk.{layer}.ffn_norm.weight")
-    if to.has(f"{post}.weight") and (has_ffn_norm or to.style.norm_on_output):
+    if to.has(f"{post}.weight") and (has_ffn_norm or style.norm_on_output):
         cur = to.norm(cur, post, layer)
-    middle = ggml.like("ADD", *((before, cur) if to.style.stream_first else (cur, before)))
-    if to.style.norm_on_output:
-        cur = middle
-    else:
+    cur = ggml.like("SCALE", cur) if style.scales_residual else cur
+    middle = ggml.like("ADD", *((before, cur) if style.stream_first else (cur, before)))
+    cur = middle
+    if not style.norm_on_output:
         cur = to.norm(middle, f"blk.{layer}.ffn_norm" if has_ffn_norm else post, layer)
     cur = mlp.mlp(to, cur, layer)
     if to.has(f"blk.{layer}.post_ffw_norm.weight"):
         cur = to.norm(cur, f"blk.{layer}.post_ffw_norm", -1 if to.architecture.startswith("gemma") else layer)
-    if to.style.scales_residual:
-        cur = ggml.like("SCALE", cur)
-    is_first = to.style.residual_first or to.style.stream_first
+    cur = ggml.like("SCALE", cur) if style.scales_residual else cur
+    is_first = style.residual_first or style.stream_first
     return ggml.like("ADD", middle, cur) if is_first else ggml.like("ADD", cur, middle)
+
+
+def _mixed(to: Builder, x: Tensor, layer: int, rope: tuple[Tensor, Tensor | None]) -> Tensor:
+    """A layer's attention, or what it has in its place."""
+    kept = to.gguf.layers[layer]
+    if kept.kind == RECURRENT:
+        return _recurrent(to, x, layer)
+    if kept.kind == NOTHING and to.style.is_one:
+        return mlp.mlp(to, x, layer)
+    if kept.kind == NOTHING:
+        raise NotModelledError(f"the compute graph of {to.architecture}'s layer {layer}")
+    if to.style.gates_attention:
+        to.graph.expand(x)
+        return hybrid.gated_attention(to, x, layer, rope)
+    if to.has(f"blk.{layer}.attn_kv_a_mqa.weight"):
+        return attention.latent(to, x, layer, rope)
+    return attention.attend(to, *attention.queries(to, x, layer, rope), layer, f"blk.{layer}.attn_output")
 
 
 def _recurrent(to: Builder, x: Tensor, layer: int) -> Tensor:

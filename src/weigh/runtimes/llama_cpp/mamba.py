@@ -80,7 +80,7 @@ def short_convolution(to: Builder, x: Tensor, layer: int) -> Tensor:
     before = ggml.reshape(states.read(to, layer, 0), kernel.ne[0] - 1, kernel.ne[1], sequences)
     read = ggml.concat(before, new, 0)
     states.write(to, ggml.view(read, before.ne, read.nb[1:3]), layer, 0)
-    out = Tensor("SSM_CONV", third + (1,), FLOAT32, (read, kernel))
+    out = Tensor("SSM_CONV", (*third, 1), FLOAT32, (read, kernel))
     y = Tensor("MUL", c.ne, FLOAT32, (c, out))
     return _tokens_of(to, to.linear(y, f"{stem}out_proj"))
 

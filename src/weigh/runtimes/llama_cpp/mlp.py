@@ -45,12 +45,39 @@ def experts(to: Builder, x: Tensor, layer: int, logits: Tensor | None = None) ->
     """`build_moe_ffn`."""
     stem, style, graph = f"blk.{layer}.ffn_", to.style, to.graph
     logits = to.linear(x, f"{stem}gate_inp") if logits is None else logits
-    tokens, count, used = x.ne[1], logits.ne[0], to.gguf.experts_used
+    tokens, used = x.ne[1], to.gguf.experts_used
+    chosen, weights = _chosen(to, logits, layer)
+    if to.release > OLDER:
+        graph.expand(weights)
+    x = ggml.reshape(x, x.ne[0], 1, tokens)
+    if style.weighs_before:
+        x = ggml.like("MUL", ggml.repeat(x, x.ne[0], used, tokens), weights)
+    x = _scaled(to, _through_experts(to, x, stem, chosen), stem, chosen)
+    if not style.weighs_before:
+        x = ggml.like("MUL", x, weights)
+    if to.release > OLDER:
+        graph.expand(x)
+    parts = [ggml.view(x, (x.ne[0], tokens), (x.nb[2],)) for _ in range(used)]
+    for part in parts if to.release > OLDEST else ():
+        graph.expand(part)
+    out = parts[0]
+    for part in parts[1:]:
+        out = ggml.like("ADD", out, part)
+        if to.release >= NEWER:
+            graph.expand(out)
+    return ggml.cont(out) if used == 1 else out
+
+
+def _chosen(to: Builder, logits: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    """Which experts each token visits, and how much each of them counts."""
+    style, count, tokens, used = to.style, logits.ne[0], logits.ne[1], to.gguf.experts_used
     chances = logits
     if style.gating != "after":
         chances = ggml.like("SOFT_MAX" if _is_softmax(to) else "UNARY", logits)
     bias = to.weight(f"blk.{layer}.exp_probs_b.bias")
     chosen_by = chances if bias is None else ggml.like("ADD", chances, bias)
+    if style.weighs_before:
+        chosen_by = logits
     groups, used_groups = to.gguf.expert_groups
     if groups > 1 and to.release > OLDER:
         chosen_by = _best_groups(chosen_by, groups, used_groups)
@@ -64,23 +91,7 @@ def experts(to: Builder, x: Tensor, layer: int, logits: Tensor | None = None) ->
         if to.release > OLDER:
             total = ggml.like("CLAMP", total)
         weights = ggml.reshape(ggml.like("DIV", weights, total), 1, used, tokens)
-    if style.scales_experts:
-        weights = ggml.like("SCALE", weights)
-    if to.release > OLDER:
-        graph.expand(weights)
-    x = _scaled(to, _through_experts(to, ggml.reshape(x, x.ne[0], 1, tokens), stem, chosen), stem, chosen)
-    x = ggml.like("MUL", x, weights)
-    if to.release > OLDER:
-        graph.expand(x)
-    parts = [ggml.view(x, (x.ne[0], tokens), (x.nb[2],)) for _ in range(used)]
-    for part in parts if to.release > OLDEST else ():
-        graph.expand(part)
-    out = parts[0]
-    for part in parts[1:]:
-        out = ggml.like("ADD", out, part)
-        if to.release >= NEWER:
-            graph.expand(out)
-    return ggml.cont(out) if used == 1 else out
+    return chosen, ggml.like("SCALE", weights) if style.scales_experts else weights
 
 
 def _scaled(to: Builder, x: Tensor, stem: str, chosen: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from weigh import dtypes
-from weigh.models.layout import FULL, LATENT, SLIDING, LayerCache, State
+from weigh.models.layout import CHUNKED, FULL, LATENT, SLIDING, LayerCache, State
 from weigh.records import dataclass, field, replace
 from weigh.runtimes.llama_cpp.allocator import BufferType, padded
 from weigh.runtimes.llama_cpp.releases import NEWER, OLDER, OLDEST
@@ -324,9 +324,13 @@ class Placement:
             tied = self.gguf.tensors["token_embd.weight"]
             found[self.output_buffer] = found.get(self.output_buffer, 0) + self._padded(self.output_buffer, tied, kinds)
         for layer, name in self._copied_factors():
-            buffer = self._on(self.device_of_layer[layer], name, self.gguf.tensors[name])
+            buffer = self.factors_buffer(layer, name)
             found[buffer] = found.get(buffer, 0) + self._padded(buffer, self.gguf.tensors[name], kinds)
         return self._mapped(found) if self.how.use_mmap else found
+
+    def factors_buffer(self, layer: int, name: str) -> str:
+        """Where a layer finds the factors of its rotary frequencies."""
+        return self._on(self.device_of_layer[layer], name, self.gguf.tensors[name])
 
     def _copied_factors(self) -> list[tuple[int, str]]:
         """Rotary factors are there once a device (`TENSOR_DUPLICATED`), beside the first layer's."""
@@ -452,6 +456,8 @@ WINDOWED = frozenset("gemma2 gemma3 gemma3n gemma4 gpt-oss cohere2 exaone4 olmo2
 def gguf_of(checkpoint: Checkpoint, layers: tuple[LayerCache, ...], config: Mapping[str, Any]) -> Gguf:
     """A model, from a header or a prediction of one."""
     architecture = str(checkpoint.metadata["general.architecture"])
+    if architecture == "llama4":  # a chunk's cells are kept as a window's are
+        layers = tuple(replace(one, kind=SLIDING) if one.kind == CHUNKED else one for one in layers)
     if architecture not in WINDOWED:
         layers = tuple(replace(one, kind=FULL, window=None) if one.kind == SLIDING else one for one in layers)
     if any(one.states for one in layers):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from weigh.records import dataclass
+from weigh.runtimes.llama_cpp.releases import MIDDLE, NEWER, OLDEST
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +30,8 @@ class Style:
     normalizes_experts: bool = True
     gating: str = "softmax"
     scales_experts: bool = False
+    weighs_before: bool = False
+    """What goes into experts is weighed, not what comes out, and they are chosen by the router's output as it is."""
     norm_on_output: bool = False
     """No norm before attention and feed-forward, one after each."""
     gates_attention: bool = False
@@ -39,6 +42,8 @@ class Style:
     """What is added to the residual stream is scaled first."""
     stream_first: bool = False
     """Attention's and the feed-forward's outputs are added to the residual stream, not the stream to them."""
+    since: tuple[int, ...] = OLDEST
+    """The first release whose graph is known."""
     residual_first: bool = False
     """The feed-forward's output is added to the residual stream, not the stream to it."""
 
@@ -55,8 +60,8 @@ STYLES: Mapping[str, Style] = {
     "exaone4": Style(norm_on_output=True),
     "arcee": Style(squares=True),
     "nemotron": Style("NORM", squares=True),
-    "granite": Style(scales_embedding=True, caps_logits=1),
-    "granitemoe": Style(scales_embedding=True, caps_logits=1),
+    "granite": Style(scales_embedding=True, scales_residual=True, caps_logits=1),
+    "granitemoe": Style(scales_embedding=True, scales_residual=True, caps_logits=1),
     "phi3": Style(fused_activation=True, residual_first=True),
     "glm4": Style(fused_activation=True),
     "glm4moe": Style(gating="sigmoid", scales_experts=True),
@@ -75,14 +80,15 @@ STYLES: Mapping[str, Style] = {
     "gemma3": Style(scales_embedding=True),
     "gpt-oss": Style(gating="after"),
     "deepseek2": Style(gating="sigmoid", scales_experts=True),
-    **dict.fromkeys(("qwen35", "qwen35moe", "qwen3next"), Style(gates_attention=True)),
-    "gemma3n": Style(scales_embedding=True, caps_logits=3),
-    "gemma4": Style(scales_embedding=True, caps_logits=3),
-    **dict.fromkeys(("mamba", "mamba2"), Style(is_one=True)),
-    "nemotron_h": Style(rotates=False, squares=True, is_one=True),
-    "granitehybrid": Style(rotates=False, scales_embedding=True, scales_residual=True, caps_logits=1),
-    "lfm2": Style(stream_first=True),
-    "lfm2moe": Style(gating="sigmoid", stream_first=True),
+    **dict.fromkeys(("qwen35", "qwen35moe", "qwen3next"), Style(gates_attention=True, since=MIDDLE)),
+    "llama4": Style(gating="sigmoid", normalizes_experts=False, weighs_before=True, since=MIDDLE),
+    "gemma3n": Style(scales_embedding=True, caps_logits=3, since=NEWER),
+    "gemma4": Style(scales_embedding=True, caps_logits=3, since=MIDDLE),
+    **dict.fromkeys(("mamba", "mamba2"), Style(is_one=True, since=MIDDLE)),
+    "nemotron_h": Style(rotates=False, squares=True, is_one=True, since=MIDDLE),
+    "granitehybrid": Style(rotates=False, scales_embedding=True, scales_residual=True, caps_logits=1, since=MIDDLE),
+    "lfm2": Style(stream_first=True, since=MIDDLE),
+    "lfm2moe": Style(gating="sigmoid", stream_first=True, since=MIDDLE),
     "dots1": Style(gating="sigmoid", scales_experts=True),
 }
 """Architectures whose graphs are described."""
