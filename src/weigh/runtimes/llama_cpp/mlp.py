@@ -91,7 +91,9 @@ def _chosen(to: Builder, logits: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         if to.release > OLDER:
             total = ggml.like("CLAMP", total)
         weights = ggml.reshape(ggml.like("DIV", weights, total), 1, used, tokens)
-    return chosen, ggml.like("SCALE", weights) if style.scales_experts else weights
+    factor = to.gguf.config.get("routed_scaling_factor", 1.0)
+    is_scaled = style.scales_experts and (factor != 1.0 or to.release <= OLDER)
+    return chosen, ggml.like("SCALE", weights) if is_scaled else weights
 
 
 def _scaled(to: Builder, x: Tensor, stem: str, chosen: Tensor) -> Tensor:
