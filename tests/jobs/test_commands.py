@@ -47,6 +47,11 @@ from weigh.jobs import commands
             "python -m sglang.launch_server --model-path m --tp 8 --ep 8 --chunked-prefill-size -1",
             {"tensor": 8, "expert": True},
         ),
+        (
+            "trtllm-serve m --tp_size 2 --ep_size 2 --max_seq_len 8192 --kv_cache_free_gpu_memory_fraction 0.8",
+            {"tensor": 2, "expert": True, "context": 8192, "free_gpu_memory_fraction": 0.8},
+        ),
+        ("trtllm-serve serve m --max_batch_size=8", {"max_batch_size": 8}),
     ],
 )
 def test_lines_are_read_as_their_parsers_do(line: str, words: dict[str, object]) -> None:
@@ -107,7 +112,8 @@ def test_every_flag_of_the_engines_is_named(release: str) -> None:
     one = commands.program(release.split()[0])
     known = set(one.flags) | one.harmless | set(one.refused)
     for kind, flags in FLAGS[release].items():
-        for name in flags.split():
+        for spelled in flags.split():
+            name = spelled.replace("_", "-") if one.underscores else spelled
             assert name in known, name
             flag = one.flags.get(name)
             if name in EITHER or name in one.refused or (flag is not None and flag.kind == commands.MAYBE):
@@ -134,6 +140,75 @@ def test_tables_of_flags_do_not_overlap(engine: str) -> None:
     assert not set(one.flags) & (one.harmless | set(one.refused))
     assert not one.harmless & set(one.refused)
     assert one.alone <= one.harmless
+
+
+EXTRA = """
+max_batch_size: 16
+pipeline_parallel_size: 2
+cuda_graph_config: {enable_padding: true}
+moe_config: {backend: CUTLASS}
+kv_cache_config: {dtype: fp8, free_gpu_memory_fraction: 0.7, max_tokens: 4096, enable_block_reuse: false}
+"""
+
+
+def test_files_of_trtllm_serve_count_more_than_its_flags(tmp_path: Path) -> None:
+    file = tmp_path / "extra.yaml"
+    file.write_text(EXTRA, encoding="utf-8")
+    found = commands.read(["trtllm-serve", "m", "--extra_llm_api_options", str(file), "--max_batch_size", "8"])
+    assert found.words == {
+        "max_batch_size": 16,
+        "pipeline": 2,
+        "kv_dtype": "fp8",
+        "free_gpu_memory_fraction": 0.7,
+        "max_tokens": 4096,
+    }
+
+
+@pytest.mark.parametrize(
+    "text", ["enable_attention_dp: true", "kv_cache_config: {max_attention_window: [1024]}", "speculative_config: {}"]
+)
+def test_keys_of_such_files_that_are_not_modelled_are_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "extra.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(NotModelledError, match=text.partition(":")[0]):
+        commands.read(["trtllm-serve", "m", "--config", str(file)])
+
+
+TREE = "--speculative-num-steps 2 --speculative-eagle-topk 1"
+SGLANG_DRAFTS = {"speculative_algorithm": "EAGLE", "num_draft_tokens": 4}
+
+
+@pytest.mark.parametrize(
+    ("of", "words", "engine", "said"),
+    [
+        (
+            "sglang",
+            {"tensor": 8, "data": 8, "enable_dp_attention": True},
+            "vllm",
+            "--tensor-parallel-size 1 --data-parallel-size 8",
+        ),
+        ("sglang", SGLANG_DRAFTS, "vllm", "--spec-method mtp --spec-tokens 3"),
+        ("vllm", {"data": 8, "expert": True}, "sglang", "--dp-size 8 --ep-size 8 --tp-size 8 --enable-dp-attention"),
+        (
+            "vllm",
+            {"num_speculative_tokens": 2, "speculative_method": "mtp"},
+            "sglang",
+            f"--speculative-num-draft-tokens 3 {TREE} --speculative-algorithm NEXTN",
+        ),
+        ("vllm", {"max_num_seqs": 8, "kv_dtype": "fp8"}, "tensorrt-llm", "--max_batch_size 8 --kv_cache_dtype fp8"),
+    ],
+)
+def test_what_engines_count_otherwise_is_written_as_they_count_it(
+    of: str, words: dict[str, object], engine: str, said: str
+) -> None:
+    line, left = commands.write(engine, "m", words, of, shares_experts=True)
+    assert not left
+    assert line.endswith(f" m {said}")
+
+
+def test_models_that_draft_are_written() -> None:
+    line, _ = commands.write("vllm", "m", SGLANG_DRAFTS, "sglang", draft="d")
+    assert line == "vllm serve m --spec-model d --spec-method eagle --spec-tokens 3"
 
 
 def test_the_door() -> None:

@@ -147,3 +147,22 @@ def test_tensorrt_llm_gives_a_fraction_of_what_its_prompts_leave() -> None:
     assert launch("llama-3-8b", "h100", "tensorrt-llm", max_tokens=10_000).tokens == 10_000 // 32 * 32
     with pytest.raises(NotModelledError, match="recurrent states"):
         launch(HYBRID, "h200", "tensorrt-llm")
+
+
+def test_replicas_of_sglang_share_no_experts() -> None:
+    """`--dp-size` alone starts whole copies (`data_parallel_controller.py: launch_dp_schedulers`)."""
+    copies, one, shared = (
+        launch("qwen3-30b-a3b", "h200x8", "sglang", context=4096, **words).shares[0].of("weights")
+        for words in ({"data": 4, "tensor": 2}, {"tensor": 2}, {"data": 4, "tensor": 8, "enable_dp_attention": True})
+    )
+    assert copies == one > shared
+
+
+def test_speed_is_not_said_of_what_drafts() -> None:
+    report = weigh.serve("deepseek-v3", "h200x8", "sglang", tensor=8, context=4096, speculative_algorithm="NEXTN")
+    assert "speculative" in (report.speed.unsaid or "")
+
+
+def test_only_one_backend_of_tensorrt_llm() -> None:
+    with pytest.raises(NotModelledError, match="tensorrt"):
+        launch("llama-3-8b", "h100", "tensorrt-llm", backend="tensorrt")

@@ -18,14 +18,15 @@ from weigh.records import dataclass, field
 PROGRAMS = {
     "llama.cpp": "weigh.jobs.llama_cpp",
     "sglang": "weigh.jobs.sglang",
+    "tensorrt-llm": "weigh.jobs.tensorrt_llm",
     "vllm": "weigh.jobs.vllm",
 }
 """Engine -> the module with its `COMMAND`."""
 
 NUMBER, TOKENS, REAL, WORD, TRUE, FALSE, JSON = "number", "tokens", "real", "word", "true", "false", "json"
-MAYBE, LARGEST, WORDS = "maybe", "largest", "words"
+MAYBE, LARGEST, WORDS, FILE = "maybe", "largest", "words", "file"
 """What stands behind a flag; TRUE and FALSE stand alone and set their word to that, MAYBE is a word or stands alone,
-LARGEST takes the largest of several numbers, and WORDS are several."""
+LARGEST takes the largest of several numbers, WORDS are several, and FILE is read, and counts more than flags."""
 
 THOUSANDS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 """What vLLM's parser takes letters behind a number for (`engine/arg_utils.py: human_readable_int`)."""
@@ -64,6 +65,8 @@ class Command:
     """Variables of its environment that are used and have no flag, the usual one first of those that say the same."""
     positional_model: bool = False
     """The first word that is no option is the model."""
+    underscores: bool = False
+    """Its flags are spelled with "_" where the table has "-"."""
 
     def names(self) -> list[str]:
         """Every flag that is known."""
@@ -149,7 +152,7 @@ def _program(words: Sequence[str]) -> tuple[Command, list[str]]:
         text[0] = "python"
     for engine in PROGRAMS:
         one = program(engine)
-        for start in one.starts:
+        for start in sorted(one.starts, key=len, reverse=True):
             parts = start.split()
             if text[: len(parts)] == parts:
                 return one, list(words[len(parts) :])
@@ -162,6 +165,7 @@ class _Reading:
     def __init__(self, one: Command) -> None:
         self.one = one
         self.words: dict[str, Any] = {}
+        self.of_files: dict[str, Any] = {}
         self.models: dict[str, str] = {}
         self.used: list[str] = []
         self.harmless: list[str] = []
@@ -190,7 +194,7 @@ class _Reading:
             self.one.engine,
             self.models.get("model"),
             self.models.get("draft"),
-            self.words,
+            self.words | self.of_files,
             tuple(self.used),
             tuple(self.harmless),
         )
@@ -236,6 +240,10 @@ class _Reading:
             self.words[flag.word] = (flag.kind == TRUE) != negated
         elif flag.kind == JSON:
             self._document(base, flag, {key: value} if key else value)
+        elif flag.kind == FILE:
+            from weigh.jobs.documents import load
+
+            self.of_files |= import_module(PROGRAMS[self.one.engine]).document(base[2:], load(value).keys)[0]
         elif flag.kind == MAYBE:
             self.words[flag.word] = "off" if negated else value or "on"
         elif flag.word in ("model", "draft"):
@@ -277,12 +285,18 @@ def _value(text: str, kind: str, where: str) -> Any:
 
 
 SAME: tuple[Mapping[str, str], ...] = (
-    {"vllm": "max_num_seqs", "sglang": "max_running_requests", "llama.cpp": "concurrency"},
-    {"vllm": "context", "sglang": "context", "llama.cpp": "ctx_size"},
-    {"vllm": "max_num_batched_tokens", "sglang": "chunked_prefill_size"},
+    {
+        "vllm": "max_num_seqs",
+        "sglang": "max_running_requests",
+        "llama.cpp": "concurrency",
+        "tensorrt-llm": "max_batch_size",
+    },
+    {"vllm": "context", "sglang": "context", "tensorrt-llm": "context", "llama.cpp": "ctx_size"},
+    {"vllm": "max_num_batched_tokens", "sglang": "chunked_prefill_size", "tensorrt-llm": "max_num_tokens"},
     {"vllm": "enforce_eager", "sglang": "disable_cuda_graph"},
     {"vllm": "num_speculative_tokens", "sglang": "num_draft_tokens"},
-    {"vllm": "block_size", "sglang": "page_size"},
+    {"vllm": "speculative_method", "sglang": "speculative_algorithm"},
+    {"vllm": "block_size", "sglang": "page_size", "tensorrt-llm": "tokens_per_block"},
     {"vllm": "cpu_offload_gb", "sglang": "cpu_offload_gb"},
     {"vllm": "max_loras", "sglang": "max_loras_per_batch"},
     {"vllm": "num_redundant_experts", "sglang": "ep_num_redundant_experts"},
@@ -297,12 +311,23 @@ VALUES: Mapping[tuple[str, str], Mapping[str, str | None]] = {
     ("sglang", "kv_dtype"): {"fp8": "fp8_e4m3", "nvfp4": "fp4_e2m1", "fp8_ds_mla": "fp8_e4m3"}
     | dict.fromkeys(("int8_per_token_head", "fp8_per_token_head", "int4_per_token_head")),
     ("vllm", "kv_dtype"): {"fp4_e2m1": "nvfp4"},
+    ("tensorrt-llm", "kv_dtype"): dict.fromkeys(("fp8_e5m2", "fp8_ds_mla"))
+    | {"fp8_e4m3": "fp8", "fp4_e2m1": "nvfp4", "bfloat16": "auto"}
+    | dict.fromkeys(("int8_per_token_head", "fp8_per_token_head", "int4_per_token_head")),
+    ("sglang", "speculative_method"): {"mtp": "NEXTN", "eagle": "EAGLE", "eagle3": "EAGLE3", "ngram": "NGRAM"}
+    | {"draft_model": "STANDALONE"},
+    ("vllm", "speculative_algorithm"): {"NEXTN": "mtp", "EAGLE": "eagle", "EAGLE3": "eagle3", "NGRAM": "ngram"}
+    | {"STANDALONE": "draft_model"},
 }
 """Words that an engine has for another one's; None where it has none."""
 
 
-def write(engine: str, model: str, words: Mapping[str, Any], of: str) -> tuple[str, tuple[str, ...]]:
+def write(
+    engine: str, model: str, words: Mapping[str, Any], of: str, draft: str | None = None, shares_experts: bool = False
+) -> tuple[str, tuple[str, ...]]:
     """The command line of an engine for settings of another one (`of`), and the settings that it has no flag for.
+
+    `shares_experts`: the replicas of vLLM (`data`) have the experts of the model between them.
 
     >>> write("sglang", "gpt2", {"tensor": 2, "max_num_seqs": 64, "block_size": 32}, "vllm")[0]
     'python -m sglang.launch_server --model-path gpt2 --tp-size 2 --max-running-requests 64 --page-size 32'
@@ -315,12 +340,18 @@ def write(engine: str, model: str, words: Mapping[str, Any], of: str) -> tuple[s
     variables = {flag.word: name for name, flag in reversed([*one.variables.items()])}
     said = [f"{variables[word]}={value}" for word, value in words.items() if value and word in variables] + said
     said += [model] if one.positional_model else [by_word["model"][0], model]
+    if draft is not None and "draft" in by_word:
+        said += [by_word["draft"][0], draft]
+    elif draft is not None:
+        left.append("draft")
+    words = words if engine == of else _meant(words, of, engine, draft, shares_experts)
     for word, value in words.items():
         if value is None or word in variables:
             continue
         name = next((row.get(engine, word) for row in SAME if row.get(of) == word), word)
         if name == "expert" and "expert_ranks" in by_word:
-            said += [by_word["expert_ranks"][0], str(words.get("tensor", 1))] if value else []
+            ranks = int(words.get("tensor") or 1)
+            said += [_spelled(one, by_word["expert_ranks"][0]), str(ranks)] if value and ranks > 1 else []
             continue
         meant = VALUES.get((engine, word), {}).get(str(value), value)
         if name not in by_word or meant is None:
@@ -331,6 +362,37 @@ def write(engine: str, model: str, words: Mapping[str, Any], of: str) -> tuple[s
             said += [spelled] if value == (flag.kind == TRUE) else []
         elif flag.kind == WORDS:
             said += [spelled, *str(value).split()]
-        elif flag.kind != JSON:
-            said += [spelled, str(meant)]
+        elif flag.kind not in (JSON, FILE):
+            said += [_spelled(one, spelled), str(meant)]
+            if spelled == "--speculative-num-draft-tokens" and engine != of:  # it wants all three of them
+                said += ["--speculative-num-steps", str(meant - 1), "--speculative-eagle-topk", "1"]
     return shlex.join(said), tuple(left)
+
+
+def _spelled(one: Command, name: str) -> str:
+    return "--" + name[2:].replace("-", "_") if one.underscores and name.startswith("--") else name
+
+
+def _meant(
+    words: Mapping[str, Any], of: str, engine: str, draft: str | None, shares_experts: bool
+) -> Mapping[str, Any]:
+    """Settings of one engine whose numbers another one counts otherwise.
+
+    SGLang's data-parallel attention divides the ranks that `tensor` counts, vLLM's replicas multiply them; SGLang
+    counts the token that is checked among a draft's.
+    """
+    found = dict(words)
+    tensor, data = int(found.get("tensor") or 1), int(found.get("data") or 1)
+    if of == "sglang" and found.get("enable_dp_attention") and engine == "vllm":
+        found.pop("enable_dp_attention")
+        found |= {"tensor": tensor // data}
+    if of == "vllm" and engine == "sglang" and data > 1 and shares_experts:
+        found |= {"tensor": tensor * data, "enable_dp_attention": True}
+    drafts = found.get("num_draft_tokens" if of == "sglang" else "num_speculative_tokens")
+    if of == "sglang" and engine == "vllm" and drafts:
+        found["num_draft_tokens"] = drafts - 1
+    if of == "vllm" and engine == "sglang" and drafts:
+        found["num_speculative_tokens"] = drafts + 1
+    if of == "sglang" and draft is None and str(found.get("speculative_algorithm")).upper() == "EAGLE":
+        found["speculative_algorithm"] = "NEXTN"
+    return found

@@ -126,8 +126,10 @@ class ServingReport:
 
         words = given_words(self.job) | given_words(self.options)
         words.pop("concurrency", None)  # it is no setting of theirs
-        own = self.engine
-        return {engine: write(engine, self.named, words, own) for engine in PROGRAMS if own in PROGRAMS}
+        own, draft = self.engine, self.served.draft
+        named = None if draft is None else draft.source.name
+        experts = bool(self.served.experts_per_token)
+        return {e: write(e, self.named, words, own, named, experts) for e in PROGRAMS if own in PROGRAMS}
 
     @property
     def context(self) -> int:
@@ -251,8 +253,11 @@ class ServingReport:
         context, users = launch.longest_context(self.job.concurrency) or 0, launch.most_users(self.context)
         longest = "any" if context >= ENDLESS else f"{context:,} tokens"
         lines += [f"  longest context for {self.job.concurrency} at once   {longest}"]
-        lines += [f"  most at once of {self.context:,} tokens   {users:,}", ""]
-        held = self.table
+        lines += [f"  most at once of {self.context:,} tokens   {users:,}"]
+        held, limit = self.table, launch.most_sequences
+        if limit is not None and limit < max(users or 0, *(n or 0 for n in held.most_users)):
+            lines += [f"  as it is started, no more than {limit:,} run at once; others wait"]
+        lines += [""]
         lines += ["  most users for a context, longest context for so many users"]
         lines += table(
             [

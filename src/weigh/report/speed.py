@@ -92,7 +92,8 @@ class Speed:
 
     def _check(self) -> None:
         job, options = self._report.job, self._report.options
-        if self._report.served.draft is not None or getattr(options, "speculative_method", None):
+        drafts = any(getattr(options, name, None) for name in ("speculative_method", "speculative_algorithm"))
+        if self._report.served.draft is not None or drafts:
             raise NotModelledError("the speed of speculative decoding", hint="It depends on how many drafts are right.")
         at_host = ("cpu_moe", "n_cpu_moe", "override_tensor", "no_kv_offload", "cpu_offload_gb")
         if getattr(options, "gpu_layers", "all") != "all" or any(getattr(options, name, None) for name in at_host):

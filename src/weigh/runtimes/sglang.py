@@ -164,10 +164,9 @@ class _Start:
         self.graph = 0 if options.disable_cuda_graph else options.cuda_graph_max_bs or graph
 
     def launch(self) -> Launch:
-        experts_over = self.job.tensor if self.options.enable_dp_attention else self.job.tensor * self.job.data
         rank = sharding.Rank(
             self.ranks,
-            experts_over,
+            self.job.tensor,
             self.job.expert,
             stages=self.job.pipeline,
             redundant=self.options.ep_num_redundant_experts or 0,

@@ -16,6 +16,7 @@ from __future__ import annotations
 from weigh.errors import NotModelledError
 from weigh.kernels.workspaces import workspace_bytes
 from weigh.recipes.keeping import Keeping, keep
+from weigh.recipes.settings import Text
 from weigh.records import dataclass
 from weigh.runtimes import fused, methods, profiling, sharding
 from weigh.runtimes.engine import (
@@ -60,6 +61,8 @@ class TensorrtLlmOptions:
     """Tokens of the cache at most."""
     max_gpu_total_bytes: int | None = None
     """Bytes of the cache at most."""
+    backend: Text = "pytorch"
+    """What runs the model; "pytorch" alone is modelled."""
 
 
 class TensorrtLlm(Engine):
@@ -73,6 +76,8 @@ class TensorrtLlm(Engine):
         self, served: Served, job: ServeJob, options: TensorrtLlmOptions, place: Place, version: Version
     ) -> Launch:
         """Weights, a step, and blocks in a fraction of the rest."""
+        if options.backend != "pytorch":
+            raise NotModelledError(f"TensorRT-LLM's backend {options.backend!r}", where="backend")
         check_limits(served, job.context, job.tensor)
         check_cache(served, job.kv_dtype, "TensorRT-LLM", ("nvfp4",))
         if served.draft is not None:
@@ -80,7 +85,7 @@ class TensorrtLlm(Engine):
         if any(layer.states for layer in served.layers):
             raise NotModelledError("recurrent states in TensorRT-LLM", where=served.source.name)
         capability = None if place.device is None else place.device.compute_capability
-        rank = sharding.rank_of(job)
+        rank = sharding.Rank(job.tensor, job.tensor, job.expert, stages=job.pipeline)
         loaded = fused.loaded(served, rank, job.quantization, capability)
         weights = loaded.reserved
         config, longest = served.text_config, job.context or served.longest or options.max_num_tokens
