@@ -426,6 +426,20 @@ def test_recomputing_is_over_when_the_step_is(modules: tuple[str, ...]) -> None:
     assert ends[0] == ends[1]
 
 
+def test_precision_aware_states_are_two_bytes_and_the_moments() -> None:
+    """16 bits of each parameter's fp32 copy stand in itself; moments have dtypes of their own; gradients none."""
+    recipe = replace(RECIPE, gpus_per_node=4, shard="distributed_optimizer", grad_reduce_in_bf16=True)
+    held = []
+    for settings in ({}, {"precision_aware_optimizer": True, "exp_avg_dtype": BFLOAT16}):
+        found = run(GPT, replace(recipe, **settings), loop=LOOP)  # type: ignore[arg-type]
+        after = {p.mark.phase: int(p.after) for p in phase_peaks(found.trace)}  # type: ignore[arg-type]
+        held.append((after[LOAD], after["step"]))
+    shares = sum(int(p.numel) * p.count for p in found.parameters) / 4  # type: ignore[arg-type, call-overload]
+    assert held[0][0] - held[1][0] == pytest.approx(4 * shares, rel=0.001)
+    # between steps: 4 + 4 + 4, and 4 for gradients that were copied, against 2 + 2 + 4
+    assert held[0][1] - held[1][1] == pytest.approx((16 - 8) * shares, rel=0.001)
+
+
 ROUTED: dict[str, Any] = {**GPT, "mlp_bias": False, "attention_bias": False, "n_routed_experts": 8} | {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 512,
@@ -469,6 +483,7 @@ def test_weights_of_tokens_are_in_the_dtype_of_the_router() -> None:
         ({"defer_embedding_wgrad": 0}, UsageError),
         ({"context": 4, "gpus_per_node": 4, "context_exchange": "a2a+p2p"}, UsageError),
         ({"fp8_params": True}, UsageError),
+        ({"precision_aware_optimizer": True}, UsageError),
         ({"recompute_modules": ("mlps",)}, UnknownNameError),
         ({"fp8": "mxfp8", "fp8_params": True}, NotModelledError),
         ({"fp8": "delayed", "local_layers": True}, NotModelledError),

@@ -46,6 +46,7 @@ SWITCHES = {
     "sequence_parallel": ("sequence_parallel", True),
     "use_distributed_optimizer": ("shard", "distributed_optimizer"),
     "grad_reduce_in_bf16": ("grad_reduce_in_bf16", True),
+    "use_precision_aware_optimizer": ("precision_aware_optimizer", True),
     "tp_comm_overlap": ("overlap_tensor_communication", True),
     "overlap_moe_expert_parallel_comm": ("overlap_expert_communication", True),
     "overlap_grad_reduce": ("overlap_grad_reduce", True),
@@ -61,6 +62,8 @@ VALUES = {
     "context_exchange": "cp_comm_type",
     "capacity_factor": "moe_expert_capacity_factor",
     "virtual_pipeline": "num_virtual_stages_per_pipeline_rank",
+    "exp_avg_dtype": "exp_avg_dtype",
+    "exp_avg_sq_dtype": "exp_avg_sq_dtype",
     "virtual_pipeline_group": "microbatch_group_size_per_virtual_pipeline_stage",
     "replicas": "num_distributed_optimizer_instances",
 }
@@ -78,8 +81,7 @@ FSDP_DTYPES = ("megatron_fsdp_main_params_dtype", "megatron_fsdp_main_grads_dtyp
 """Arguments of Megatron-FSDP that may say fp32 only."""
 REFUSED = (
     *("use_torch_fsdp2", "optimizer_cpu_offload"),
-    *("cpu_offloading_num_layers", "use_precision_aware_optimizer", "main_grads_dtype", "main_params_dtype"),
-    *("exp_avg_dtype", "exp_avg_sq_dtype"),
+    *("cpu_offloading_num_layers", "main_params_dtype"),
     *("distribute_saved_activations", "moe_shared_expert_overlap"),
     *("virtual_pipeline_model_parallel_size", "enable_cuda_graph"),
     *("external_cuda_graph", "use_te_rng_tracker", "ddp_bucket_size", "ddp_num_buckets", "attention_backend"),
@@ -136,6 +138,11 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
         book.copy(word, key)
     _sharing(book)
     _fp8(book)
+    key, dtype = book.found("main_grads_dtype")
+    if dtype == "bf16":
+        book.say("grad_reduce_in_bf16", True, key)
+    elif dtype not in (None, "fp32"):
+        book.refusal(key, dtype)
     _layers(book)
     book.refuse(*REFUSED)
     return book.job(model=_model(book), runtime="megatron", own_loop=True)

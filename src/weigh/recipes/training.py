@@ -255,6 +255,12 @@ class Training:
     """Megatron-LM: the gradient buffer is bf16, and the optimizer makes fp32 copies of its share."""
     sharding_strategy: str = "optim_grads_params"
     """Megatron-LM: what Megatron-FSDP shares: the optimizer's states, gradients too, or parameters as well."""
+    precision_aware_optimizer: bool = False
+    """Megatron-LM: 16 bits beside a bf16 parameter instead of an fp32 copy, and moments in dtypes of their own."""
+    exp_avg_dtype: DType = FLOAT32
+    """Megatron-LM: of the first moment, with `precision_aware_optimizer`."""
+    exp_avg_sq_dtype: DType = FLOAT32
+    """Megatron-LM: of the second moment."""
     mask_in_batch: bool = True
     """Megatron-LM: batches have an attention mask; False is `--no-create-attention-mask-in-dataloader`."""
     local_layers: bool = False
@@ -659,6 +665,7 @@ MEGATRON = (
         "activation_fusion",
     ),
     *("hidden_dropout", "attention_dropout", "deterministic", "gradient_accumulation_fusion", "overlap_grad_reduce"),
+    *("precision_aware_optimizer", "exp_avg_dtype", "exp_avg_sq_dtype"),
     *("fp8", "fp8_params", "fp8_amax_history", "overlap_tensor_communication"),
     *("sharding_strategy", "grad_reduce_in_bf16", "mask_in_batch", "local_layers", "own_stand_ins"),
 )

@@ -38,6 +38,7 @@ from weigh.runtimes.mcore.buffers import (
     BUCKET_PER_RANK,
     GradBuffer,
     MixedPrecisionOptimizer,
+    PrecisionAwareOptimizer,
     Sharing,
     main_grad_dtype,
 )
@@ -143,6 +144,8 @@ class Megatron(Loop):
         """Adam over this rank's share, once `build` has made the buffers."""
         if recipe.optimizer not in MOMENTS:
             raise NotModelledError(f"the optimizer {recipe.optimizer!r} in Megatron-LM", where="optimizer")
+        if recipe.precision_aware_optimizer:
+            return PrecisionAwareOptimizer(recipe.exp_avg_dtype, recipe.exp_avg_sq_dtype)
         copies = main_grad_dtype(recipe.dtype, recipe.grad_reduce_in_bf16) is not FLOAT32
         return MixedPrecisionOptimizer(copies, recipe.dtype is FLOAT16, MOMENTS[recipe.optimizer])
 
@@ -244,6 +247,11 @@ def _setup(shape: MegatronConfig, recipe: Training) -> Setup:
             raise UsageError(f"{divisor} ranks do not divide {size}", where=name, hint="Give a divisor.")
     if recipe.expert > 1 and not shape.num_moe_experts:
         raise UsageError("the model has no experts", where="expert", hint="Leave it out.")
+    if recipe.precision_aware_optimizer and recipe.shard != "distributed_optimizer":
+        hint = "Give shard distributed_optimizer."
+        raise UsageError("only the distributed optimizer is", where="precision_aware_optimizer", hint=hint)
+    if recipe.precision_aware_optimizer and (recipe.dtype is not BFLOAT16 or recipe.fp8 not in (None, "delayed")):
+        raise NotModelledError("precision-aware states beside fp16 or FP8", where="precision_aware_optimizer")
     if recipe.defer_embedding_wgrad is not None and (recipe.pipeline == 1 or not recipe.gradient_accumulation_fusion):
         hint = "It needs pipeline stages, and gradients that are added to the buffer as they are made."
         raise UsageError("nothing is deferred here", where="defer_embedding_wgrad", hint=hint)

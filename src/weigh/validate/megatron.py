@@ -161,6 +161,10 @@ def _kernels(case: Mapping[str, Any], extra: Mapping[str, Any], args: Mapping[st
     yield "deterministic", bool(args.get("deterministic-mode"))
     if not extra.get("megatron_fsdp"):
         yield "gradient_accumulation_fusion", not args.get("no-gradient-accumulation-fusion")
+    yield "precision_aware_optimizer", bool(args.get("use-precision-aware-optimizer"))
+    for name in ("exp-avg-dtype", "exp-avg-sq-dtype"):
+        if args.get(name):
+            yield name.replace("-", "_"), args[name]
     yield "overlap_tensor_communication", bool(args.get("tp-comm-overlap"))
     yield "overlap_grad_reduce", bool(args.get("overlap-grad-reduce"))
     exchange = extra.get("cp_comm_type", args.get("cp-comm-type"))

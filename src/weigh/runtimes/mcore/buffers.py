@@ -15,7 +15,7 @@ from math import lcm
 from typing import Any
 from weakref import ref
 
-from weigh.dtypes import BFLOAT16, FLOAT32, UINT8, DType
+from weigh.dtypes import BFLOAT16, FLOAT32, INT16, UINT8, DType
 from weigh.ghost.nn import Parameter
 from weigh.ghost.tensor import Tensor, empty
 from weigh.optimizers.base import Choice, Optimizer
@@ -118,14 +118,14 @@ class GradBuffer:
         for parameter in parameters:
             parameter.tensor.on_accumulated = Drop(parameter.tensor, self)
 
-    def beside(self, name: str, purpose: str) -> list[Tensor]:
-        """An fp32 tensor beside the share of each parameter that this rank has."""
-        return beside(self.layout.shares, name, purpose)
+    def beside(self, name: str, purpose: str, dtype: DType = FLOAT32) -> list[Tensor]:
+        """A tensor beside the share of each parameter that this rank has."""
+        return beside(self.layout.shares, name, purpose, dtype)
 
 
-def beside(shares: tuple[int, ...], name: str, purpose: str) -> list[Tensor]:
-    """An fp32 tensor for each share."""
-    made = [empty((share,), FLOAT32, "aten::empty_like", purpose=purpose) for share in shares]
+def beside(shares: tuple[int, ...], name: str, purpose: str, dtype: DType = FLOAT32) -> list[Tensor]:
+    """A tensor for each share."""
+    made = [empty((share,), dtype, "aten::empty_like", purpose=purpose) for share in shares]
     for each in made:
         each.storage.relabel(purpose, name)
     return made
@@ -173,7 +173,11 @@ class MixedPrecisionOptimizer(Optimizer):
         """Make the main parameters, as the constructor does."""
         self.parameters = parameters
         self.buffers = list({id(hook.buffer): hook.buffer for hook in map(_hook, parameters)}.values())
-        self.main_params = [t for b in self.buffers for t in b.beside("main_params", OPTIMIZER_STATE)]
+        self.main_params = self.copies()
+
+    def copies(self) -> list[Tensor]:
+        """fp32 copies of the parameters."""
+        return [t for b in self.buffers for t in b.beside("main_params", OPTIMIZER_STATE)]
 
     def prepare(self) -> None:
         """Adam's moments."""
@@ -194,6 +198,30 @@ class MixedPrecisionOptimizer(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Fill the buffers with zeros; drop the fp32 copies."""
         self.main_grads = []
+
+
+class PrecisionAwareOptimizer(MixedPrecisionOptimizer):
+    """Transformer Engine's Adam with moments in any dtype, which takes gradients as the buffer has them.
+
+    Of fp32 parameters it holds what their bf16 lacks (`store_param_remainders`).
+    """
+
+    def __init__(self, exp_avg: DType, exp_avg_sq: DType) -> None:
+        super().__init__(copies_gradients=False, scales_loss=False, moments=2)
+        self.dtypes = {"master_param": INT16, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+
+    def copies(self) -> list[Tensor]:
+        """None: what they would add comes with the first step."""
+        return []
+
+    def prepare(self) -> None:
+        """The remainders, and Adam's moments."""
+        self.adam_states = [
+            t
+            for b in self.buffers
+            for name, dtype in self.dtypes.items()
+            for t in b.beside(name, OPTIMIZER_STATE, dtype)
+        ]
 
 
 def main_grad_dtype(dtype: DType, reduced_in_bf16: bool) -> DType:
