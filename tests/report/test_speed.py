@@ -50,6 +50,14 @@ def test_ranks_and_experts() -> None:
     assert any("expert" in a.what for a in mixed.assumptions())
 
 
+def test_sums_over_more_ranks_wait_longer() -> None:
+    """On Hopper too, where only two ranks were measured, which show no wait."""
+    two, eight = (_served("llama-3-70b", "h200", tensor=t, context="1k").speed for t in (2, 8))
+    sums = [s.decodes[0].pace.links for s in (two, eight)]
+    assert sums[1] == pytest.approx(7 * sums[0], rel=0.1)
+    assert "us for each sum over 8 ranks" in eight.assumptions()[0].why
+
+
 def test_a_quarter_of_the_cache_for_fp8() -> None:
     full, half = (_served(context="8k", concurrency=8, kv_dtype=k).speed.decodes[1].pace.cache for k in ("auto", "fp8"))
     assert half == pytest.approx(full / 2)

@@ -222,13 +222,16 @@ class Speed:
         own = device.generation in self.measured.decode
         of, elsewhere = self.measured.program, "" if own else ", as on other devices"
         kernels = self._step(1, self._report.context).kernels
+        besides = f"{reached.per_kernel * 1e6:.1f} us besides for each of {kernels:,} kernels"
+        ranks = self.machine.tensor
+        if ranks > 1 and reached.per_message:
+            besides += f" and {(ranks - 1) * reached.per_message * 1e6:.0f} us for each sum over {ranks} ranks"
         ridge = balance(device, self.arithmetic)
         flops, figure = rate(device, self.arithmetic)
         said = [
             Assumption(
                 f"{reached.bandwidth:.0%} of the bandwidth, {reached.compute:.0%} of the arithmetic{elsewhere}",
-                f"fitted to published measurements of {of}{elsewhere} (docs/speed.md); "
-                f"{reached.per_kernel * 1e6:.1f} us besides for each of {kernels:,} kernels",
+                f"fitted to published measurements of {of}{elsewhere} (docs/speed.md); {besides}",
                 f"the measured ones are {reached.low:.2f} to {reached.high:.2f} of what it predicts",
             ),
             Assumption(
