@@ -200,6 +200,7 @@ def train(
     from weigh.recipes.settings import read_words
     from weigh.recipes.settings import settings as fields_of
     from weigh.recipes.training import Training, run
+    from weigh.records import replace
     from weigh.report.training import TrainingReport
 
     taken: list[Assumption] = []
@@ -210,6 +211,8 @@ def train(
     if source is None:
         raise UsageError("no model is named", hint="Name one before the options, or as `model` in the recipe.")
     found = model(source)
+    if job is not None and isinstance(source, Mapping):  # a script says its model size by size, and has a name itself
+        found = replace(found, name=os.path.basename(next(iter(job.read_as))))  # noqa: PTH119  pathlib is slow to import
     runtime = runtime or "pytorch"
     program, version = runtimes.named(runtime)
     known = {s.name: s for s in fields_of(Training)}

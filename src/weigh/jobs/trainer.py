@@ -7,6 +7,7 @@ cut their sequences at 1024 tokens. Read: transformers 5.23, TRL 1.16 (`trainer/
 
 from __future__ import annotations
 
+from weigh.errors import NotModelledError
 from weigh.jobs import hugging
 from weigh.jobs.documents import Document
 from weigh.jobs.job import Book, Job, flag
@@ -20,9 +21,12 @@ HARMLESS = f"""
     assistant_only_loss completion_only_loss train_on_* system_prompt benchmarks callbacks wandb_* lora_task_type
     block_size_hint text_column validation_split_percentage train_file validation_file
 """
-REFUSED = ("load_in_8bit", "load_in_4bit", "loss_type", "bnb_4bit_quant_type", "use_bnb_nested_quant", "beta")
-PREFERENCES = ("num_generations", "max_completion_length", "max_prompt_length", "ref_model", "reward_model_path")
-"""Keys of trainers that keep more models than one."""
+REFUSED = ("load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
+PREFERENCES = (
+    *("num_generations", "max_completion_length", "max_prompt_length", "ref_model", "reward_model_path", "beta"),
+    "loss_type",
+)
+"""Keys of trainers that keep more models than one, or several answers to a question (DPO, ORPO, KTO, GRPO, PPO)."""
 
 
 def recognises(document: Document) -> bool:
@@ -39,7 +43,7 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
     if document.arguments:
         _launcher(book)
     trl = document.has("use_peft") or any(document.has(key) for key in TRL)
-    book.refuse(*PREFERENCES)
+    _refuse_preferences(book)
     hugging.training_arguments(book)
     hugging.checkpointing(book, trl, False)
     hugging.attention(book)
@@ -53,12 +57,22 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
         hugging.lora(book, "lora_target_modules", 16)
         nested = flag(book.take("use_bnb_nested_quant"))
         hugging.quantized(book, nested, "norms", book.take("bnb_4bit_quant_type") or "nf4")
-    _loss(book)
+    book.take("loss_type")
     book.refuse(*REFUSED)
     book.take("packing", "eval_packing")
     model = book.take("model_name_or_path", "model_name")
     deepspeed = book.take("deepspeed")
     return book.job(model=model, runtime="transformers", files=(deepspeed,) if isinstance(deepspeed, str) else ())
+
+
+def _refuse_preferences(book: Book) -> None:
+    """Raise `NotModelledError` where other things are trained on than the next token."""
+    keys = [key for key in PREFERENCES if book.left.get(key) not in (None, "nll")]
+    if keys:
+        hint = "Pairs of answers, and often a second model, lie beside what is trained; plain fine-tuning on such "
+        hint += f"sequences is weighed with --ignore {','.join(keys)}."
+        where = book.document.where
+        raise NotModelledError(f"training on preferences ({', '.join(keys)})", where=where, hint=hint)
 
 
 def _launcher(book: Book) -> None:
@@ -67,10 +81,3 @@ def _launcher(book: Book) -> None:
         key, number = book.found(*keys)
         if number is not None:
             book.say(word, number, key)
-
-
-def _loss(book: Book) -> None:
-    """`loss_type` "nll" is what every trainer computes."""
-    key, loss = book.found("loss_type")
-    if loss not in (None, "nll"):
-        book.refusal(key, loss)

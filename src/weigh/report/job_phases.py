@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from weigh.dims import Size
     from weigh.dtypes import DType
     from weigh.recipes.training import TrainingRun
+    from weigh.report.fit import Fit
     from weigh.report.training import TrainingReport
     from weigh.runtimes import Runtime
     from weigh.sources.source import Source
@@ -73,8 +74,8 @@ def _stored(source: Source) -> DType | None:
         return None
 
 
-def lines(phases: tuple[JobPhase, ...], processes: int) -> list[str]:
-    """The phases as a table, which of them is the worst, and which are not weighed."""
+def lines(phases: tuple[JobPhase, ...], processes: int, fit: Fit | None) -> list[str]:
+    """The phases as a table, which of them is the worst or too much for the device, and which are not weighed."""
     head: tuple[str, ...] = ("around the steps", "device", "host, one process", f"host, a node of {processes}")
     rows: list[tuple[str, ...]] = [head]
     for p in phases:
@@ -89,7 +90,7 @@ def lines(phases: tuple[JobPhase, ...], processes: int) -> list[str]:
             missing.setdefault(p.what, []).append(p.name)
     return [
         *(table(rows, "<>>>"[: len(rows[0])]) if len(rows) > 2 else ()),
-        *(f"  {line}" for line in wrap(_worst(phases), 86) if len(rows) > 2),
+        *(f"  {line}" for line in wrap(_worst(phases) + _too_much(phases, fit), 86) if len(rows) > 2),
         *(f"  {line}" for what, names in missing.items() for line in wrap(f"{', '.join(names)}: {what}", 86)),
         "",
     ]
@@ -102,6 +103,14 @@ def working(phases: tuple[JobPhase, ...]) -> list[str]:
         mapped = f"; files of {format_bytes(p.mapped)} are mapped, whose pages the system can drop" if p.mapped else ""
         said += wrap(f"{p.name}: {p.what}{mapped}{f' ({p.source})' if p.source else ''}", 86)
     return [f"  {line}" for line in said]
+
+
+def _too_much(phases: tuple[JobPhase, ...], fit: Fit | None) -> str:
+    """What does not fit beside steps that may."""
+    if fit is None or fit.verdict == "no":
+        return ""
+    names = [p.name for p in phases if p.device is not None and p.device > fit.capacity and p.name != STEPS]
+    return f" Too much for {fit.device.marketing_name}: {', '.join(names)}." if names else ""
 
 
 def _worst(phases: tuple[JobPhase, ...]) -> str:

@@ -83,7 +83,7 @@ def training_pace(report: TrainingReport) -> TrainingPace | None:
         return None
     recipe = report.recipe
     work = by_themselves(report.run.trace, (FORWARD, BACKWARD, CLIP, STEP), recipe.steps - 1)
-    dtype = recipe.autocast or recipe.dtype
+    dtype = recipe.autocast or recipe.param_dtype or recipe.dtype
     try:
         bound = Machine(report.device, dtype).pace(work).seconds
         ran = _span(work, report.device, dtype)

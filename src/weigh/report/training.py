@@ -233,10 +233,11 @@ class TrainingReport(RunReport):
             *table(rows, "<<>>>"),
             "",
             *_by_stage(self.stages),
-            *(lines(self.job_phases, self.recipe.gpus_per_node) if self.job_phases else ()),
+            *(lines(self.job_phases, self.recipe.gpus_per_node, self.fit) if self.job_phases else ()),
             f"  first step {exactly(self.first_step)}",
             f"  steady     {exactly(self.steady_state)}{unrounded}",
-            f"  arithmetic {format_flops(sum(flops.values()))} a step: {parts}",
+            f"  arithmetic {format_flops(sum(flops.values()))} a step",
+            *wrap(parts, 86, " " * 13),
             *(self.pace.lines() if self.pace is not None else ()),
             *(f"  elsewhere  {exactly(evaluated(size))} of {what}" for what, size in self.run.elsewhere.items()),
         ]
