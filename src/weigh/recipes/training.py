@@ -190,6 +190,9 @@ class Training:
     """Devices that share each layer."""
     pipeline: int = 1
     """Stages that share the layers."""
+    pipeline_schedule: str | None = None
+    """Of a plain script: "1f1b" or "gpipe", and with several stages on each device "interleaved_1f1b" or "looped_bfs";
+    None is the first that goes with them."""
     context: int = 1
     """Devices that share each sequence."""
     expert: int = 1
@@ -197,7 +200,7 @@ class Training:
     sequence_parallel: bool = False
     """Megatron-LM: what tensor ranks do alike outside of the linear layers is shared along the sequence."""
     virtual_pipeline: int = 1
-    """Megatron-LM: chunks of layers on each stage, run in turn (the interleaved schedule)."""
+    """Chunks of layers on each device, run in turn (the interleaved schedules)."""
     recompute_modules: tuple[str, ...] = ("core_attn",)
     """Megatron-LM: what selective checkpointing recomputes, as `--recompute-modules` says it."""
     pipeline_layout: Text | None = None
@@ -383,8 +386,8 @@ class Loop:
     no_sync: ClassVar[bool] = False
     """Under FSDP1 the gradients of all micro-batches but the last are summed whole, on every rank."""
 
-    own_context: ClassVar[bool] = False
-    """Where devices share a sequence, its batches and its attention are the program's own."""
+    own_parallelism: ClassVar[bool] = False
+    """Stages, and batches and attention where devices share a sequence, are the program's own."""
 
     unpacked_gptq: ClassVar[bool] = False
     """GPTQ's layers unpack their weights by single operations (see `weigh.techniques.gptq`)."""
@@ -399,6 +402,10 @@ class Loop:
 
     def build(self, config: Mapping[str, Any], recipe: Training, where: str) -> CausalModel:
         """The model, before any technique."""
+        if recipe.pipeline > 1:
+            from weigh.recipes.pipelining import build_stages
+
+            return build_stages(config, recipe, where)
         return models.build(config, recipe.dtype, where, to_run=True)
 
     def attention(self, recipe: Training) -> str:
@@ -407,7 +414,7 @@ class Loop:
 
     def builds_share(self, recipe: Training) -> bool:
         """`build` makes the part of the model that one rank has."""
-        return False
+        return recipe.pipeline > 1
 
     def techniques(self, recipe: Training) -> Iterator[Technique]:
         """The techniques of a recipe, in the order in which they are applied.
@@ -529,7 +536,7 @@ class Loop:
             loss: Tensor = out.loss
         return loss
 
-    def step(
+    def micro_batches(
         self,
         model: CausalModel,
         recipe: Training,
@@ -537,9 +544,9 @@ class Loop:
         input_ids: Tensor,
         labels: Tensor,
         number: int,
-        scaler: GradScaler | None = None,
+        scaler: GradScaler | None,
     ) -> None:
-        """One step: every micro-batch forward and back, then the update."""
+        """One after the other, each forward and back."""
         ledger = state.ledger
         flat = getattr(model, "fsdp1", None)
         for micro_batch in range(recipe.accumulation):
@@ -563,6 +570,25 @@ class Loop:
             else:
                 loss.backward()
             del loss
+
+    def step(
+        self,
+        model: CausalModel,
+        recipe: Training,
+        chosen: Optimizer,
+        input_ids: Tensor,
+        labels: Tensor,
+        number: int,
+        scaler: GradScaler | None = None,
+    ) -> None:
+        """One step: every micro-batch forward and back, then the update."""
+        ledger = state.ledger
+        flat = getattr(model, "fsdp1", None)
+        schedule = getattr(model, "schedule", None)
+        if schedule is not None:
+            schedule.step(chosen, input_ids, labels, number, self.zero_grad_first)
+        else:
+            self.micro_batches(model, recipe, chosen, input_ids, labels, number, scaler)
         with flat.where_updates_are() if flat is not None else nullcontext(), by_owner():
             if recipe.clip and not chosen.clips:
                 ledger.mark(CLIP, number)
@@ -654,7 +680,7 @@ def run(
 
 
 MEGATRON = (
-    *("sequence_parallel", "virtual_pipeline", "context_exchange", "expert_tensor", "capacity_factor"),
+    *("sequence_parallel", "context_exchange", "expert_tensor", "capacity_factor"),
     *("recompute_modules", "pipeline_layout", "virtual_pipeline_group", "defer_embedding_wgrad", "context_heads"),
     *(
         "overlap_expert_communication",
@@ -688,9 +714,10 @@ def parallel(recipe: Training) -> Iterator[Technique]:
     """What a mesh of devices makes of the model."""
     mesh = recipe.mesh
     _refuse_settings_of_others(recipe)
-    for axis in ("pipeline", "expert"):
-        if getattr(mesh, axis) > 1:
-            raise NotModelledError(f"{axis} parallelism", where=axis)
+    if mesh.expert > 1:
+        raise NotModelledError("expert parallelism", where="expert")
+    if mesh.pipeline > 1 or recipe.virtual_pipeline > 1:
+        _check_pipeline(recipe)
     if recipe.offload_parameters and recipe.shard != "fsdp1":
         raise NotModelledError("offloaded parameters outside of FSDP1", where="offload_parameters")
     if mesh.tensor > 1:
@@ -739,6 +766,20 @@ def parallel(recipe: Training) -> Iterator[Technique]:
         yield DataParallel()
 
 
+def _check_pipeline(recipe: Training) -> None:
+    if recipe.pipeline == 1:
+        raise UsageError("there is one stage", where="virtual_pipeline", hint="Give pipeline too.")
+    for name, there in (
+        ("shard", recipe.shard is not None),
+        ("context", recipe.context > 1),
+        ("compile", recipe.compile),
+        ("loss_scaling", recipe.loss_scaling),
+        ("optimizer_in_backward", recipe.optimizer_in_backward),
+    ):
+        if there:
+            raise NotModelledError(f"{name} beside a pipeline, outside of Megatron-LM,", where=name)
+
+
 def _compiled(recipe: Training) -> Technique:
     from weigh.techniques.compiling import Compiled
 
@@ -776,7 +817,7 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop, ev
         raise NotModelledError("activations on the host in this program", where="offload_activations")
     chosen = kernels(recipe.device, recipe.attention_kernel, recipe.traced, recipe.unchecked_attention)
     chosen |= loop.kernels(recipe, str(config.get("model_type")))
-    if recipe.context > 1 and not loop.own_context:
+    if recipe.context > 1 and not loop.own_parallelism:
         from weigh.kernels.ring import shared_attention
 
         chosen |= shared_attention(recipe.context_method, recipe.context, _context_rank(recipe), chosen)
@@ -786,7 +827,17 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop, ev
         model, counted = _build(config, recipe, where, loop, techniques)
         parameters = _held(model)
         trainable = [p for p in parameters if p.tensor.requires_grad]
-        input_ids, labels = batch_of(model, replace(recipe, context=1) if loop.own_context else recipe, recipe.batch)
+        pipelined = recipe.pipeline > 1 and not loop.own_parallelism
+        batch = recipe.batch * (recipe.accumulation if pipelined else 1)
+        input_ids, labels = batch_of(model, replace(recipe, context=1) if loop.own_parallelism else recipe, batch)
+        if pipelined:
+            from weigh.recipes.pipelining import Pipeline, Stages
+
+            if not isinstance(model, Stages):
+                raise NotModelledError(
+                    "pipeline parallelism of a program that brings its own modules", where="pipeline"
+                )
+            model.schedule = Pipeline(model, recipe)
         chosen_optimizer = loop.optimizer(recipe)
         if (chosen_optimizer.hooks and (recipe.accumulation > 1 or recipe.loss_scaling)) or (
             recipe.optimizer_in_backward and recipe.clip

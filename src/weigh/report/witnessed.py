@@ -56,6 +56,10 @@ WITNESSES: dict[str, dict[str, str | None]] = {
     "tensor": {_ANY: _PARALLEL},
     "pipeline": {_ANY: _MEASURED},
     "virtual_pipeline": {_ANY: _MEASURED},
+    "pipeline_schedule": {
+        **dict.fromkeys(("1f1b", "gpipe"), "tests/data/pipelines.jsonl"),
+        **dict.fromkeys(("interleaved_1f1b", "looped_bfs"), "tests/torch/test_pipelining.py"),
+    },
     "context": {_ANY: _MEASURED},
     "context_method": dict.fromkeys(("allgather", "alltoall"), "tests/data/ring_attention.jsonl") | {"ulysses": None},
     "expert": {_ANY: _MEASURED},

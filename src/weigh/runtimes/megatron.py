@@ -92,7 +92,7 @@ class Megatron(Loop):
     """`pretrain` of `megatron/training/training.py`."""
 
     offloads = False
-    own_context = True
+    own_parallelism = True
 
     def kernels(self, recipe: Training, family: str) -> dict[str, Any]:
         """The loss is the model's own."""
