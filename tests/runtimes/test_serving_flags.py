@@ -166,3 +166,25 @@ def test_speed_is_not_said_of_what_drafts() -> None:
 def test_only_one_backend_of_tensorrt_llm() -> None:
     with pytest.raises(NotModelledError, match="tensorrt"):
         launch("llama-3-8b", "h100", "tensorrt-llm", backend="tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("config", "layer_type", "rows"),
+    [
+        ({}, "inv_freq", 1000),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "inv_freq", 8000),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "full_attention", 8000),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "sliding_attention", 1000),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0}, "sliding_attention": {}}},
+            "full_attention",
+            8000,
+        ),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 100}}, "inv_freq", 400),
+        ({"rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 100}, "inv_freq", 1100),
+        ({"rope_scaling": {"type": "default", "mrope_section": [1, 1, 1]}}, "inv_freq", 4000),
+    ],
+)
+def test_rows_of_rotary_tables(config: dict[str, object], layer_type: str, rows: int) -> None:
+    """As the classes of vLLM's `rotary_embedding` make them; windows turn plainly."""
+    assert fused._positions(config, layer_type, 1000) == rows

@@ -253,11 +253,8 @@ class ServingReport:
         context, users = launch.longest_context(self.job.concurrency) or 0, launch.most_users(self.context)
         longest = "any" if context >= ENDLESS else f"{context:,} tokens"
         lines += [f"  longest context for {self.job.concurrency} at once   {longest}"]
-        lines += [f"  most at once of {self.context:,} tokens   {users:,}"]
+        lines += [f"  most at once of {self.context:,} tokens   {users:,}", ""]
         held, limit = self.table, launch.most_sequences
-        if limit is not None and limit < max(users or 0, *(n or 0 for n in held.most_users)):
-            lines += [f"  as it is started, no more than {limit:,} run at once; others wait"]
-        lines += [""]
         lines += ["  most users for a context, longest context for so many users"]
         lines += table(
             [
@@ -273,6 +270,8 @@ class ServingReport:
             ],
             "<" + ">" * len(held.users),
         )
+        if limit is not None and limit < max(users or 0, *(n or 0 for n in held.most_users)):
+            lines += [f"  as it is started, no more than {limit:,} run at once; others wait"]
         return [*lines, ""]
 
     def _remedies(self) -> list[str]:

@@ -95,6 +95,8 @@ class Speed:
         drafts = any(getattr(options, name, None) for name in ("speculative_method", "speculative_algorithm"))
         if self._report.served.draft is not None or drafts:
             raise NotModelledError("the speed of speculative decoding", hint="It depends on how many drafts are right.")
+        if getattr(options, "runner", None) == "pooling":
+            raise NotModelledError("the speed of models that embed", hint="They answer in one pass.")
         at_host = ("cpu_moe", "n_cpu_moe", "override_tensor", "no_kv_offload", "cpu_offload_gb")
         if getattr(options, "gpu_layers", "all") != "all" or any(getattr(options, name, None) for name in at_host):
             raise NotModelledError("the speed of layers in host memory", hint="The host's bandwidth is not known.")

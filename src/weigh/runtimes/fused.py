@@ -11,7 +11,7 @@ Read: vLLM 0.6.4 to 0.25 (`model_executor/layers/linear.py`, `vocab_parallel_emb
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -508,22 +508,30 @@ def _rotary(served: Served) -> Iterator[Held]:
         for name, tensor in module.own_tensors()
         if name.endswith("inv_freq") and "original" not in name
     }
-    positions = served.longest or 0
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
-    factor = float(scaling.get("factor") or 1)
-    if kind == "yarn":
-        original = scaling.get("original_max_position_embeddings") or positions
-        positions = int(original * factor)
-    elif kind in ("linear", "dynamic"):
-        positions = int(positions * factor)
-    elif kind == "mrope" or "mrope_section" in scaling:
-        positions *= 4
     dtype = FLOAT32 if config.get("model_type") == "gpt_oss" else served.dtype
-    for _, width in sorted(found):
+    for name, width in sorted(found):
+        positions = _positions(config, name.removesuffix("_inv_freq"), served.longest or 0)
         half = 4 * positions * width // 2  # `_compute_cos_sin_cache`: times, angles, cosines, sines, all in fp32
         table = dtype.num_bytes(positions * width)
         yield Held("rotary_emb.cos_sin_cache", table, "rotary tables", (4 * positions, half, half, half), 2 * half)
+
+
+def _positions(config: Mapping[str, Any], layer_type: str, longest: int) -> int:
+    """Rows of a table (`get_rope` and its classes); windows turn plainly where nobody says how (`gemma3.py`)."""
+    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    own = given.get(layer_type, {} if layer_type == "sliding_attention" else given)
+    scaling: Mapping[str, Any] = own if isinstance(own, Mapping) else {}
+    kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
+    factor = float(scaling.get("factor") or 1)
+    original = scaling.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+    positions = longest
+    if kind == "yarn":
+        positions = int((original or longest) * factor)
+    elif kind in ("linear", "dynamic"):
+        positions = int(longest * factor)
+    elif kind == "longrope":  # one for short contexts and one for long ones
+        positions += int(original or 0)
+    return positions * 4 if kind == "mrope" or "mrope_section" in scaling else positions
 
 
 class Matrix(NamedTuple):
