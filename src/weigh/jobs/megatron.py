@@ -19,10 +19,10 @@ HARMLESS = """
     profile* manual_gc* no_mmap_bin_files tiktoken_pattern
     empty_unused_memory_level calculate_per_token_loss override_opt_param_scheduler global_batch_size bias_*
     no_bias_dropout_fusion no_bias_*_fusion use_transformer_engine_op_fuser
-    no_masked_softmax_fusion rotary_* norm_epsilon use_flash_attn train_iters position_embedding_type
+    rotary_* norm_epsilon use_flash_attn train_iters position_embedding_type
     normalization apply_layernorm_1p clip_grad rampup_batch_size no_rope_fusion
     overlap_param_gather tp_comm_overlap_* initial_loss_scale
-    check_for_nan_in_loss_and_grad attention_softmax_in_fp32 moe_aux_loss_coeff
+    check_for_nan_in_loss_and_grad moe_aux_loss_coeff
     moe_router_load_balancing_type enable_experimental no_check_for_nan_in_loss_and_grad
     use_rotary_position_embeddings recompute_num_layers recompute_method fp8_amax_compute_algo fp8_margin fp8_interval
     make_vocab_size_divisible_by accumulate_allreduce_grads_in_fp32
@@ -47,6 +47,9 @@ SWITCHES = {
     "use_distributed_optimizer": ("shard", "distributed_optimizer"),
     "grad_reduce_in_bf16": ("grad_reduce_in_bf16", True),
     "use_precision_aware_optimizer": ("precision_aware_optimizer", True),
+    "no_masked_softmax_fusion": ("masked_softmax_fusion", False),
+    "attention_softmax_in_fp32": ("softmax_in_fp32", True),
+    "apply_query_key_layer_scaling": ("softmax_in_fp32", True),
     "tp_comm_overlap": ("overlap_tensor_communication", True),
     "overlap_moe_expert_parallel_comm": ("overlap_expert_communication", True),
     "overlap_grad_reduce": ("overlap_grad_reduce", True),

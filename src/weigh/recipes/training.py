@@ -233,6 +233,10 @@ class Training:
     """Megatron-LM: Transformer Engine puts tokens in the order of their experts."""
     activation_fusion: bool = True
     """Megatron-LM: an activation is one kernel with its bias and its weights, where there is one."""
+    masked_softmax_fusion: bool = True
+    """Megatron-LM: its own attention scales, masks and normalises in one kernel."""
+    softmax_in_fp32: bool = False
+    """Megatron-LM: without that kernel, the softmax is computed in fp32."""
     hidden_dropout: float = 0.1
     """Megatron-LM: after the embedding, attention and the MLP."""
     attention_dropout: float = 0.1
@@ -691,6 +695,7 @@ MEGATRON = (
         "activation_fusion",
     ),
     *("hidden_dropout", "attention_dropout", "deterministic", "gradient_accumulation_fusion", "overlap_grad_reduce"),
+    *("masked_softmax_fusion", "softmax_in_fp32"),
     *("precision_aware_optimizer", "exp_avg_dtype", "exp_avg_sq_dtype"),
     *("fp8", "fp8_params", "fp8_amax_history", "overlap_tensor_communication"),
     *("sharding_strategy", "grad_reduce_in_bf16", "mask_in_batch", "local_layers", "own_stand_ins"),

@@ -38,6 +38,7 @@ from weigh.runtimes.mcore.buffers import (
     BUCKET_PER_RANK,
     GradBuffer,
     MixedPrecisionOptimizer,
+    Muon,
     PrecisionAwareOptimizer,
     Sharing,
     main_grad_dtype,
@@ -142,11 +143,15 @@ class Megatron(Loop):
 
     def optimizer(self, recipe: Training) -> Optimizer:
         """Adam over this rank's share, once `build` has made the buffers."""
+        copies = main_grad_dtype(recipe.dtype, recipe.grad_reduce_in_bf16) is not FLOAT32
+        if recipe.optimizer == "muon":
+            if recipe.shard is not None or recipe.dtype is not BFLOAT16:
+                raise NotModelledError("Muon whose states are shared, or in fp16, in Megatron-LM", where="optimizer")
+            return Muon(copies)
         if recipe.optimizer not in MOMENTS:
             raise NotModelledError(f"the optimizer {recipe.optimizer!r} in Megatron-LM", where="optimizer")
         if recipe.precision_aware_optimizer:
             return PrecisionAwareOptimizer(recipe.exp_avg_dtype, recipe.exp_avg_sq_dtype)
-        copies = main_grad_dtype(recipe.dtype, recipe.grad_reduce_in_bf16) is not FLOAT32
         return MixedPrecisionOptimizer(copies, recipe.dtype is FLOAT16, MOMENTS[recipe.optimizer])
 
     def workspaces(self, recipe: Training, model: CausalModel) -> Any:
@@ -286,6 +291,8 @@ def _setup(shape: MegatronConfig, recipe: Training) -> Setup:
         router_dtype=recipe.router_dtype,
         permute_fusion=recipe.permute_fusion,
         activation_fusion=recipe.activation_fusion,
+        masked_softmax_fusion=recipe.masked_softmax_fusion,
+        softmax_in_fp32=recipe.softmax_in_fp32,
         deterministic=recipe.deterministic,
         fp8=_fp8(recipe),
         overlapped=recipe.overlap_tensor_communication and recipe.tensor > 1 and recipe.sequence_parallel,

@@ -161,6 +161,9 @@ def _kernels(case: Mapping[str, Any], extra: Mapping[str, Any], args: Mapping[st
     yield "deterministic", bool(args.get("deterministic-mode"))
     if not extra.get("megatron_fsdp"):
         yield "gradient_accumulation_fusion", not args.get("no-gradient-accumulation-fusion")
+    yield "masked_softmax_fusion", not args.get("no-masked-softmax-fusion")
+    wide = "attention-softmax-in-fp32", "apply-query-key-layer-scaling"
+    yield "softmax_in_fp32", any(args.get(name) for name in wide)
     yield "precision_aware_optimizer", bool(args.get("use-precision-aware-optimizer"))
     for name in ("exp-avg-dtype", "exp-avg-sq-dtype"):
         if args.get(name):

@@ -70,7 +70,10 @@ class CoreAttention(nn.Module):
             preallocated = empty(shape, q.dtype, "aten::empty")
             scores = apply(rows.Scores, q, k)
             del preallocated
-        probs = apply(rows.MaskedSoftmax, scores)
+        if setup.local and not setup.masked_softmax_fusion:
+            probs = apply(rows.TorchSoftmax, scores, fp32=setup.softmax_in_fp32)
+        else:
+            probs = apply(rows.MaskedSoftmax, scores)
         del scores
         probs = ops.dropout(probs, setup.attention_dropout, True)
         context = apply(rows.Context, probs, v)

@@ -107,6 +107,8 @@ class GradBuffer:
         every = list(expanded(parameters))
         sizes = [_whole(p) for p in every]
         self.layout = layout(sizes, [id(p.tensor) in alone for p in every], sharing)
+        self.matrices = tuple(_is_matrix(p) for p in every)
+        """Which of the parameters Muon orthogonalises."""
         self.grad_data = empty((self.layout.numel,), dtype, "aten::zeros", purpose=GRADIENT)
         self.grad_data.storage.relabel(GRADIENT, "grad_data")
         if sharing.distributed:
@@ -135,6 +137,14 @@ def _whole(parameter: Parameter) -> int:
     numel = parameter.numel
     assert isinstance(numel, int)
     return numel
+
+
+def _is_matrix(parameter: Parameter) -> bool:
+    """`is_managed_by_layer_wise_optimizer`: two dimensions (of one expert), and no `is_embedding_or_output_parameter`.
+
+    Learned positions have no such mark, and are orthogonalised.
+    """
+    return parameter.tensor.ndim >= 2 and {"word_embeddings", "output_layer"}.isdisjoint(parameter.place)
 
 
 class Drop:
@@ -198,6 +208,28 @@ class MixedPrecisionOptimizer(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Fill the buffers with zeros; drop the fp32 copies."""
         self.main_grads = []
+
+
+class Muon(MixedPrecisionOptimizer):
+    """One momentum for matrices, Adam's two moments for the rest; every rank has all of its parameters' states.
+
+    Left out: what orthogonalising makes for one matrix at a time.
+    """
+
+    def __init__(self, copies_gradients: bool) -> None:
+        super().__init__(copies_gradients, scales_loss=False, moments=2)
+
+    def prepare(self) -> None:
+        """The momentum of each matrix, and the moments of the rest."""
+        self.adam_states = []
+        for buffer in self.buffers:
+            sizes = list(zip(buffer.layout.shares, buffer.matrices, strict=True))
+            rest = tuple(size for size, matrix in sizes if not matrix)
+            self.adam_states += beside(
+                tuple(size for size, matrix in sizes if matrix), "momentum_buffer", OPTIMIZER_STATE
+            )
+            for name in ("exp_avg", "exp_avg_sq"):
+                self.adam_states += beside(rest, name, OPTIMIZER_STATE)
 
 
 class PrecisionAwareOptimizer(MixedPrecisionOptimizer):

@@ -57,6 +57,10 @@ class Setup:
     """`--moe-permute-fusion`: Transformer Engine puts tokens in the order of their experts."""
     activation_fusion: bool = True
     """`bias_activation_fusion`: activation, bias and weight in one kernel, where there is one."""
+    masked_softmax_fusion: bool = True
+    """Megatron's own attention has one kernel for scale, mask and softmax."""
+    softmax_in_fp32: bool = False
+    """Without that kernel."""
     deterministic: bool = False
     fp8: Fp8 | None = None
     """How linear layers of blocks compute in FP8, where they do."""

@@ -401,6 +401,41 @@ class MaskedSoftmax(Op):
         return [grad]
 
 
+class TorchSoftmax(Op):
+    """`FusedScaleMaskSoftmax.forward_torch_softmax`: cast, scale, fill the mask in place, softmax, and cast back.
+
+    Saves the softmax, in fp32 where it is computed so.
+    """
+
+    name = "megatron::torch_softmax"
+    source = "megatron/core/fusions/fused_softmax.py"
+
+    @classmethod
+    def forward(cls, ctx: Any, x: Tensor, *, fp32: bool) -> Tensor:
+        dtype = FLOAT32 if fp32 else x.dtype
+        scores = x
+        for op in ("aten::_to_copy", "aten::mul") if fp32 else ():
+            scores = empty(x.shape, dtype, op)
+        probs = empty(x.shape, dtype, "aten::_softmax")
+        del scores
+        if ctx:
+            ctx.meta = x.dtype
+            ctx.save_output(probs)
+        return empty(x.shape, x.dtype, "aten::_to_copy") if fp32 else probs
+
+    @classmethod
+    def backward(cls, ctx: Any, grad: Tensor) -> list[Any]:
+        kept = ctx.unpack()[0]
+        if kept.dtype is not ctx.meta:
+            grad = empty(kept.shape, kept.dtype, "aten::_to_copy")
+        grad = empty(kept.shape, kept.dtype, "aten::_softmax_backward_data")
+        grad = empty(kept.shape, kept.dtype, "aten::masked_fill")
+        if kept.dtype is not ctx.meta:
+            grad = empty(kept.shape, kept.dtype, "aten::mul")
+            grad = empty(kept.shape, ctx.meta, "aten::_to_copy")
+        return [grad]
+
+
 class Context(Op):
     """`bmm` of the probabilities and the values into (b x heads, s, width); saves both."""
 
