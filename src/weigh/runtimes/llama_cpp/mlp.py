@@ -85,7 +85,7 @@ def _chosen(to: Builder, logits: Tensor, layer: int) -> tuple[Tensor, Tensor]:
     weights = ggml.get_rows(ggml.reshape(chances, 1, count, tokens), chosen)
     if style.gating == "after":
         weights = ggml.reshape(ggml.like("SOFT_MAX", ggml.reshape(weights, used, tokens)), 1, used, tokens)
-    elif style.normalizes_experts and to.gguf.config.get("norm_topk_prob") is not False:
+    elif style.normalizes_experts and not (style.scales_experts and to.gguf.config.get("norm_topk_prob") is False):
         weights = ggml.reshape(weights, used, tokens)
         total = ggml.sum_rows(weights)
         if to.release > OLDER:

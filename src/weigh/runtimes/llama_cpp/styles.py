@@ -30,6 +30,7 @@ class Style:
     normalizes_experts: bool = True
     gating: str = "softmax"
     scales_experts: bool = False
+    """By a factor of the config, which says too whether experts' weights are normalized."""
     weighs_before: bool = False
     """What goes into experts is weighed, not what comes out, and they are chosen by the router's output as it is."""
     norm_on_output: bool = False
