@@ -391,7 +391,8 @@ def _server(
             return program.launch(served, job, options, place, version), job, options, place
 
         launch, job, options, place = started({})
-        assumed = (*taken, *shared, *(Assumption(*one) for one in launch.assumptions))
+        own = taken if launch.weights is None else []  # a file has formats of its own, whatever the config says
+        assumed = (*own, *shared, *(Assumption(*one) for one in launch.assumptions))
         return ServingReport(
             *(served, f"{program.name} {version}", job, options, place, launch, assumed),
             named=named,

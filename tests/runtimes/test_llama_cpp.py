@@ -187,6 +187,36 @@ def test_a_launch_is_its_placement() -> None:
     assert sum(share.num_bytes for share in made.launch.shares) == device
 
 
+def test_a_draft_model_lies_beside() -> None:
+    """As a launch of its own would, but for the format of its cache."""
+    words = {"quantization": "Q8_0", "context": 8192}
+    both = weigh.serve("llama-3.1-8b", "rtx-4090", "llama.cpp", "llama-3.2-1b", kv_dtype="q8_0", **words).launch
+    one = weigh.serve("llama-3.1-8b", "rtx-4090", "llama.cpp", kv_dtype="q8_0", **words).launch
+    other = weigh.serve("llama-3.2-1b", "rtx-4090", "llama.cpp", **words).launch
+    assert [share.num_bytes for share in both.shares] == [
+        a.num_bytes + b.num_bytes for a, b in zip(one.shares, other.shares, strict=True)
+    ]
+    whole = both.shares[0].num_bytes - both.shares[0].of("weights")
+    assert both.demand(8192, 1) == whole
+
+
+def test_rows_are_shared_between_devices() -> None:
+    """All rows are somewhere; where they begin is a multiple of 128."""
+    model = gguf("llama-3.2-1b", "Q4_K_M")
+    rows = Placement(model, How(4096, devices=3, split_mode="row", use_mmap=False, tensor_split=(1.0, 2.0, 4.0)))
+    layers = Placement(model, How(4096, devices=1, use_mmap=False))
+    assert sum(rows.split_bytes()) == rows.sizes["CUDA_Split"]
+    assert sum(rows.device_bytes()) == pytest.approx(layers.sizes["CUDA0"], rel=1e-4)
+    head = rows.gguf.tensors["blk.0.ffn_up.weight"]
+    assert (
+        head.shape[0] // 7 // 128 * 128 * head.num_bytes // head.shape[0]
+        < rows.split_bytes()[0]
+        < layers.sizes["CUDA0"] / 7
+    )
+    # Vulkan has no such buffers
+    assert "Vulkan_Split" not in Placement(model, How(4096, devices=2, split_mode="row", family="vulkan")).sizes
+
+
 @pytest.mark.parametrize(("users", "unified"), [(1, False), (6, False), (6, True)])
 def test_demand_is_what_a_launch_would_take(users: int, unified: bool) -> None:
     words = {"quantization": "Q4_K_M", "kv_unified": unified, "gpu_layers": "9"}

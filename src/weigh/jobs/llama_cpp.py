@@ -34,7 +34,7 @@ ALONE = """
     --no-log-prefix --no-log-timestamps --no-perf --no-prefill-assistant --no-slots --no-ui --no-warmup --no-webui
     --offline --perf --prefill-assistant --prompt-cache-all --prompt-cache-ro --props --repack --reuse-port
     --simple-io --single-turn -st --slots --special -sp --spm-infill --ui --verbose -v --log-verbose --verbose-prompt
-    --warmup --webui
+    --warmup --webui --no-repack -nr
 """.split()
 
 COMMAND = Command(
@@ -87,6 +87,22 @@ COMMAND = Command(
         "--mmap": Flag("no_mmap", FALSE),
         "--no-op-offload": Flag("no_op_offload", TRUE),
         "--op-offload": Flag("no_op_offload", FALSE),
+        "--no-host": Flag("no_host", TRUE),
+        "--fit": Flag("fit", WORD),
+        "-fit": Flag("fit", WORD),
+        "--spec-draft-model": Flag("draft", WORD),
+        "--model-draft": Flag("draft", WORD),
+        "-md": Flag("draft", WORD),
+        "--spec-draft-ngl": Flag("draft_gpu_layers", WORD),
+        "--gpu-layers-draft": Flag("draft_gpu_layers", WORD),
+        "--n-gpu-layers-draft": Flag("draft_gpu_layers", WORD),
+        "-ngld": Flag("draft_gpu_layers", WORD),
+        "--spec-draft-type-k": Flag("draft_cache_type_k", WORD),
+        "--cache-type-k-draft": Flag("draft_cache_type_k", WORD),
+        "-ctkd": Flag("draft_cache_type_k", WORD),
+        "--spec-draft-type-v": Flag("draft_cache_type_v", WORD),
+        "--cache-type-v-draft": Flag("draft_cache_type_v", WORD),
+        "-ctvd": Flag("draft_cache_type_v", WORD),
         "--embedding": Flag("embeddings", TRUE),
         "--embeddings": Flag("embeddings", TRUE),
     },
@@ -103,9 +119,6 @@ COMMAND = Command(
         "LLAMA_ARG_": "--",
     },
     refused={
-        "--model-draft": "a draft model",
-        "-md": "a draft model",
-        "--spec-draft-model": "a draft model",
         "--spec-type": "speculative decoding",
         "--mmproj": "a projector",
         "-mm": "a projector",
@@ -117,11 +130,6 @@ COMMAND = Command(
         "--rpc": "devices of other machines",
         "--device": "devices by name",
         "-dev": "devices by name",
-        "--fit": "settings that the program changes until they fit",
-        "-fit": "settings that the program changes until they fit",
-        "--no-repack": "weights that are not repacked",
-        "-nr": "weights that are not repacked",
-        "--no-host": "weights outside of the device's host memory",
         "--pooling": "pooled embeddings",
         "--reranking": "a reranker",
         "--rerank": "a reranker",

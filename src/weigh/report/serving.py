@@ -205,7 +205,8 @@ class ServingReport:
         full = max(self.launch.shares, key=lambda share: share.num_bytes)
         devices = f" on {self.place.device.marketing_name}" if self.place.device is not None else ""
         many = f" x {self.place.count}" if self.place.count > 1 else ""
-        each = " on each device" if self.place.count > 1 else ""
+        alike = len([share for share in self.launch.shares if share.device != "host"]) < 2
+        each = (" on each device" if alike else " on the fullest device") if self.place.count > 1 else ""
         stored = self.launch.weights or self.served.dtype
         users = "a request" if self.job.concurrency == 1 else f"{self.job.concurrency} requests"
         lines = [

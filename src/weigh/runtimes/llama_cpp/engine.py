@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from weigh import dtypes
-from weigh.errors import UnknownNameError, UsageError
+from weigh.errors import NotModelledError, UnknownNameError, UsageError
 from weigh.formats.gguf import numbered, predict
 from weigh.records import dataclass, replace
 from weigh.runtimes.engine import (
@@ -26,12 +26,12 @@ from weigh.runtimes.engine import (
     Share,
 )
 from weigh.runtimes.llama_cpp.compute import Compute, output_buffer
-from weigh.runtimes.llama_cpp.placement import FAMILIES, REPACK, Gguf, How, Placement, gguf_of
+from weigh.runtimes.llama_cpp.placement import FAMILIES, REPACK, SPLIT, Gguf, How, Placement, gguf_of
 from weigh.runtimes.llama_cpp.releases import MIDDLE, NEWER, OLDER, OLDEST
 from weigh.runtimes.llama_cpp.room import Room, rounded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Sequence
 
     from weigh.recipes.settings import Text
     from weigh.runtimes.engine import Place, Served, ServeJob, Version
@@ -88,6 +88,16 @@ class LlamaCppOptions:
     """All experts stay in host memory."""
     n_cpu_moe: int = 0
     """The experts of so many layers, from the first, stay in host memory."""
+    draft_gpu_layers: Text = "all"
+    """Layers of the draft model on devices ("-ngld")."""
+    draft_cache_type_k: Text | None = None
+    """Number format of the draft model's keys, f16 where nobody says."""
+    draft_cache_type_v: Text | None = None
+    """Number format of its values."""
+    no_host: bool = False
+    """Nothing lies in the host memory that devices reach at once."""
+    fit: Text = "off"
+    """ "off"; "on" lets the program change what nobody has set until it fits, which is not described."""
     no_mmap: bool = False
     """The file is read, not mapped."""
     no_op_offload: bool = False
@@ -112,27 +122,38 @@ class LlamaCpp(Engine):
 
     def launch(self, served: Served, job: ServeJob, options: LlamaCppOptions, place: Place, version: Version) -> Launch:
         """Model, cache, compute and output buffers."""
+        if _one_of(options.fit.lower(), ("on", "off", "1", "0"), "fit") in ("on", "1"):
+            raise NotModelledError("settings that llama.cpp changes until they fit", where="fit", hint="Turn it off.")
         if job.tensor > 1 or job.pipeline > 1 or job.data > 1 or job.expert:
             raise UsageError(
                 "llama.cpp knows no such ranks", where="tensor", hint="Name several devices and a split_mode instead."
             )
-        gguf, file_type, assumptions = stored(served, job, options)
         how = replace(settings(served, job, options, place), release=version.numbers)
-        placed = Placement(gguf, how)
-        compute: Compute = served.memo.setdefault(("graphs", placed.graph_key), Compute(placed))
-        room = Room(placed, options.kv_unified, compute)
-        shares = _shares(placed, place, room.compute.at(how.n_ctx, how.n_seq_max))
+        gguf, file_type, assumptions = stored(served, job, options)
+        rooms = [_room(served, Placement(gguf, how), options)]
+        if served.draft is not None:
+            drafted, stored_in, _ = stored(served.draft, job, options)
+            rooms.append(_room(served.draft, Placement(drafted, _drafting(how, options)), options))
+            why = "nobody says how it is stored" if served.draft.source.checkpoint is None else "its own file"
+            assumptions = (*assumptions, (f"the draft model in {stored_in}", why, "its weights"))
         most = MOST_SEQUENCES if version.numbers > OLDER else MOST_BEFORE
         if job.concurrency > most:
             what = f"llama.cpp has at most {most} sequences"
             raise UsageError(what, where="concurrency", hint="Start several servers.")
         longest = None if options.ctx_size is None else how.context_of_each
-        model = max((_sum(placed.sizes, name) for name in placed.names), default=0)
-        supply = None if not placed.count or place.memory_bytes is None else place.memory_bytes - model
+        model = max(map(sum, zip(*(room.placed.device_bytes() for room in rooms), strict=True)), default=0)
+
+        def demand(context: int, users: int) -> int:
+            if users > most:
+                return NEVER
+            return (
+                max(map(sum, zip(*(room.on_devices(context, users) for room in rooms), strict=True)), default=0) - model
+            )
+
         return Launch(
-            shares,
-            lambda context, users: NEVER if users > most else room.demand(context, users) - model,
-            supply,
+            _shares(rooms, place),
+            demand,
+            None if not rooms[0].placed.count or place.memory_bytes is None else place.memory_bytes - model,
             longest or served.longest,
             tokens=how.n_ctx,
             weights=file_type,
@@ -140,6 +161,23 @@ class LlamaCpp(Engine):
             assumptions=(*assumptions, *_taken(how, options, served)),
             routed=sum(one.num_bytes for name, one in gguf.tensors.items() if "_exps." in name),
         )
+
+
+def _room(served: Served, placed: Placement, options: LlamaCppOptions) -> Room:
+    compute: Compute = served.memo.setdefault(("graphs", placed.graph_key), Compute(placed))
+    return Room(placed, options.kv_unified, compute)
+
+
+def _drafting(how: How, options: LlamaCppOptions) -> How:
+    """How a draft model is run: as the other, but for its layers, its cache's formats and what is moved by hand."""
+    return replace(
+        how,
+        n_gpu_layers=gpu_layers(options.draft_gpu_layers),
+        type_k=cache_types(options.draft_cache_type_k or "auto")[0],
+        type_v=cache_types(options.draft_cache_type_v or "auto")[0],
+        overrides=(),
+        n_cpu_moe=0,
+    )
 
 
 def stored(
@@ -208,6 +246,7 @@ def settings(served: Served, job: ServeJob, options: LlamaCppOptions, place: Pla
         overrides=overrides(options),
         n_cpu_moe=options.n_cpu_moe,
         use_mmap=not options.no_mmap,
+        no_host=options.no_host,
         op_offload=not options.no_op_offload,
         embeddings=options.embeddings,
         repack=REPACKED[_one_of(options.repack, tuple(REPACKED), "repack")],
@@ -290,37 +329,57 @@ def overrides(options: LlamaCppOptions) -> tuple[tuple[str, str], ...]:
     return (*found, *(((r"\.ffn_(up|down|gate|gate_up)_(ch|)exps", "CPU"),) if options.cpu_moe else ()))
 
 
-def _shares(placed: Placement, place: Place, compute: Mapping[str, int]) -> tuple[Share, ...]:
+def _shares(rooms: Sequence[Room], place: Place) -> tuple[Share, ...]:
     """What each device and the host hold."""
-    sizes, caches, states = placed.sizes, placed.cache_sizes(), placed.state_sizes()
-    found = []
-    for number, name in enumerate(placed.names):
-        parts = [
-            Part("model buffer", WEIGHTS, _sum(sizes, name), EXACT, "tensors of the GGUF file, rows padded"),
-            Part("KV cache", KV_CACHE, _sum(caches, name), EXACT, "cells x heads x width, in the cache's format"),
-            Part("recurrent states", STATES, _sum(states, name), EXACT, "convolution and state of a sequence, fp32"),
-            Part("compute buffer", ACTIVATIONS, _sum(compute, name), MODELLED, "ggml's allocator over the graph"),
+    names, family = rooms[0].placed.names, rooms[0].placed.family
+    on_devices: list[list[Part]] = [[] for _ in names]
+    host: list[Part] = []
+    for room, whose in zip(rooms, ("", "draft "), strict=False):
+        for found, parts in zip(on_devices, _device_parts(room, whose), strict=True):
+            found += parts
+        host += _host_parts(room, whose)
+    shares = []
+    for number, (name, parts) in enumerate(zip(names, on_devices, strict=True)):
+        label = f"GPU {number}" if len(names) > 1 or family.name != "Metal" else "GPU"
+        shares.append(Share(f"{label} ({name})", place.memory_bytes, tuple(p for p in parts if p.num_bytes)))
+    return (*shares, Share("host", None, tuple(host)))
+
+
+def _device_parts(room: Room, whose: str) -> Iterator[list[Part]]:
+    placed, how = room.placed, room.placed.how
+    caches, states = placed.cache_sizes(), placed.state_sizes()
+    compute = room.compute.at(how.n_ctx, how.n_seq_max)
+    tensors = (
+        "rows of the GGUF file's matrices, and its other tensors" if placed.is_split else "tensors of the GGUF file"
+    )
+    for name, weights in zip(placed.names, placed.device_bytes(), strict=True):
+        yield [
+            Part(f"{whose}model buffer", WEIGHTS, weights, EXACT, f"{tensors}, rows padded"),
+            Part(f"{whose}KV cache", KV_CACHE, caches.get(name, 0), EXACT, "cells x heads x width, in its format"),
+            Part(f"{whose}recurrent states", STATES, states.get(name, 0), EXACT, "of a sequence, in fp32"),
+            Part(f"{whose}compute buffer", ACTIVATIONS, compute.get(name, 0), MODELLED, "ggml's allocator's graph"),
         ]
-        label = f"GPU {number}" if len(placed.names) > 1 or placed.family.name != "Metal" else "GPU"
-        found.append(Share(f"{label} ({name})", place.memory_bytes, tuple(p for p in parts if p.num_bytes)))
-    there = {*placed.names, *(f"{name}_Mapped" for name in placed.names)}
-    host = [name for name in {**sizes, **compute, **caches, **states} if name not in there]
-    parts = []
-    for name in host:
+
+
+def _host_parts(room: Room, whose: str) -> Iterator[Part]:
+    placed, how = room.placed, room.placed.how
+    sizes, caches, states = placed.sizes, placed.cache_sizes(), placed.state_sizes()
+    compute = room.compute.at(how.n_ctx, how.n_seq_max)
+    there = {*placed.names, *(f"{name}_Mapped" for name in placed.names), f"{placed.family.name}_{SPLIT}"}
+    for name in {**sizes, **compute, **caches, **states}:
+        if name in there:
+            continue
         if name in sizes:
             what = "the processor's own order" if name == REPACK else "tensors of the GGUF file that stay on the host"
-            parts.append(Part(f"model buffer {name}", WEIGHTS, sizes[name], EXACT, what))
-        parts += [Part(f"KV cache {name}", KV_CACHE, caches[name], EXACT, "as above")] if name in caches else []
-        parts += [Part(f"states {name}", STATES, states[name], EXACT, "as above")] if name in states else []
+            yield Part(f"{whose}model buffer {name}", WEIGHTS, sizes[name], EXACT, what)
+        if name in caches:
+            yield Part(f"{whose}KV cache {name}", KV_CACHE, caches[name], EXACT, "as above")
+        if name in states:
+            yield Part(f"{whose}states {name}", STATES, states[name], EXACT, "as above")
         if compute.get(name):
-            parts.append(Part(f"compute buffer {name}", ACTIVATIONS, compute[name], MODELLED, "as above"))
+            yield Part(f"{whose}compute buffer {name}", ACTIVATIONS, compute[name], MODELLED, "as above")
     logits = "fp32 logits of a token of each sequence"
-    parts.append(Part("output buffer", ACTIVATIONS, output_buffer(placed), EXACT, logits))
-    return (*found, Share("host", None, tuple(parts)))
-
-
-def _sum(sizes: Mapping[str, int], name: str) -> int:
-    return sizes.get(name, 0) + sizes.get(f"{name}_Mapped", 0)
+    yield Part(f"{whose}output buffer", ACTIVATIONS, output_buffer(placed), EXACT, logits)
 
 
 def _taken(how: How, options: LlamaCppOptions, served: Served) -> Iterable[tuple[str, str, str]]:

@@ -7,6 +7,7 @@ Read: `src/llama-model.cpp` (`load_tensors`), `src/llama-model-loader.cpp` (`cre
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -22,6 +23,8 @@ from weigh.runtimes.llama_cpp.scheduler import GET_ROWS_TYPES, Backend
 if TYPE_CHECKING:
     from weigh.sources.checkpoint import Checkpoint, StoredTensor
 
+SPLIT_ROWS = 128
+"""Rows of a shared matrix that a device has a multiple of (`get_mmq_y_host`)."""
 CPU, REPACK, SPLIT = "CPU", "CPU_REPACK", "Split"
 PADDING = 256
 """Cells of a cache are a multiple of it."""
@@ -40,6 +43,8 @@ class Family:
     """Its host buffer's name."""
     maps_files: bool = False
     """Weights stay where the file is mapped."""
+    splits_rows: bool = False
+    """Has buffers of matrices whose rows are shared (`split_buffer_type`)."""
     is_async: bool = False
     """Can run pipeline parallelism: asynchronous copies and events."""
 
@@ -47,11 +52,11 @@ class Family:
 FAMILIES = {
     f.name.lower(): f
     for f in (
-        Family("CUDA", 128, 512, "CUDA_Host", is_async=True),
-        Family("ROCm", 128, 512, "ROCm_Host", is_async=True),
+        Family("CUDA", 128, 512, "CUDA_Host", splits_rows=True, is_async=True),
+        Family("ROCm", 128, 512, "ROCm_Host", splits_rows=True, is_async=True),
         Family("Vulkan", 64, 0, "Vulkan_Host"),
         Family("Metal", 32, maps_files=True),
-        Family("SYCL", 128, 512, "SYCL_Host"),
+        Family("SYCL", 128, 512, "SYCL_Host", splits_rows=True),
     )
 }
 """By name in small letters."""
@@ -158,6 +163,8 @@ class How:
     """Patterns of tensors and the buffers that they go to, the first that fits counts (`--override-tensor`)."""
     n_cpu_moe: int = 0
     use_mmap: bool = True
+    no_host: bool = False
+    """Nothing lies in the device's host memory."""
     op_offload: bool = True
     repack: frozenset[str] = field(default_factory=frozenset)
     """Formats that the CPU stores in an order of its own, as far as no device's host buffer comes first."""
@@ -197,12 +204,7 @@ class Placement:
         first = max(layers + (self.how.release > OLDER) - self.gpu_layers, 0)
         if not self.count:
             return [None] * (layers + 1)
-        shares = self.how.tensor_split[: self.count] or (1.0,) * self.count
-        shares = (*shares, *(0.0,) * (self.count - len(shares)))
-        total, ends, sum_so_far = sum(shares), [], 0.0
-        for share in shares:
-            sum_so_far += share
-            ends.append(sum_so_far / total)
+        ends = self._ends()
         placed: list[int | None] = []
         for layer in range(layers + 1):
             if layer < first or layer - first >= self.gpu_layers:
@@ -212,6 +214,12 @@ class Placement:
             placed.append(next((n for n, end in enumerate(ends) if at < end), self.count - 1))
         return placed
 
+    def _ends(self) -> list[float]:
+        """Where each device's share ends, of 1."""
+        shares = self.how.tensor_split[: self.count] or (1.0,) * self.count
+        shares = (*shares, *(0.0,) * (self.count - len(shares)))
+        return [sum(shares[: number + 1]) / sum(shares) for number in range(self.count)]
+
     def backend_of_layer(self, layer: int) -> int:
         """The number of its backend; the host's is the last."""
         device = self.device_of_layer[layer]
@@ -219,8 +227,7 @@ class Placement:
 
     def is_uniform(self, layer: int) -> bool:
         """All of a layer's tensors are in its device's own buffer."""
-        is_row = self.how.split_mode == "row"
-        return self.device_of_layer[layer] is not None and not self.overrides and not is_row
+        return self.device_of_layer[layer] is not None and not self.overrides and not self.is_split
 
     @cached_property
     def marks(self) -> list[tuple[object, ...]]:
@@ -291,14 +298,14 @@ class Placement:
     def _on(self, device: int | None, name: str, stored: StoredTensor) -> str:
         if device is None:
             return self._host(name, stored)
-        if self.how.split_mode == "row" and _is_matrix(name, stored):
+        if self.is_split and _is_split(name, stored):
             return f"{self.family.name}_{SPLIT}"
         return self.names[device]
 
     def _host(self, name: str, stored: StoredTensor) -> str:
         if not self.count and _is_matrix(name, stored) and dtypes.get(stored.dtype).name in self.how.repack:
             return REPACK
-        if self.count and not self.how.use_mmap and self.family.host is not None:
+        if self.count and not self.how.use_mmap and self.family.host is not None and not self.how.no_host:
             looked_up = name.startswith(("token_embd", "per_layer_token_embd")) and self.how.release > OLDEST
             # the device is asked, though it does not run it
             return CPU if looked_up and not is_looked_up(stored) else self.family.host
@@ -365,6 +372,41 @@ class Placement:
                 at += -(-stored.num_bytes // 32) * 32
             found[f"{buffer}_Mapped"] = last - (first or 0)
         return found
+
+    @property
+    def is_split(self) -> bool:
+        """Matrices are shared by rows, which CUDA's and ROCm's back ends can."""
+        return self.how.split_mode == "row" and self.family.splits_rows
+
+    def split_bytes(self) -> list[int]:
+        """What each device holds of the matrices that are shared by rows (`get_row_split` of CUDA's back end).
+
+        Each begins at a multiple of 128 rows, as devices since Volta and RDNA 2 have it.
+        """
+        ends = self._ends()
+        found = [0] * self.count
+        matrices = [one for name, one in self.gguf.tensors.items() if self.buffers[name].endswith(SPLIT)]
+        if self.has_tied_copy and self.output_buffer.endswith(SPLIT):
+            matrices.append(self.gguf.tensors["token_embd.weight"])
+        for stored in matrices:
+            *rows, columns = stored.shape
+            count, start, dtype = math.prod(rows), 0, dtypes.get(stored.dtype)
+            for device, end in enumerate(ends):
+                stop = count if device == self.count - 1 else int(count * end) // SPLIT_ROWS * SPLIT_ROWS
+                if stop > start:
+                    found[device] += (stop - start) * dtype.num_bytes(columns)
+                    if dtype.kind == "block" and columns % self.family.row_padding:
+                        found[device] += dtype.num_bytes(self.family.row_padding - columns % self.family.row_padding)
+                start = stop
+        return found
+
+    def device_bytes(self) -> list[int]:
+        """The model's bytes on each device."""
+        split = self.split_bytes() if self.is_split else [0] * self.count
+        return [
+            self.sizes.get(name, 0) + self.sizes.get(f"{name}_Mapped", 0) + rows
+            for name, rows in zip(self.names, split, strict=True)
+        ]
 
     # -- caches ----------------------------------------------------------------------------------
 
@@ -438,6 +480,12 @@ class Placement:
             and not self.overrides
             and self.family.is_async
         )
+
+
+def _is_split(name: str, stored: StoredTensor) -> bool:
+    """Products alone take rows from several devices, and of matrices, not of experts."""
+    others = ("conv", "_norm", "altup_", "rope_", "ssm_a", "ssm_d")
+    return _is_matrix(name, stored) and len(stored.shape) == 2 and not any(one in name for one in others)
 
 
 def is_looked_up(stored: StoredTensor) -> bool:

@@ -1,4 +1,4 @@
-"""What the fullest device holds for other contexts and other numbers of users than a launch has."""
+"""What devices hold for other contexts and other numbers of users than a launch has."""
 
 from __future__ import annotations
 
@@ -27,40 +27,36 @@ class Room:
 
     def __init__(self, placed: Placement, unified: bool, compute: Compute) -> None:
         self.compute = compute
-        self._placed, self._unified = placed, unified
-        sizes = placed.sizes
-        self._model = [sizes.get(name, 0) + sizes.get(f"{name}_Mapped", 0) for name in placed.names]
+        self.placed, self._unified = placed, unified
+        self._model = placed.device_bytes()
         states = placed.state_sizes()
         self._states = [states.get(name, 0) // placed.how.n_seq_max for name in placed.names]
         self._rows = [self._rows_on(name) for name in placed.names]
-        self._found: dict[tuple[int, int], int] = {}
+        self._found: dict[tuple[int, int], list[int]] = {}
 
     def _rows_on(self, device: str) -> list[tuple[LayerCache, int]]:
         """Layers that keep cells for as long, and what a cell takes in all of them."""
         found: dict[object, tuple[LayerCache, int]] = {}
-        for number, layer in enumerate(self._placed.gguf.layers):
-            if layer.heads and self._placed.cache_buffer(number) == device:
+        for number, layer in enumerate(self.placed.gguf.layers):
+            if layer.heads and self.placed.cache_buffer(number) == device:
                 key = layer.window if layer.kind == SLIDING else None
-                found[key] = layer, self._placed.row_bytes(layer) + found.get(key, (layer, 0))[1]
+                found[key] = layer, self.placed.row_bytes(layer) + found.get(key, (layer, 0))[1]
         return list(found.values())
 
-    def demand(self, context: int, users: int) -> int:
-        """Bytes of the fullest device: model, cache, states and compute buffer."""
+    def on_devices(self, context: int, users: int) -> list[int]:
+        """Bytes of each device: model, cache, states and compute buffer."""
         users = max(1, users)
         unified = self._unified or users == 1
         cells = rounded(max(1, context) * users, users, unified)
         if (cells, users) not in self._found:
-            compute = self.compute.at(cells, users, unified, tuple(self._placed.names))
-            self._found[cells, users] = max(
-                (
-                    model
-                    + states * users
-                    + sum(self._placed.cells(layer, cells, users, unified) * row for layer, row in rows)
-                    + compute.get(name, 0)
-                    for name, model, states, rows in zip(
-                        self._placed.names, self._model, self._states, self._rows, strict=True
-                    )
-                ),
-                default=0,
-            )
+            compute = self.compute.at(cells, users, unified, tuple(self.placed.names))
+            self._found[cells, users] = [
+                model
+                + states * users
+                + sum(self.placed.cells(layer, cells, users, unified) * row for layer, row in rows)
+                + compute.get(name, 0)
+                for name, model, states, rows in zip(
+                    self.placed.names, self._model, self._states, self._rows, strict=True
+                )
+            ]
         return self._found[cells, users]
