@@ -23,7 +23,8 @@ from typing import Any
 
 from weigh import dtypes, runtimes
 from weigh.recipes.settings import make
-from weigh.recipes.training import Training, run
+from weigh.recipes.trained import run
+from weigh.recipes.training import Training
 from weigh.trace.peak import breakdown, phase_peaks
 
 LLAMA_2_7B = {"model_type": "llama"}

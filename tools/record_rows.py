@@ -18,7 +18,7 @@ from typing import Any
 
 from weigh.measure.job import Job, words
 from weigh.measure.process import Process
-from weigh.recipes import generation, training
+from weigh.recipes import generation, trained
 from weigh.trace.events import Trace
 from weigh.trace.expand import expand
 from weigh.trace.file import load
@@ -43,7 +43,7 @@ def recorded(row: dict[str, Any], process: Process) -> tuple[Trace, dict[str, in
 def ghost(row: dict[str, Any]) -> Trace:
     """The same run on ghost tensors, every event written out."""
     if row["kind"] != "infer":
-        return expand(training.run(row["config"], training_recipe(row)).trace)
+        return expand(trained.run(row["config"], training_recipe(row)).trace)
     return expand(generation.run(row["config"], generation_recipe(row)).trace)
 
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from weigh.hardware import Device
     from weigh.jobs import Job
     from weigh.models.common import CausalModel
-    from weigh.recipes.training import Training, TrainingRun
+    from weigh.recipes.trained import TrainingRun
+    from weigh.recipes.training import Training
     from weigh.report.assumption import Assumption
     from weigh.report.compare import Comparison, Side
     from weigh.report.compare_trainings import TrainingsComparison
@@ -199,7 +200,8 @@ def train(
     from weigh.recipes.precision import with_precision
     from weigh.recipes.settings import read_words
     from weigh.recipes.settings import settings as fields_of
-    from weigh.recipes.training import Training, run
+    from weigh.recipes.trained import run
+    from weigh.recipes.training import Training
     from weigh.records import replace
     from weigh.report.training import TrainingReport
 

@@ -35,7 +35,7 @@ from weigh.measure.case import append, training_case
 from weigh.measure.counters import Counters
 from weigh.measure.recorder import Recorder
 from weigh.measure.training import OPTIMIZERS
-from weigh.recipes import training
+from weigh.recipes import trained
 from weigh.recipes.training import Training
 from weigh.sources.live import read_live
 from weigh.techniques.lora import Lora
@@ -211,7 +211,7 @@ class watch:
             WeighError: the training or the model is none that it can predict.
         """
         recipe, loop = self.recipe(), runtimes.get(self.runtime).loop
-        trace = training.run(self._config(), recipe, type(self.model).__name__, loop=loop).trace
+        trace = trained.run(self._config(), recipe, type(self.model).__name__, loop=loop).trace
         peaks = phase_peaks(trace, rounded=self.device == "cuda")
         return max(_int(p.peak) for p in peaks if p.mark.phase != LOAD)
 

@@ -9,7 +9,8 @@ from weigh import runtimes
 from weigh.dtypes import BFLOAT16
 from weigh.errors import NotModelledError
 from weigh.recipes.settings import make
-from weigh.recipes.training import Training, TrainingRun, run
+from weigh.recipes.trained import TrainingRun, run
+from weigh.recipes.training import Training
 from weigh.trace.events import GRADIENT
 from weigh.trace.peak import phase_peaks
 

@@ -8,7 +8,8 @@ import pytest
 
 from weigh.errors import NotModelledError
 from weigh.recipes.settings import make
-from weigh.recipes.training import Training, run
+from weigh.recipes.trained import run
+from weigh.recipes.training import Training
 from weigh.trace.events import LOAD
 from weigh.trace.peak import phase_peaks
 

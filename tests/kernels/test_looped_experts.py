@@ -7,7 +7,8 @@ import pytest
 from weigh import runtimes
 from weigh.dtypes import BFLOAT16
 from weigh.errors import NotModelledError
-from weigh.recipes.training import Training, TrainingRun, run
+from weigh.recipes.trained import TrainingRun, run
+from weigh.recipes.training import Training
 from weigh.techniques.lora import Lora
 from weigh.trace.peak import phase_peaks
 

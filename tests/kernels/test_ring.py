@@ -14,7 +14,8 @@ from weigh.ghost.state import no_grad, recording
 from weigh.ghost.tensor import Tensor, empty
 from weigh.kernels import kernels
 from weigh.kernels.ring import shared_attention
-from weigh.recipes.training import Training, run
+from weigh.recipes.trained import run
+from weigh.recipes.training import Training
 from weigh.trace.peak import phase_peaks
 
 ROWS = [

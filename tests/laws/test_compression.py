@@ -13,7 +13,8 @@ from weigh.ghost.state import recording
 from weigh.ghost.tensor import Tensor
 from weigh.kernels import kernels
 from weigh.optimizers import OPTIMIZERS, kind_of
-from weigh.recipes.training import Training, run
+from weigh.recipes.trained import run
+from weigh.recipes.training import Training
 from weigh.trace.events import BACKWARD, FORWARD, Call, Trace
 from weigh.trace.expand import expand
 from weigh.trace.peak import breakdown, phase_peaks

@@ -13,7 +13,7 @@ from weigh.ghost import ops
 from weigh.ghost.ledger import Ledger
 from weigh.ghost.state import State, recording, state
 from weigh.kernels import kernels
-from weigh.recipes import generation, training
+from weigh.recipes import generation, trained
 from weigh.recipes.generation import Generation
 from weigh.recipes.training import Training
 from weigh.trace.events import FORWARD, Trace
@@ -55,7 +55,7 @@ def everywhere(test: Any) -> Any:
 def run(config: dict[str, Any], recipe: str, unroll: bool = False) -> Trace:
     chosen = RECIPES[recipe]
     if isinstance(chosen, Training):
-        return training.run(config, chosen, unroll=unroll).trace
+        return trained.run(config, chosen, unroll=unroll).trace
     return generation.run(config, chosen, unroll=unroll).trace
 
 

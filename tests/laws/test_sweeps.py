@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from weigh.dims import AmbiguousDimension, Axes
 from weigh.dtypes import BFLOAT16
 from weigh.errors import UsageError
-from weigh.recipes import generation, training
+from weigh.recipes import generation, trained
 from weigh.recipes.generation import Generation
 from weigh.recipes.sweep import sweep
 from weigh.recipes.training import Training
@@ -59,7 +59,7 @@ def test_a_sweep_is_its_settings_run_one_by_one(
     config: dict[str, Any], name: str, sizes: list[tuple[int, int]], rounded: bool
 ) -> None:
     recipe = TRAININGS.get(name) or GENERATIONS[name]
-    module, length = (training, "sequence") if name in TRAININGS else (generation, "prompt")
+    module, length = (trained, "sequence") if name in TRAININGS else (generation, "prompt")
     batches, lengths = np.array(sizes).T
     swept = sweep(config, recipe, rounded=rounded, **{"batch": batches, length: lengths})
     assert 1 <= swept.runs <= len(sizes)
@@ -77,7 +77,7 @@ def test_settings_that_differ_in_what_they_do_cannot_run_together() -> None:
     axes = Axes()
     batch, length = axes.new(np.array([1, 2, 2, 3])), axes.new(np.array([9, 1, 9, 9]))
     with pytest.raises(AmbiguousDimension):
-        training.run(GPT2, Training(batch=batch, sequence=length))
+        trained.run(GPT2, Training(batch=batch, sequence=length))
     assert sweep(GPT2, Training(), batch=np.array([1, 2, 2, 3]), sequence=np.array([9, 1, 9, 9])).runs == 3
     assert sweep(GPT2, Training(), batch=np.array([2, 3]), sequence=np.array([8, 9])).runs == 1
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 import weigh
 from weigh.errors import WeighError
 from weigh.recipes.settings import make
-from weigh.recipes.training import Training, TrainingRun, run
+from weigh.recipes.trained import TrainingRun, run
+from weigh.recipes.training import Training
 from weigh.techniques.freezing import PARTS
 from weigh.trace.events import ACTIVATION, FORWARD, GRADIENT, OPTIMIZER_STATE, STEP, WEIGHT
 from weigh.trace.expand import expand

@@ -9,7 +9,7 @@ import pytest
 from weigh.dtypes import BFLOAT16
 from weigh.errors import InputError, NotModelledError, UsageError
 from weigh.models.common import period_of
-from weigh.recipes import generation, training
+from weigh.recipes import generation, trained
 from weigh.recipes.generation import Generation
 from weigh.recipes.sweep import sweep
 from weigh.recipes.training import Training
@@ -54,7 +54,7 @@ def run(config: dict[str, Any], name: str, sequence: int, unroll: bool = False) 
     attention = "eager" if config["model_type"] == "gemma2" else "sdpa"
     if name in TRAININGS:
         recipe = replace(TRAININGS[name], batch=2, sequence=sequence, attention=attention)
-        return training.run(config, recipe, unroll=unroll).trace
+        return trained.run(config, recipe, unroll=unroll).trace
     generating = replace(GENERATIONS[name], batch=2, prompt=sequence, attention=attention)
     return generation.run(config, generating, unroll=unroll).trace
 
@@ -78,7 +78,7 @@ def test_a_sweep_goes_over_the_edge_of_the_window(name: str) -> None:
     sequences = np.array([1, 7, 8, 15, 16, 17, 40])
     if name in TRAININGS:
         swept = sweep(config, TRAININGS[name], sequence=sequences)
-        alone = [training.run(config, replace(TRAININGS[name], sequence=int(n))).trace for n in sequences]
+        alone = [trained.run(config, replace(TRAININGS[name], sequence=int(n))).trace for n in sequences]
     else:
         swept = sweep(config, GENERATIONS[name], prompt=sequences)
         alone = [generation.run(config, replace(GENERATIONS[name], prompt=int(n))).trace for n in sequences]
@@ -111,7 +111,7 @@ def test_what_is_not_modelled_is_refused(change: dict[str, Any], error: type[Exc
 
 def test_gemma_2_has_no_sdpa() -> None:
     with pytest.raises(UsageError, match="eager"):
-        training.run(config_of("gemma2"), Training())
+        trained.run(config_of("gemma2"), Training())
 
 
 def test_an_assistant_cannot_take_tokens_back_from_a_window() -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from weigh.errors import NotModelledError, UsageError
 from weigh.recipes.settings import make
-from weigh.recipes.training import Training, run
+from weigh.recipes.trained import run
+from weigh.recipes.training import Training
 from weigh.trace.events import LOAD
 from weigh.trace.peak import phase_peaks
 

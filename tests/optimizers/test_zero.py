@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from weigh import api
 from weigh.dtypes import BFLOAT16
 from weigh.errors import NotModelledError
-from weigh.recipes.training import Training, run
+from weigh.recipes.trained import run
+from weigh.recipes.training import Training
 from weigh.trace.events import BACKWARD, COMMUNICATION, GRADIENT, OPTIMIZER_STATE, STEP, WEIGHT, Trace
 from weigh.trace.peak import phase_peaks
 

@@ -7,7 +7,8 @@ import pytest
 from weigh import api
 from weigh.dtypes import BFLOAT16
 from weigh.errors import NotModelledError, UsageError
-from weigh.recipes.training import Training, run
+from weigh.recipes.trained import run
+from weigh.recipes.training import Training
 from weigh.trace.events import GRADIENT, OPTIMIZER_STATE, STEP, UNSHARDED, WEIGHT, Trace
 from weigh.trace.peak import phase_peaks
 

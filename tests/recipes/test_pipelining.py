@@ -13,7 +13,8 @@ import weigh
 from weigh.dtypes import BFLOAT16
 from weigh.errors import NotModelledError, UsageError
 from weigh.recipes.pipelining import GPIPE, INTERLEAVED, ONE_F_ONE_B, SCHEDULES, SPLIT, in_flight, order
-from weigh.recipes.training import Training, run
+from weigh.recipes.trained import run
+from weigh.recipes.training import Training
 from weigh.trace.peak import phase_peaks
 
 ROWS = [json.loads(line) for line in (Path(__file__).parent.parent / "data/pipelines.jsonl").read_text().splitlines()]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import weigh
-from weigh.recipes.training import run
+from weigh.recipes.trained import run
 from weigh.report.run import RunReport
 from weigh.report.work import flops_by_phase
 from weigh.trace.peak import timeline

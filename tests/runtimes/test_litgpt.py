@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from weigh.errors import NotModelledError
-from weigh.recipes.training import Training, TrainingRun, run
+from weigh.recipes.trained import TrainingRun, run
+from weigh.recipes.training import Training
 from weigh.runtimes import get
 from weigh.techniques.lora import Lora
 from weigh.trace.peak import phase_peaks

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from weigh.recipes.training import Training, run
+from weigh.recipes.trained import run
+from weigh.recipes.training import Training
 from weigh.runtimes import get
 from weigh.trace.peak import phase_peaks
 

@@ -13,7 +13,8 @@ import pytest
 import weigh
 from weigh.dtypes import BFLOAT16, FLOAT16, FLOAT32
 from weigh.errors import NotModelledError, UnknownNameError, UsageError, WeighError
-from weigh.recipes.training import Training, run
+from weigh.recipes.trained import run
+from weigh.recipes.training import Training
 from weigh.runtimes import get
 from weigh.runtimes.mcore.buffers import Sharing, layout
 from weigh.runtimes.mcore.fsdp import bucket_layout

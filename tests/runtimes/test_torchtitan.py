@@ -6,7 +6,8 @@ import pytest
 
 from weigh.dtypes import BFLOAT16, FLOAT32
 from weigh.errors import NotModelledError
-from weigh.recipes.training import Training, TrainingRun, run
+from weigh.recipes.trained import TrainingRun, run
+from weigh.recipes.training import Training
 from weigh.runtimes import get
 from weigh.trace.peak import phase_peaks
 

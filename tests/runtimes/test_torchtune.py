@@ -11,7 +11,8 @@ from weigh.errors import NotModelledError
 from weigh.ghost import nn, ops
 from weigh.ghost.state import recording
 from weigh.kernels import kernels
-from weigh.recipes.training import Training, TrainingRun, run
+from weigh.recipes.trained import TrainingRun, run
+from weigh.recipes.training import Training
 from weigh.runtimes import get
 from weigh.runtimes.torchtune import TransformerDecoder
 from weigh.techniques.lora import Lora

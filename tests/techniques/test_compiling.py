@@ -20,7 +20,8 @@ from weigh.ghost.repeat import unrolled
 from weigh.ghost.state import recording
 from weigh.kernels import kernels
 from weigh.models import build
-from weigh.recipes.training import Training, run
+from weigh.recipes.trained import run
+from weigh.recipes.training import Training
 from weigh.techniques.compiling import Region
 from weigh.techniques.compiling.lowering import Kernel
 from weigh.techniques.compiling.min_cut import Network

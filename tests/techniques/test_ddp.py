@@ -6,7 +6,8 @@ import pytest
 
 from weigh import api
 from weigh.recipes.settings import make
-from weigh.recipes.training import Training, run
+from weigh.recipes.trained import run
+from weigh.recipes.training import Training
 from weigh.techniques.ddp import BUCKET, FIRST_BUCKET
 from weigh.trace.events import COMMUNICATION
 

@@ -11,7 +11,8 @@ from weigh import models
 from weigh.dtypes import BFLOAT16
 from weigh.errors import UsageError
 from weigh.ghost.state import recording
-from weigh.recipes.training import Training, TrainingRun, run
+from weigh.recipes.trained import TrainingRun, run
+from weigh.recipes.training import Training
 from weigh.techniques.fsdp1 import FlatShard
 from weigh.techniques.lora import Lora
 from weigh.trace.peak import phase_peaks

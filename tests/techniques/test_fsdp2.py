@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 import weigh
 from weigh.errors import UsageError
-from weigh.recipes.training import Training, TrainingRun, run
+from weigh.recipes.trained import TrainingRun, run
+from weigh.recipes.training import Training
 from weigh.techniques.lora import Lora
 from weigh.trace.expand import expand
 from weigh.trace.peak import phase_peaks

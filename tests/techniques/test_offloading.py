@@ -12,7 +12,8 @@ import pytest
 from weigh.errors import NotModelledError
 from weigh.ghost.repeat import unrolled
 from weigh.recipes.settings import make
-from weigh.recipes.training import Training, TrainingRun, run
+from weigh.recipes.trained import TrainingRun, run
+from weigh.recipes.training import Training
 from weigh.trace.peak import phase_peaks
 
 ROWS = [json.loads(line) for line in (Path(__file__).parents[1] / "data" / "offloading.jsonl").read_text().splitlines()]

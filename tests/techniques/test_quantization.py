@@ -11,7 +11,8 @@ from weigh.formats.base import LINEAR, Weight
 from weigh.formats.bitsandbytes import Bitsandbytes
 from weigh.ghost import nn
 from weigh.ghost.state import recording
-from weigh.recipes.training import Training, TrainingRun, run
+from weigh.recipes.trained import TrainingRun, run
+from weigh.recipes.training import Training
 from weigh.techniques.lora import Lora
 from weigh.techniques.quantization import Linear4bit, Quantization
 from weigh.trace.peak import phase_peaks

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 import weigh
 from weigh.errors import NotModelledError, UsageError
-from weigh.recipes.training import Training, run
+from weigh.recipes.trained import run
+from weigh.recipes.training import Training
 from weigh.trace.peak import phase_peaks
 
 LLAMA: dict[str, Any] = {

@@ -12,7 +12,8 @@ import pytest
 from weigh.measure.job import FAKE, REAL, Job, words
 from weigh.measure.process import Process
 from weigh.recipes.settings import make
-from weigh.recipes.training import Training, run
+from weigh.recipes.trained import run
+from weigh.recipes.training import Training
 from weigh.techniques.adapters import KINDS
 from weigh.trace.events import FORWARD, LOAD, Trace
 from weigh.trace.expand import expand

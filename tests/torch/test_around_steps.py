@@ -11,7 +11,8 @@ import pytest
 
 from weigh import api
 from weigh.dtypes import BFLOAT16, FLOAT32
-from weigh.recipes.training import Training, run
+from weigh.recipes.trained import run
+from weigh.recipes.training import Training
 from weigh.runtimes.transformers import TrainerLoop
 from weigh.trace.events import EVALUATE, LOAD
 from weigh.trace.peak import phase_peaks

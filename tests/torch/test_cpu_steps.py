@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from weigh import dtypes
-from weigh.recipes.training import Training, run
+from weigh.recipes.trained import run
+from weigh.recipes.training import Training
 from weigh.trace.events import BACKWARD, FORWARD, STEP
 from weigh.trace.peak import phase_peaks
 

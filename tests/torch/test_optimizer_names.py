@@ -10,7 +10,8 @@ from weigh.jobs.documents import Document
 from weigh.jobs.job import Book
 from weigh.optimizers import kind_of
 from weigh.recipes.settings import make
-from weigh.recipes.training import Training, run
+from weigh.recipes.trained import run
+from weigh.recipes.training import Training
 
 pytestmark = pytest.mark.torch
 CONFIG = {"model_type": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 90, "n_positions": 16}

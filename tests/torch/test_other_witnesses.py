@@ -12,7 +12,8 @@ import pytest
 
 from weigh.measure import witness
 from weigh.recipes.settings import make
-from weigh.recipes.training import Training, run
+from weigh.recipes.trained import run
+from weigh.recipes.training import Training
 from weigh.trace.events import BACKWARD, FORWARD, STEP, WEIGHT, Trace
 from weigh.trace.peak import phase_peaks
 

@@ -11,7 +11,8 @@ import pytest
 from weigh.measure.job import FAKE, REAL, Job, words
 from weigh.measure.process import Process
 from weigh.recipes.settings import make
-from weigh.recipes.training import Training, run
+from weigh.recipes.trained import run
+from weigh.recipes.training import Training
 from weigh.trace.events import ACTIVATION, LOAD, TEMPORARY, Trace
 from weigh.trace.file import load
 from weigh.trace.peak import breakdown, phase_peaks

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from weigh.dims import Axes
 from weigh.errors import InputError, UsageError
-from weigh.recipes.training import Training, run
+from weigh.recipes.trained import run
+from weigh.recipes.training import Training
 from weigh.trace import file
 from weigh.trace.events import Trace
 from weigh.trace.file import load, save

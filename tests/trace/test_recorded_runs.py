@@ -12,7 +12,7 @@ import pytest
 
 from weigh import validate
 from weigh.errors import InputError
-from weigh.recipes import generation, training
+from weigh.recipes import generation, trained
 from weigh.trace.events import ACTIVATION, BACKWARD, DECODE, FORWARD, LOAD, PREFILL, TEMPORARY, Trace
 from weigh.trace.expand import expand
 from weigh.trace.witness import read_witness
@@ -26,7 +26,7 @@ RECORDED = sorted(DATA.glob("events/*.json.gz"))
 
 def ghost(row: dict[str, Any]) -> Trace:
     if row["kind"] != "infer":
-        return training.run(row["config"], validate.training_recipe(row)).trace
+        return trained.run(row["config"], validate.training_recipe(row)).trace
     return generation.run(row["config"], validate.generation_recipe(row)).trace
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from weigh import validate
-from weigh.recipes import generation, training
+from weigh.recipes import generation, trained
 from weigh.trace.allocator_settings import MIB, AllocatorSettings
 from weigh.trace.events import BUFFER, FORWARD, LOAD, TEMPORARY, WEIGHT, Allocation, Mark, Trace
 from weigh.trace.expand import expand
@@ -34,7 +34,7 @@ MODES = {"default": AllocatorSettings(), "expandable": AllocatorSettings(expanda
 
 def ghost(row: dict[str, Any]) -> Trace:
     if row["kind"] == "train":
-        return expand(training.run(row["config"], validate.training_recipe(row)).trace)
+        return expand(trained.run(row["config"], validate.training_recipe(row)).trace)
     return expand(generation.run(row["config"], validate.generation_recipe(row)).trace)
 
 
@@ -164,7 +164,7 @@ def test_blocks_that_another_stream_reads_wait() -> None:
 
 def test_a_compressed_trace_is_written_out() -> None:
     row = ROWS["llama4l-t-b4s1024-fp32"]
-    compressed = training.run(row["config"], validate.training_recipe(row)).trace
+    compressed = trained.run(row["config"], validate.training_recipe(row)).trace
     assert compressed.repeats
     result = replay(compressed)
     assert result == replace(replay(expand(compressed)), segments=result.segments)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from weigh.dims import Axes
-from weigh.recipes.training import Training, run
+from weigh.recipes.trained import run
+from weigh.recipes.training import Training
 from weigh.trace.compare import Pair, Parting, compare
 from weigh.trace.events import Allocation, Mark, Trace
 from weigh.trace.expand import expand

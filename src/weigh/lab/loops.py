@@ -12,8 +12,9 @@ from weigh import models
 from weigh.dtypes import BOOL, FLOAT32, INT8
 from weigh.ghost import nn, ops
 from weigh.ghost.state import inside_unit, no_grad, state
-from weigh.recipes.training import Loop, Training
-from weigh.recipes.training import run as train
+from weigh.recipes.loop import Loop
+from weigh.recipes.trained import run as train
+from weigh.recipes.training import Training
 from weigh.trace.events import FORWARD, LOAD, Trace
 from weigh.trace.peak import breakdown, phase_peaks
 

@@ -1,4 +1,4 @@
-"""Training steps of a real model: the loop that `weigh.recipes.training` predicts, as a user of PyTorch writes it."""
+"""Training steps of a real model: the loop that `weigh.recipes.loop` predicts, as a user of PyTorch writes it."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from weigh.errors import NotModelledError, UnknownNameError, UsageError, WeighEr
 from weigh.measure import requirements
 from weigh.measure.job import FAKE, REAL, Answer, Job, words
 from weigh.measure.process import TIMEOUT, Process, run_ranks
-from weigh.recipes import generation, training
+from weigh.recipes import generation, trained
 from weigh.recipes.generation import Generation
 from weigh.recipes.settings import make
 from weigh.recipes.training import Training
@@ -99,7 +99,7 @@ class WitnessReport(RunReport):
         recipe = replace(self.run.recipe, traced=traced)
         try:
             if isinstance(recipe, Training):
-                return training.run(self.job.config, recipe).trace
+                return trained.run(self.job.config, recipe).trace
             return generation.run(self.job.config, recipe).trace
         except WeighError as error:
             return error

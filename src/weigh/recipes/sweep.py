@@ -15,7 +15,7 @@ from typing import Any
 
 from weigh.dims import AmbiguousDimension, Array, Axes, Dim, Size
 from weigh.errors import UsageError
-from weigh.recipes import generation, training
+from weigh.recipes import generation, trained
 from weigh.recipes.generation import Generation
 from weigh.recipes.training import Training
 from weigh.records import dataclass, fields, replace
@@ -136,7 +136,7 @@ def _runs(
 
 def _trace(config: Mapping[str, Any], recipe: Training | Generation, where: str) -> Trace:
     if isinstance(recipe, Training):
-        return training.run(config, recipe, where).trace
+        return trained.run(config, recipe, where).trace
     return generation.run(config, recipe, where).trace
 
 

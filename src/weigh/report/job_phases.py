@@ -16,7 +16,7 @@ from weigh.units import format_bytes
 if TYPE_CHECKING:
     from weigh.dims import Size
     from weigh.dtypes import DType
-    from weigh.recipes.training import TrainingRun
+    from weigh.recipes.trained import TrainingRun
     from weigh.report.fit import Fit
     from weigh.report.training import TrainingReport
     from weigh.runtimes import Runtime

@@ -16,7 +16,7 @@ from weigh.units import format_bytes, format_count
 if TYPE_CHECKING:
     from weigh.hardware import Device
     from weigh.recipes.generation import GenerationRun
-    from weigh.recipes.training import TrainingRun
+    from weigh.recipes.trained import TrainingRun
     from weigh.report.assumption import Assumption
     from weigh.report.fit import Fit
     from weigh.report.parts import Parts
@@ -81,7 +81,7 @@ class RunReport:
 
     @property
     def _streams(self) -> Streams | None:
-        from weigh.recipes.training import TrainingRun
+        from weigh.recipes.trained import TrainingRun
 
         return self.run.streams if isinstance(self.run, TrainingRun) else None
 

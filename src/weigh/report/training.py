@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from weigh.dims import Size
     from weigh.jobs import Job
     from weigh.plan import Outcome, Plan, Remedy
-    from weigh.recipes.training import StagePeak, Training, TrainingRun
+    from weigh.recipes.loop import StagePeak
+    from weigh.recipes.trained import TrainingRun
+    from weigh.recipes.training import Training
     from weigh.report.assumption import Assumption
     from weigh.report.pace import TrainingPace
     from weigh.runtimes.phases import JobPhase

@@ -16,7 +16,8 @@ from weigh.recipes import SOFTWARE
 from weigh.records import dataclass, field
 
 if TYPE_CHECKING:
-    from weigh.recipes.training import Loop, Training
+    from weigh.recipes.loop import Loop
+    from weigh.recipes.training import Training
     from weigh.runtimes.phases import JobPhase, Surroundings
 
 RUNTIMES = {
@@ -47,7 +48,7 @@ class Overhead:
 
 def _plain() -> Loop:
     """A plain script's loop; what serves models has no use for it."""
-    from weigh.recipes.training import PLAIN
+    from weigh.recipes.loop import PLAIN
 
     return PLAIN
 

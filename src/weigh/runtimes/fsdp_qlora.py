@@ -24,7 +24,9 @@ from weigh.ghost.state import inside_unit
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import CausalModel
 from weigh.models.llama import LlamaConfig
-from weigh.recipes.training import Loop, Training, parallel
+from weigh.recipes.dividing import parallel
+from weigh.recipes.loop import Loop
+from weigh.recipes.training import Training
 from weigh.records import dataclass, replace
 from weigh.runtimes import Runtime
 from weigh.runtimes.transformers import CONTEXT

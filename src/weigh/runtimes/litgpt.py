@@ -26,7 +26,9 @@ from weigh.ghost.nn import Module, name_modules
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import CausalModel, CausalOutput
 from weigh.models.config import Keys
-from weigh.recipes.training import Loop, Training, parallel
+from weigh.recipes.dividing import parallel
+from weigh.recipes.loop import Loop
+from weigh.recipes.training import Training
 from weigh.records import dataclass, replace
 from weigh.runtimes import Runtime
 from weigh.techniques import Technique

@@ -25,7 +25,8 @@ from weigh.ghost.state import state
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import CausalModel, CausalOutput, token_loss
 from weigh.models.config import Keys
-from weigh.recipes.training import Loop, Training
+from weigh.recipes.loop import Loop
+from weigh.recipes.training import Training
 from weigh.records import dataclass
 from weigh.runtimes import Runtime
 

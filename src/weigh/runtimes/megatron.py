@@ -30,7 +30,8 @@ from weigh.kernels.workspaces import LARGE, Workspaces, workspace_bytes
 from weigh.models.common import CausalModel
 from weigh.optimizers import Optimizer
 from weigh.optimizers.scaler import GradScaler
-from weigh.recipes.training import VOCAB_PARALLEL_LOSSES, Loop, StagePeak, Training
+from weigh.recipes.loop import Loop, StagePeak
+from weigh.recipes.training import VOCAB_PARALLEL_LOSSES, Training
 from weigh.records import dataclass
 from weigh.runtimes import Runtime
 from weigh.runtimes.mcore.buffers import (

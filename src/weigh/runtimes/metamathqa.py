@@ -13,7 +13,8 @@ from typing import Any
 
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import CausalModel
-from weigh.recipes.training import Loop, Training
+from weigh.recipes.loop import Loop
+from weigh.recipes.training import Training
 from weigh.records import dataclass, replace
 from weigh.runtimes import Runtime
 from weigh.techniques.adapters.base import Adapter

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from weigh.dtypes import DType
 from weigh.ghost import nn
 from weigh.ghost.state import recording
-from weigh.recipes.training import Loop, Training
+from weigh.recipes.loop import Loop
+from weigh.recipes.training import Training
 from weigh.records import dataclass
 
 LOADING, EVALUATING, SAVING, SAVING_STATES = PHASES = ("load", "evaluate", "save the model", "save the optimizer")

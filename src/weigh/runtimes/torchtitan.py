@@ -33,7 +33,8 @@ from weigh.ghost.tensor import Tensor
 from weigh.kernels.compiled import compiled_cross_entropy
 from weigh.models.common import CausalModel, CausalOutput
 from weigh.models.llama import LlamaConfig
-from weigh.recipes.training import COMPILED_LOSS, Loop, Training
+from weigh.recipes.loop import Loop
+from weigh.recipes.training import COMPILED_LOSS, Training
 from weigh.records import dataclass, replace
 from weigh.runtimes import Runtime
 from weigh.techniques import Technique

@@ -36,7 +36,9 @@ from weigh.ghost.tensor import Tensor, empty
 from weigh.kernels.compiled import compiled_cross_entropy
 from weigh.models.common import CausalModel, CausalOutput
 from weigh.models.llama import LlamaConfig
-from weigh.recipes.training import LINEAR_LOSS, Loop, Training, parallel
+from weigh.recipes.dividing import parallel
+from weigh.recipes.loop import Loop
+from weigh.recipes.training import LINEAR_LOSS, Training
 from weigh.records import dataclass, replace
 from weigh.runtimes import Runtime
 from weigh.techniques import Technique

@@ -21,7 +21,8 @@ from weigh.ghost.autocast import autocast
 from weigh.ghost.state import no_grad, state
 from weigh.ghost.tensor import Tensor
 from weigh.models.common import CausalModel, CausalOutput
-from weigh.recipes.training import Loop, Training, batch_of
+from weigh.recipes.loop import Loop, batch_of
+from weigh.recipes.training import Training
 from weigh.records import dataclass, replace
 from weigh.runtimes import Overhead, Runtime
 from weigh.runtimes.evaluation import BATCH, Gathered, batches_together

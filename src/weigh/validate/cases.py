@@ -13,7 +13,7 @@ from typing import Any
 from weigh import runtimes
 from weigh.errors import NotModelledError, UnknownNameError, WeighError
 from weigh.hardware.devices import all_devices, get_device
-from weigh.recipes import training
+from weigh.recipes import trained
 from weigh.recipes.settings import make
 from weigh.recipes.training import Training
 from weigh.runtimes.litgpt import ADAPTERS, DROPOUT
@@ -66,7 +66,7 @@ def _training_case(row: Mapping[str, Any], config: Mapping[str, Any], where: str
     found: dict[str, int] = {}
     for rank, wanted in _ranks(row).items():
         recipe: Training = make(Training, {**words, "rank": rank})
-        run = training.run(config, recipe, where, loop=runtime.loop)
+        run = trained.run(config, recipe, where, loop=runtime.loop)
         if runtime.name == "metamathqa":  # means over batches whose lengths are not printed
             wanted = tuple(name for name in wanted if not name.endswith("after_step"))
         for name, value in training_metrics(run, wanted, outside, device_bytes, runtime.allocator(recipe)).items():

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import cached_property
 
 from weigh.errors import NotModelledError
-from weigh.recipes.training import TrainingRun
+from weigh.recipes.trained import TrainingRun
 from weigh.trace.allocator_settings import AllocatorSettings
 from weigh.trace.events import LOAD
 from weigh.trace.peak import phase_peaks

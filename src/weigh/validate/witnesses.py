@@ -8,7 +8,7 @@ from typing import Any
 from weigh import dtypes
 from weigh.dims import Size
 from weigh.errors import WeighError
-from weigh.recipes import generation, training
+from weigh.recipes import generation, trained
 from weigh.recipes.generation import Generation
 from weigh.recipes.training import Training
 from weigh.techniques.lora import Lora
@@ -48,7 +48,7 @@ def predict_witness(row: Mapping[str, Any], where: str) -> dict[str, int]:
         raise WeighError("the row has no config")
     if kind in ("train", "fsdp1", "fsdp2", "tp"):
         _check_settings(row, _TRAIN_SETTINGS)
-        run = training.run(config, training_recipe(row), where)
+        run = trained.run(config, training_recipe(row), where)
         return recorded_figures(run.trace, "train")
     if kind == "infer":
         _check_settings(row, _INFER_SETTINGS)

@@ -1,6 +1,6 @@
 """One technique on real tensors: its model, its batches, its optimizer, its steps.
 
-The order of what a step makes and drops is that of `weigh.recipes.training.Loop.step` and of `weigh.lab.loops`.
+The order of what a step makes and drops is that of `weigh.recipes.loop.Loop.step` and of `weigh.lab.loops`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from weigh.errors import NotModelledError
-from weigh.recipes.training import StagePeak, Training, run
+from weigh.recipes.loop import StagePeak
+from weigh.recipes.trained import run
+from weigh.recipes.training import Training
 from weigh.records import replace
 from weigh.runtimes.mcore.config import MegatronConfig
 from weigh.runtimes.mcore.schedules import Action, in_flight, schedule
