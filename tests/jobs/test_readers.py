@@ -277,3 +277,25 @@ def test_other_trainings_are_not_weighed_as_plain_ones(tmp_path: Path, text: str
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(NotModelledError, match=key):
         api.job(tmp_path / "a.yaml")
+
+
+def test_compiled_code_and_shared_sequences_are_read(tmp_path: Path) -> None:
+    titan = tmp_path / "titan.toml"
+    titan.write_text(
+        '[model]\nname = "llama3"\nflavor = "8B"\n[training]\nlocal_batch_size = 1\nseq_len = 32768\ncompile = true\n'
+        '[parallelism]\ncontext_parallel_degree = 2\ncontext_parallel_rotate_method = "alltoall"\n'
+        "data_parallel_shard_degree = 4\n"
+    )
+    words = api.job(titan).words
+    assert (words["compile"], words["context"], words["context_method"]) == (True, 2, "alltoall")
+    arguments = tmp_path / "trainer.json"
+    arguments.write_text(json.dumps({"per_device_train_batch_size": 1, "output_dir": "x", "torch_compile": True}))
+    assert api.job(arguments).words["compile"] is True
+    accelerate = tmp_path / "accelerate.yaml"
+    text = (FILES / "accelerate-fsdp2.yaml").read_text()
+    for backend, compiled in (("INDUCTOR", True), ("NO", None)):
+        accelerate.write_text(f"{text}\ndynamo_config:\n  dynamo_backend: {backend}\n")
+        assert api.job(accelerate).words.get("compile") is compiled
+    accelerate.write_text(f"{text}\ndynamo_config:\n  dynamo_backend: EAGER\n")
+    with pytest.raises(NotModelledError, match="code compiled by EAGER"):
+        api.job(accelerate)

@@ -46,8 +46,11 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
     elif kind == "FSDP":
         hugging.fsdp(book, settings, "fsdp_config", flag(settings.get("fsdp_use_orig_params", True)))
     files = _deepspeed(book) if kind == "DEEPSPEED" else ()
-    if str(book.take("dynamo_config.dynamo_backend") or "NO").upper() != "NO":
-        book.refusal("dynamo_config.dynamo_backend", "compiled code")
+    key, backend = book.found("dynamo_config.dynamo_backend")
+    if str(backend or "NO").upper() == "INDUCTOR":
+        book.say("compile", True, key)
+    elif str(backend or "NO").upper() != "NO":
+        book.refusal("dynamo_config.dynamo_backend", f"code compiled by {backend}")
     _axes(book)
     book.refuse("megatron_lm_config", "fp8_config")
     return book.job(runtime="transformers", files=files)

@@ -69,7 +69,13 @@ HARMLESS = """
 """Arguments that move no byte of a training step on the device. (`tf32` changes products, not tensors.)"""
 
 REFUSED = (
-    *("torch_compile", "auto_find_batch_size", "neftune_noise_alpha", "liger_kernel_config", "torch_empty_cache_steps"),
+    *(
+        "torch_compile_mode",
+        "auto_find_batch_size",
+        "neftune_noise_alpha",
+        "liger_kernel_config",
+        "torch_empty_cache_steps",
+    ),
     *("activation_offloading", "galore_rank", "parallelism_config", "use_cce"),
 )
 """Arguments that change what is allocated, and are not modelled."""
@@ -102,6 +108,9 @@ def training_arguments(book: Book, batch: tuple[str, ...] = ("per_device_train_b
     evaluation(book)
     deepspeed_and_fsdp(book)
     liger(book, "use_liger_kernel", "enable_liger_kernel")
+    key, compiled = book.found("torch_compile")
+    if flag(compiled):
+        book.say("compile", True, key)
     book.refuse(*REFUSED)
 
 

@@ -14,7 +14,7 @@ HARMLESS = """
     optimizer.beta* optimizer.weight_decay training.steps training.dataset* training.warmup_steps training.gc_*
     training.seed training.deterministic training.global_batch_size training.debug_moe* float8.filter_fqns
     quantize.* float8.enable_fsdp_float8_all_gather float8.precompute_float8_dynamic_scale_for_fsdp
-    float8.recipe_name parallelism.enable_async_tensor_parallel parallelism.context_parallel_rotate_method
+    float8.recipe_name parallelism.enable_async_tensor_parallel
     compile.components compile.backend
     activation_checkpoint.per_op_sac_force_recompute_mm_shapes_by_fqns activation_checkpoint.early_stop
     memory_estimation.* mx.* model.norm_type parallelism.pipeline_parallel_schedule
@@ -71,7 +71,10 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
         book.say("checkpointing", "full", key)
         book.say("checkpoint_every", int(option), key)
     _mesh(book)
-    book.refuse("training.compile", "compile.enable", "training.enable_cpu_offload", "optimizer.early_step_in_backward")
+    key, compiled = book.found("compile.enable", "training.compile")
+    if flag(compiled):
+        book.say("compile", True, key)
+    book.refuse("training.enable_cpu_offload", "optimizer.early_step_in_backward")
     book.refuse_more_than_one("parallelism.expert_tensor_parallel_degree")
     book.refuse("model.converters", "parallelism.pipeline_parallel_layers_per_stage", "encoder", "inference")
     book.refuse("parallelism.pipeline_parallel_microbatch_size", "parallelism.enable_compiled_autograd")
@@ -106,6 +109,9 @@ def _mesh(book: Book) -> None:
         nodes = devices // 8 if devices % 8 == 0 else 1
         book.say("gpus_per_node", devices // nodes, key)
         book.say("nodes", nodes, key)
+    key, method = book.found("parallelism.context_parallel_rotate_method")
+    if method is not None and "context" in book.words:
+        book.say("context_method", method, key)
     key, reshard = book.found("parallelism.fsdp_reshard_after_forward")
     if reshard in ("always", "never"):
         book.say("reshard_after_forward", reshard == "always", key)
