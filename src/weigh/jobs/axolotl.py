@@ -27,7 +27,7 @@ AXES = {
 }
 """Settings for numbers of devices that share something; beside them `dp_shard_size` says how many are left."""
 REFUSED = (
-    *("load_in_8bit", "load_in_4bit", "gptq", "fp8", "rl", "reward_model", "process_reward_model", "torch_compile_mode"),
+    *("load_in_8bit", "load_in_4bit", "gptq", "fp8", "rl", "reward_model", "process_reward_model"),
     *("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "cut_cross_entropy", "chunked_cross_entropy", "relora"),
     "liger_cross_entropy",
     *(
@@ -77,9 +77,6 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
     _shares(book)
     hugging.training_arguments(book, ("micro_batch_size",))
     _whole_batch(book)
-    key, compiled = book.found("torch_compile")
-    if flag(compiled):
-        book.say("compile", True, key)
     book.refuse(*REFUSED)
     book.assume(*hugging.FULL)
     deepspeed = book.take("deepspeed")

@@ -111,6 +111,9 @@ def training_arguments(book: Book, batch: tuple[str, ...] = ("per_device_train_b
     key, compiled = book.found("torch_compile")
     if flag(compiled):
         book.say("compile", True, key)
+        mode = book.take("torch_compile_mode")
+        if mode not in (None, "default"):
+            book.refusal("torch_compile_mode", mode)
     book.refuse(*REFUSED)
 
 
