@@ -1,9 +1,9 @@
-"""Records tests/data/liger.jsonl: Liger's own Python around its Triton kernels, on fake CUDA tensors.
+"""Records tests/data/liger.jsonl: the Python of Liger and cut-cross-entropy around their Triton kernels, on fake CUDA.
 
-PYTHONPATH=FOLDER_OF_LIGER python tools/record_liger.py
+PYTHONPATH=FOLDER_OF_BOTH python tools/record_liger.py
 
-Needs `weigh[torch]` and the sources of liger-kernel 0.8.5. Triton is not needed: what its kernels allocate is allocated
-by the Python around them, and the kernels themselves are left out.
+Needs `weigh[torch]` and the sources of liger-kernel 0.8.5 and cut-cross-entropy 25.1.1. Triton is not needed: what its
+kernels allocate is allocated by the Python around them, and the kernels themselves are left out.
 """
 
 from __future__ import annotations
@@ -30,6 +30,14 @@ CASES: list[dict[str, Any]] = [
     {"config": {"model_type": "qwen2"},
      "settings": {"batch": 2, "sequence": 96, "dtype": "bf16", "checkpointing": "full"}},
 ]  # fmt: skip
+CUT: list[dict[str, Any]] = [
+    {"cut": [2, 64, 48, 1300], "dtype": "bf16"},
+    {"cut": [3, 50, 64, 700], "dtype": "bf16", "head": "fp32"},
+]
+"""Batch, length, width and vocabulary."""
+
+
+AUTOTUNE = "cut_cross_entropy.tl_autotune"
 
 
 class Anything:
@@ -80,7 +88,9 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds Triton, whatever is asked of it."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.split(".")[0] == "triton" else None
+        if name.split(".")[0] != "triton" and name != AUTOTUNE:
+            return None
+        return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
     def create_module(self, spec: Any) -> Any:
         return Triton(spec.name)
@@ -119,6 +129,38 @@ def made() -> Any:
     return apply_techniques(model, recipe), {"input_ids": ids, "labels": labels, "use_cache": False}, None
 
 
+def cut() -> Any:
+    """The loss alone."""
+    sys.meta_path.insert(0, Finder())
+    import torch
+
+    torch.compile = lambda **_: lambda function: function
+    import cut_cross_entropy.cce as cce
+
+    def every(targets: Any, *_: Any) -> Any:
+        """`_build_flat_valids`, where all labels count: how many do is a value."""
+        shifted = targets[..., 1:]
+        counted = shifted != -100
+        found = torch.empty(shifted.numel(), 2, dtype=torch.int64, device=targets.device)
+        valids = found.to(torch.int32)
+        del counted, found
+        return valids.sum(1)
+
+    cce._build_flat_valids = every  # noqa: SLF001
+    case = json.loads(os.environ["LIGER_CASE"])
+    batch, length, width, words = case["cut"]
+    model = torch.nn.Module()
+    model.hidden = torch.nn.Parameter(torch.zeros(batch, length, width, dtype=torch.bfloat16))
+    head = torch.float32 if case.get("head") else torch.bfloat16
+    model.head = torch.nn.Parameter(torch.zeros(words, width, dtype=head))
+    labels = torch.zeros(batch, length, dtype=torch.int64)
+
+    def loss(model: Any, batch: Any) -> Any:
+        return cce.cce_linear_cross_entropy(model.hidden, model.head, batch["labels"], shift=True)
+
+    return model, {"labels": labels}, loss
+
+
 def main() -> None:
     """Record every case."""
     import tempfile
@@ -133,19 +175,20 @@ def main() -> None:
 
     os.chdir(Path(__file__).parent)
     rows = []
-    for case in CASES:
+    for case in [*CUT, *CASES]:
         os.environ["LIGER_CASE"] = json.dumps(case)
-        settings = {name: value for name, value in case["settings"].items() if name != "loss"}
+        settings = {name: value for name, value in case.get("settings", {}).items() if name != "loss"}
         with Process() as process, tempfile.TemporaryDirectory() as folder:
             output = f"{folder}/run.trace"
-            process.ask(Job("train", words(make(Training, settings)), function="record_liger:made", output=output))
+            function = f"record_liger:{'cut' if 'cut' in case else 'made'}"
+            process.ask(Job("train", words(make(Training, settings)), function=function, output=output))
             trace = load(output)[0]
         if "--keep" in sys.argv:
             from weigh.trace.file import save
 
             save(trace, f"/tmp/liger-{len(rows)}.trace")
         peaks = [[f"{p.mark.phase} {p.mark.round}", p.peak] for p in phase_peaks(trace) if p.mark.phase != LOAD]
-        rows.append({**case, "config": SIZES | case["config"], "peaks": peaks})
+        rows.append({**case, **({"config": SIZES | case["config"]} if "config" in case else {}), "peaks": peaks})
         print(case, peaks)
     ROWS.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 

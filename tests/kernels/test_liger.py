@@ -6,14 +6,20 @@ from typing import Any
 
 import pytest
 
+from weigh.dtypes import BFLOAT16, FLOAT32, INT64
 from weigh.errors import NotModelledError
+from weigh.ghost import nn, ops
+from weigh.ghost.state import recording
+from weigh.kernels import kernels
+from weigh.kernels.cut_cross_entropy import linear_causal_lm_loss
 from weigh.recipes.settings import make
 from weigh.recipes.trained import run
 from weigh.recipes.training import Training
-from weigh.trace.events import LOAD
+from weigh.trace.events import BACKWARD, FORWARD, LOAD, STEP
 from weigh.trace.peak import phase_peaks
 
-ROWS = [json.loads(line) for line in (Path(__file__).parent.parent / "data/liger.jsonl").read_text().splitlines()]
+ALL = [json.loads(line) for line in (Path(__file__).parent.parent / "data/liger.jsonl").read_text().splitlines()]
+ROWS, CUT = ([row for row in ALL if ("cut" in row) is cut] for cut in (False, True))
 LIGER = {"fused_kernels": "liger", "loss": "liger_fused_linear", "compute_capability": "8.0"}
 BESIDE = 16
 """Bytes that a recorded function keeps besides."""
@@ -28,6 +34,25 @@ def peaks(config: dict[str, Any], **settings: Any) -> list[int]:
 def test_steps_are_those_of_liger(row: dict[str, Any]) -> None:
     found = peaks(row["config"], **{**LIGER, "traced": True, **row["settings"]})
     assert [peak + BESIDE for peak in found] == [peak for _, peak in row["peaks"]]
+
+
+@pytest.mark.parametrize("row", CUT, ids=str)
+def test_the_cut_loss_is_apple_s(row: dict[str, Any]) -> None:
+    batch, length, width, words = row["cut"]
+    with recording(kernels(traced=True), traced=True) as ledger:
+        hidden = nn.parameter((batch, length, width), BFLOAT16)
+        head = nn.parameter((words, width), FLOAT32 if row.get("head") else BFLOAT16)
+        labels = ops.input_tensor((batch, length), INT64)
+        for number in range(2):
+            ledger.mark(FORWARD, number)
+            loss = linear_causal_lm_loss(hidden, head, labels)
+            ledger.mark(BACKWARD, number)
+            loss.backward()
+            del loss
+            ledger.mark(STEP, number)
+            hidden.grad = head.grad = None
+        found = {f"{p.mark.phase} {p.mark.round}": int(p.peak) for p in phase_peaks(ledger.trace())}  # type: ignore[arg-type]
+    assert [found[name] for name in ("forward 0", "backward 0")] == [peak for _, peak in row["peaks"][:2]]
 
 
 def test_before_ampere_the_weights_gradient_goes_through_a_matrix_in_fp32() -> None:

@@ -28,7 +28,7 @@ AXES = {
 """Settings for numbers of devices that share something; beside them `dp_shard_size` says how many are left."""
 REFUSED = (
     *("load_in_8bit", "load_in_4bit", "gptq", "fp8", "rl", "reward_model", "process_reward_model"),
-    *("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "cut_cross_entropy", "chunked_cross_entropy", "relora"),
+    *("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "chunked_cross_entropy", "relora"),
     "liger_cross_entropy",
     *(
         "unfrozen_parameters",
@@ -120,6 +120,8 @@ def _attention(book: Book) -> None:
 
 
 def _liger(book: Book) -> None:
+    if flag(book.take("cut_cross_entropy")):
+        book.say("loss", "cut", "cut_cross_entropy")
     book.take("liger_layer_norm")  # no family that `weigh` puts Liger's kernels into has any
     wanted = {key: flag(book.take(key)) for key in ("liger_rope", "liger_rms_norm", "liger_glu_activation")}
     if all(wanted.values()):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from weigh.errors import UnknownNameError
 from weigh.ghost import ops
 from weigh.ghost.tensor import Tensor
-from weigh.kernels import liger, liger_model
+from weigh.kernels import cut_cross_entropy, liger, liger_model
 
 
 def shifted_loss(logits: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
@@ -38,6 +38,7 @@ LOSSES: dict[str, dict[str, Callable[..., Tensor]]] = {
     "shifted": {"causal_lm_loss": shifted_loss},
     "rebound": {"causal_lm_loss": rebound_loss},
     "native": {"causal_lm_loss": native_loss},
+    "cut": {"linear_causal_lm_loss": cut_cross_entropy.linear_causal_lm_loss},
     "liger_fused_linear": {"linear_causal_lm_loss": liger_model.linear_causal_lm_loss},
     "liger_fused_linear_early": {"linear_causal_lm_loss": liger.linear_causal_lm_loss},
 }

@@ -59,8 +59,9 @@ class Training:
     """How the loss is made of the logits: "upcast" (in fp32), "shifted" (in fp32, of a shifted copy: transformers
     before 4.50), "rebound" (likewise, and the model drops the logits of its own dtype: before 4.46), "native" (of a
     shifted copy in the logits' own dtype), "liger_fused_linear" (with the head, chunk by chunk: Liger's kernel; before
-    0.5 "liger_fused_linear_early"); of Megatron-LM over a cut vocabulary: "vocab_parallel", "fused" (compiled),
-    "te_fused", and before Core 0.8 "vocab_parallel_copied"."""
+    0.5 "liger_fused_linear_early"), "cut" (with the head and without any logits: cut-cross-entropy); of Megatron-LM
+    over a cut vocabulary: "vocab_parallel", "fused" (compiled), "te_fused", and before Core 0.8
+    "vocab_parallel_copied"."""
     fused_kernels: str | None = None
     """Triton kernels in place of the RMS norms, the rotary embedding and the gated MLPs: "liger"; of the first two and
     the cross entropy: "unsloth"."""

@@ -155,6 +155,10 @@ class TrainingReport(RunReport):
             said.append(f"LoRA of rank {r.lora.rank}")
         if r.adapter:
             said.append(r.adapter.kind)
+        if r.fused_kernels:
+            said.append(f"{r.fused_kernels} kernels")
+        if r.loss != "upcast":
+            said.append(f"{r.loss.replace('_', ' ')} loss")
         if r.loss_scaling:
             said.append("loss scaled")
         if r.clip:

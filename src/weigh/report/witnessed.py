@@ -35,7 +35,7 @@ _RECORDED_STEPS = (
 )
 _PAGED = "adam adamw ademamix lion rmsprop sgd"
 
-_FUSED_LINEAR = {"liger_fused_linear": _LIGER, "liger_fused_linear_early": _KERNELS}
+_FUSED_LINEAR = {"liger_fused_linear": _LIGER, "liger_fused_linear_early": _KERNELS, "cut": _LIGER}
 
 WITNESSES: dict[str, dict[str, str | None]] = {
     "optimizer": {
