@@ -147,18 +147,7 @@ class TrainingReport(RunReport):
         if r.checkpointing:
             form = "checkpointing" if r.checkpointing == "full" else f"{r.checkpointing} checkpointing"
             said.append(form if r.checkpoint_every == 1 else f"{form} of 1 in {r.checkpoint_every} blocks")
-        if r.quantization:
-            said.append(f"{r.quantization} weights")
-        if r.freeze:
-            said.append(f"{r.freeze.replace('_', ' ')} frozen")
-        if r.lora:
-            said.append(f"LoRA of rank {r.lora.rank}")
-        if r.adapter:
-            said.append(r.adapter.kind)
-        if r.fused_kernels:
-            said.append(f"{r.fused_kernels} kernels")
-        if r.loss != "upcast":
-            said.append(f"{r.loss.replace('_', ' ')} loss")
+        said += _changed(r)
         if r.loss_scaling:
             said.append("loss scaled")
         if r.clip:
@@ -322,6 +311,20 @@ def evaluated(size: Size) -> int:
     """A size of a report's run, which has no arrays."""
     assert isinstance(size, int)
     return size
+
+
+def _changed(r: Training) -> list[str]:
+    """What is done to the model and its kernels."""
+    kernels = [f"{r.fused_kernels} kernels"] if r.fused_kernels else []
+    if r.loss != "upcast":
+        kernels.append(f"{r.loss.replace('_', ' ')} loss")
+    return [
+        *([f"{r.quantization} weights"] if r.quantization else []),
+        *([f"{r.freeze.replace('_', ' ')} frozen"] if r.freeze else []),
+        *([f"LoRA of rank {r.lora.rank}"] if r.lora else []),
+        *([r.adapter.kind.replace("_", " ")] if r.adapter else []),
+        *kernels,
+    ]
 
 
 def _parallel(recipe: Training) -> list[str]:
