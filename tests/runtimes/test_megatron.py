@@ -220,6 +220,15 @@ def test_uneven_stages_hold_what_even_ones_do_in_all() -> None:
     assert uneven == [even[0] - layer, even[1] + 2 * layer, even[2] + layer, even[3] - 2 * layer]
 
 
+def test_a_layout_says_how_many_virtual_stages_there_are() -> None:
+    """As many as it has for each rank, as if they had been stated."""
+    recipe = replace(RECIPE, pipeline=2, gpus_per_node=2, pipeline_layout="Et|t*2|t*2|t*3L")
+    said = replace(recipe, virtual_pipeline=2)
+    traces = [run(LLAMA, r, loop=LOOP).trace for r in (recipe, said)]
+    assert phase_peaks(traces[0]) == phase_peaks(traces[1])
+    assert stage_peaks(LLAMA, recipe) == stage_peaks(LLAMA, said)
+
+
 def test_deferred_gradients_of_the_output_layer_wait() -> None:
     """Each waiting micro-batch keeps the gradient of its logits, in 16 bits."""
 

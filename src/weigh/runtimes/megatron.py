@@ -51,7 +51,7 @@ from weigh.runtimes.mcore.fsdp import Group, fully_shard
 from weigh.runtimes.mcore.layers import FLASH, FUSED, UNFUSED, ExpertLinear, Setup
 from weigh.runtimes.mcore.model import GPTModel, GPTStage, Stage
 from weigh.runtimes.mcore.recompute import MODULES
-from weigh.runtimes.mcore.schedules import Action, schedule, stages_of
+from weigh.runtimes.mcore.schedules import Action, chunks_of, schedule, stages_of
 from weigh.techniques import Technique
 from weigh.techniques.checkpointing import Checkpointing
 from weigh.trace.events import BACKWARD, FORWARD, STEP, WORKSPACE
@@ -167,7 +167,7 @@ class Megatron(Loop):
 
     def actions(self, recipe: Training) -> Iterator[Action]:
         """The passes of a step, in order."""
-        stages = recipe.pipeline, Place.of(recipe).pipeline, recipe.accumulation, recipe.virtual_pipeline
+        stages = recipe.pipeline, Place.of(recipe).pipeline, recipe.accumulation, chunks_of(recipe)
         return schedule(*stages, recipe.virtual_pipeline_group, recipe.overlap_expert_communication)
 
     def step(
@@ -328,7 +328,7 @@ def _attention(recipe: Training) -> str:
 
 def _stages(shape: MegatronConfig, recipe: Training) -> list[Stage]:
     """The layers of each of the rank's chunks, and whether it has the embedding and the loss."""
-    stages, chunks, rank = recipe.pipeline, recipe.virtual_pipeline, Place.of(recipe).pipeline
+    stages, chunks, rank = recipe.pipeline, chunks_of(recipe), Place.of(recipe).pipeline
     if chunks > 1 and stages == 1:
         raise UsageError("there is one pipeline stage", where="virtual_pipeline", hint="Give pipeline too.")
     layout = layout_of(shape, recipe)
@@ -343,7 +343,7 @@ def _stages(shape: MegatronConfig, recipe: Training) -> list[Stage]:
 
 def layout_of(shape: MegatronConfig, recipe: Training) -> list[str]:
     """The layers of all stages, chunk by chunk, as letters."""
-    count, layers = recipe.pipeline * recipe.virtual_pipeline, shape.num_layers
+    count, layers = recipe.pipeline * chunks_of(recipe), shape.num_layers
     if recipe.pipeline_layout is None:
         if layers % count:
             hint = "Say with pipeline_layout which stage has which."

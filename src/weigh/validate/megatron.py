@@ -191,7 +191,7 @@ def _refuse(args: Mapping[str, Any]) -> None:
 
 def _stages(case: Mapping[str, Any], extra: Mapping[str, Any], args: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Which stage has which layers, and in what order micro-batches go through them."""
-    layout = extra.get("pipeline_layout")
+    layout = extra.get("pipeline_layout") or args.get("pipeline-model-parallel-layout")
     dealt = layout if isinstance(layout, Mapping) else {key: args.get(key.replace("_", "-")) for key in UNEVEN.values()}
     found = {name: int(value) for name, key in UNEVEN.items() if (value := dealt.get(key))}
     if isinstance(layout, str):

@@ -16,7 +16,7 @@ from weigh.recipes.trained import run
 from weigh.recipes.training import Training
 from weigh.records import replace
 from weigh.runtimes.mcore.config import MegatronConfig
-from weigh.runtimes.mcore.schedules import Action, in_flight, schedule
+from weigh.runtimes.mcore.schedules import Action, chunks_of, in_flight, schedule
 from weigh.runtimes.megatron import Megatron, layout_of
 from weigh.trace.events import BACKWARD, FORWARD
 from weigh.trace.peak import phase_peaks
@@ -45,12 +45,13 @@ def stage_peaks(config: Mapping[str, Any], recipe: Training, where: str = "confi
         raise NotModelledError("stages of Megatron-FSDP", where="shard")
     shape, stages = MegatronConfig.read(config, where), recipe.pipeline
     each = recipe.mesh.world // stages
-    waiting = [in_flight(stages, stage, recipe.accumulation, recipe.virtual_pipeline) for stage in range(stages)]
+    chunks = chunks_of(recipe)
+    waiting = [in_flight(stages, stage, recipe.accumulation, chunks) for stage in range(stages)]
     alike: dict[Any, tuple[int, int]] = {}
     found = []
     for stage, kind in enumerate(_kinds(shape, recipe)):
         here = replace(recipe, rank=stage * each, warm=True, steps=1)
-        if recipe.virtual_pipeline > 1:
+        if chunks > 1:
             passes = min(recipe.accumulation, ROUNDS * (recipe.virtual_pipeline_group or stages))
             peak = _peaks(config, replace(here, warm=False, steps=2, accumulation=passes), where, Megatron())[0]
         elif recipe.accumulation < 4 or recipe.defer_embedding_wgrad is not None:

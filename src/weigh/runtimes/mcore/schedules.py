@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from weigh.errors import UsageError
+from weigh.recipes.training import Training
 
 LAYERS = "EtmL"
 """In a layout: the embedding, a layer, one that predicts further tokens, the loss."""
@@ -29,6 +30,13 @@ def stages_of(layout: str) -> list[str]:
         hint = "E is the embedding, t a layer, m one that predicts further tokens, L the loss; | ends a stage."
         raise UsageError(f"{layout!r} has {' '.join(strange)}", where="pipeline_layout", hint=hint)
     return text.split("|")
+
+
+def chunks_of(recipe: Training) -> int:
+    """Chunks of layers on each rank: as many as are stated, or as a layout has for each stage (`arguments.py`)."""
+    if recipe.pipeline_layout is None or recipe.virtual_pipeline > 1:
+        return recipe.virtual_pipeline
+    return max(len(stages_of(recipe.pipeline_layout)) // recipe.pipeline, 1)
 
 
 class Action(NamedTuple):
