@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from weigh.measure.witness import WitnessReport
+    from weigh.techniques.lora import Lora
 
 MODES = {None: "none", "full": "full"}
 WORDLESS = (
@@ -40,21 +41,41 @@ def training_case(
     Raises:
         UsageError: the run has a setting for which the format has no word.
     """
+    _check_words(recipe)
+    return {
+        "id": _id(name, recipe, runtime),
+        "task": "finetune" if recipe.lora else "pretrain",
+        "runtime": runtime,
+        "runtime_version": versions.get("torch" if runtime == "pytorch" else runtime),
+        "versions": dict(versions),
+        "model": {"name": name, "config": dict(config), "notes": None},
+        **_settings(recipe),
+        "adapter": recipe.lora and _adapter(recipe.lora, recipe),
+        "parallel": _parallel(recipe),
+        "offload": None,
+        "device": dict(device),
+        "measured": dict(measured),
+        "resolution": 0,
+        "source": "weigh measure",
+        "evidence": "counted by the allocator",
+        "trust": "exact",
+    }
+
+
+def _check_words(recipe: Training) -> None:
+    """Raise `UsageError` where a run has a setting for which the format has no word."""
     plain = Training()
     odd = [name for name in WORDLESS if getattr(recipe, name) != getattr(plain, name)]
     odd += [] if recipe.checkpointing in MODES else ["checkpointing"]
     if odd:
         value = getattr(recipe, odd[0])
         raise UsageError(f"a case cannot say {value!r}", where=odd[0], hint="Save a run without it.")
-    r, mesh = recipe, recipe.mesh
+
+
+def _settings(r: Training) -> dict[str, Any]:
+    """Precision, batch, optimizer and kernels."""
     autocast = None if r.autocast is None else r.autocast.name
     return {
-        "id": _id(name, recipe, runtime),
-        "task": "finetune" if r.lora else "pretrain",
-        "runtime": runtime,
-        "runtime_version": versions.get("torch" if runtime == "pytorch" else runtime),
-        "versions": dict(versions),
-        "model": {"name": name, "config": dict(config), "notes": None},
         "weights": {"dtype": r.dtype.name, "quantization": None},
         "precision": {
             "compute": autocast or r.dtype.name,
@@ -76,31 +97,30 @@ def training_case(
         "attention": r.attention,
         "loss": "eager",
         "compile": False,
-        "adapter": r.lora
-        and {
-            "kind": "dora" if r.lora.dora else "lora",
-            "rank": r.lora.rank,
-            "targets": list(r.lora.targets),
-            "dtype": "fp32" if r.lora.autocast_adapter else r.dtype.name,
-            "dropout": r.lora.dropout,
-            "modules_to_save": list(r.lora.modules_to_save),
-        },
-        "parallel": {
-            "world": mesh.world,
-            "data": mesh.data,
-            "shard": r.shard or "none",
-            "tensor": mesh.tensor,
-            "pipeline": mesh.pipeline,
-            "context": mesh.context,
-            "expert": mesh.expert,
-        },
-        "offload": None,
-        "device": dict(device),
-        "measured": dict(measured),
-        "resolution": 0,
-        "source": "weigh measure",
-        "evidence": "counted by the allocator",
-        "trust": "exact",
+    }
+
+
+def _adapter(lora: Lora, r: Training) -> dict[str, Any]:
+    return {
+        "kind": "dora" if lora.dora else "lora",
+        "rank": lora.rank,
+        "targets": list(lora.targets),
+        "dtype": "fp32" if lora.autocast_adapter else r.dtype.name,
+        "dropout": lora.dropout,
+        "modules_to_save": list(lora.modules_to_save),
+    }
+
+
+def _parallel(r: Training) -> dict[str, Any]:
+    mesh = r.mesh
+    return {
+        "world": mesh.world,
+        "data": mesh.data,
+        "shard": r.shard or "none",
+        "tensor": mesh.tensor,
+        "pipeline": mesh.pipeline,
+        "context": mesh.context,
+        "expert": mesh.expert,
     }
 
 
