@@ -205,7 +205,12 @@ def _part(part: str) -> tuple[int, str, int]:
     return (1 if letters else 0, letters, int(part[len(letters) :] or -1))
 
 
+def unknown(name: str, why: str) -> JobPhase:
+    """A phase that is not weighed."""
+    return JobPhase(name, what=f"not weighed: {why}")
+
+
 def not_read(program: str) -> Iterator[JobPhase]:
     """All of them, of a program whose source nobody read for this."""
     for name in PHASES:
-        yield JobPhase(name, what=f"not weighed: the source of {program} was not read for this")
+        yield unknown(name, f"the source of {program} was not read for this")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from weigh.records import dataclass
 from weigh.runtimes import Runtime
-from weigh.runtimes.phases import EVALUATING, PHASES, JobPhase, Surroundings
+from weigh.runtimes.phases import EVALUATING, PHASES, JobPhase, Surroundings, unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Script(Runtime):
         evaluated = JobPhase(EVALUATING, around.evaluated(), 0, 0, 0, what, "torch 2.13")
         if r.shard is not None or r.mesh.world > r.mesh.data:
             why = "scripts that share a model load and save it in many ways"
-            others = {name: trainer_phases.unknown(name, why) for name in PHASES}
+            others = {name: unknown(name, why) for name in PHASES}
         else:
             others = {phase.name: phase for phase in trainer_phases.around_steps(around)}
         for name in PHASES:

@@ -37,6 +37,7 @@ from weigh.recipes.loop import Loop
 from weigh.recipes.training import COMPILED_LOSS, Training
 from weigh.records import dataclass, replace
 from weigh.runtimes import Runtime
+from weigh.runtimes.phases import EVALUATING, LOADING, SAVING, SAVING_STATES, JobPhase, Surroundings, unknown
 from weigh.techniques import Technique
 from weigh.techniques.checkpointing import Checkpointing
 from weigh.techniques.compiling import Compiled
@@ -213,6 +214,21 @@ class Torchtitan(Runtime):
         found.setdefault("reduce_dtype", FLOAT32)
         found.setdefault("clip", True)
         return found
+
+    def phases(self, around: Surroundings) -> Iterator[JobPhase]:
+        """A run that starts anew: shards are made on the device, and saved by `torch.distributed.checkpoint`.
+
+        Read: torchtitan 9dec370 (`train.py`, `checkpoint.py`, no `async_mode`), torch 2.13
+        (`distributed/checkpoint/filesystem.py`, `_write_files_from_queue`, whose `tensor_dict` keeps what was written).
+        """
+        source = "torchtitan 9dec370, torch 2.13"
+        what = "every rank makes room for its shards and draws them on the device"
+        yield JobPhase(LOADING, around.loaded, 0, 0, 0, what, source)
+        yield unknown(EVALUATING, "this release has no evaluation")
+        host = around.held + around.state_bytes
+        what = "with the optimizer; a rank's file is on the host as a whole before it is closed; read, not run"
+        yield JobPhase(SAVING, around.resident, host, host * around.processes, 0, what, source)
+        yield unknown(SAVING_STATES, "it is in one checkpoint with the model")
 
     def allocator(self, recipe: Training) -> str:
         """On one machine `run_llama_train.sh` sets it; `multinode_trainer.slurm`, for several, does not."""

@@ -32,6 +32,7 @@ from weigh.runtimes.phases import (
     Surroundings,
     Whole,
     in_order,
+    unknown,
 )
 from weigh.techniques.quantization import BLOCK, FOUR_BITS, NESTED_BLOCK
 
@@ -40,11 +41,6 @@ FILE = 50 * 10**9
 
 LOADERS = "transformers 5.23, accelerate 1.15, safetensors 0.8"
 WRITERS = "transformers 5.23, accelerate 1.15, torch 2.13, safetensors 0.8"
-
-
-def unknown(name: str, why: str) -> JobPhase:
-    """A phase that is not weighed."""
-    return JobPhase(name, what=f"not weighed: {why}")
 
 
 def phases(s: Surroundings) -> Iterator[JobPhase]:
