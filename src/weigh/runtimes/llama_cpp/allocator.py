@@ -124,6 +124,8 @@ class Lives:
         """The names of weights of which slots are copies."""
         self.copied: dict[int, list[list[tuple[int, int]]]] = {}
         """Of blocks by number, each time that they are played: slots of copies, and their bytes."""
+        self.twin = self
+        """Another that is as large, whatever the sizes."""
         self._times: list[int] | None = None
         self._polynomials: tuple[list[Polynomial], list[int]] | None = None
 
@@ -172,6 +174,12 @@ class Lives:
         alignment = self.kind.alignment
         different = [-(-value(size, at) // alignment) * alignment for size in self._polynomials[0]]
         return [different[number] for number in self._polynomials[1]]
+
+    def history(self, blocks: Sequence[Block]) -> object:
+        """What its size follows from, whichever buffer it is: devices with alike layers have the same."""
+        played = [([self.layers[0]], 0), *(([self.layers[n + 1] for n in layers], more) for layers, more in blocks)]
+        events = tuple((tuple(map(tuple, part)), more) for part, more in played if any(part))
+        return self.kind.alignment, tuple(self.sizes), events, str(self.copied)
 
     def at_most(self, at: tuple[int, ...], blocks: Sequence[Block]) -> int:
         """More bytes than the buffer can have: all that is ever taken, if nothing were given back."""

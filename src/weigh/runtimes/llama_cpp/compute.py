@@ -47,6 +47,8 @@ class Layout:
     def __init__(self, blocks: Sequence[Block], buffers: Sequence[Lives]) -> None:
         self.buffers = buffers
         self._blocks = blocks
+        self._twins = [next(n for n, one in enumerate(buffers) if one.twin is each.twin) for each in buffers]
+        """Of each buffer, the first that is as large."""
         self._cells: list[int] = []
         """Of the points, in order."""
         self._points: list[list[tuple[int, tuple[int, ...]]]] = []
@@ -61,13 +63,15 @@ class Layout:
                 if all(first[1] == last[1] for first, last in ends):
                     return [a + (b - a) * (batch.cells - low) // (high - low) for (a, _), (b, _) in ends]
             self._cells.insert(place, batch.cells)
-            self._points.insert(place, [one.largest(batch.products, self._blocks) for one in self.buffers])
+            own = {n: self.buffers[n].largest(batch.products, self._blocks) for n in dict.fromkeys(self._twins)}
+            self._points.insert(place, [own[n] for n in self._twins])
         return [size for size, _ in self._points[place]]
 
     def is_below(self, batch: Batch, known: Mapping[str, int]) -> bool:
         """All buffers are smaller than known ones, at first sight."""
         return bool(known) and all(
-            one.at_most(batch.products, self._blocks) <= known.get(one.kind.name, 0) for one in self.buffers
+            self.buffers[twin].at_most(batch.products, self._blocks) <= known.get(one.kind.name, 0)
+            for one, twin in zip(self.buffers, self._twins, strict=True)
         )
 
 
@@ -151,8 +155,10 @@ def reserve(placed: Placement, sizes: Sizes, stack: Stack) -> Reserved:
         {CPU, *({placed.family.host} if placed.family.host else ())},
     )
     found = scheduler.lives(graphs.build(placed, sizes, stack.built))
+    first: dict[object, Lives] = {}
     for one in found:
         one.size_copies(stack, placed.gguf.tensors)
+        one.twin = first.setdefault(one.history(stack.blocks), one)
     return Reserved(sizes, found, stack.blocks)
 
 
