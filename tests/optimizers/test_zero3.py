@@ -17,9 +17,11 @@ NUMEL = 311_744
 SMALL = {"zero_reduce_bucket_size": 30_000, "zero_prefetch_bucket_size": 50_000}
 
 
+PLAIN: dict[str, Any] = {"sequence": 16, "dtype": BFLOAT16, "shard": "zero3", "optimizer": "adamw_apex", **SMALL}
+
+
 def trained(**words: Any) -> Trace:
-    plain = {"sequence": 16, "dtype": BFLOAT16, "shard": "zero3", "optimizer": "adamw_apex", **SMALL}
-    return run(CONFIG, Training(**(plain | words))).trace
+    return run(CONFIG, Training(**(PLAIN | words))).trace
 
 
 def held(trace: Trace, purpose: str) -> int:
@@ -87,14 +89,31 @@ def test_as_deepspeed_itself(words: dict[str, Any], levels: list[int], peaks: li
     assert all(0 <= real - int(p.peak) <= 100 for p, real in zip(found, peaks, strict=True))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_what_is_offloaded_is_on_the_host(world: int) -> None:
+    """Its 18 bytes of each parameter: a gradient in 16 bits beside the published 16; and 2 more of the parameters."""
+    words = {"gpus_per_node": world, "offload_optimizer": True, "zero_param_persistence_threshold": 0}
+    share = NUMEL / world
+    for parameters in (False, True):
+        recipe = {**PLAIN, **words, "offload_parameters": parameters}
+        made = run(CONFIG, Training(**recipe))
+        states, *partitions = (made.elsewhere[what] for what in sorted(made.elsewhere, key=lambda w: "fp32" not in w))
+        assert 0 <= states - 18 * share <= 18 * 66 + 8 * share  # type: ignore[operator]  # a gradient for the optimizer to begin with
+        assert held(made.trace, OPTIMIZER_STATE) <= 4 * 66 + 8
+        assert held(made.trace, GRADIENT) <= 66 * 8
+        if parameters:
+            assert held(made.trace, WEIGHT) == 0
+            assert 0 <= partitions[0] - 2 * share <= 2 * share + 2 * 66  # type: ignore[operator]  # once more as they are flattened
+
+
 def test_a_job_is_weighed() -> None:
     report = api.train("gpt2", runtime="deepspeed", shard="zero3", dtype="bf16", sequence=64, gpus_per_node=4)
     assert "ZeRO" in str(report) or "zero3" in str(report)
 
 
 def test_what_is_not_run_is_refused() -> None:
-    with pytest.raises(NotModelledError, match="states on the host"):
-        trained(offload_optimizer=True)
+    with pytest.raises(NotModelledError, match="lion on the host"):
+        trained(offload_optimizer=True, optimizer="lion")
     with pytest.raises(UsageError, match="is an optimizer"):
         trained(optimizer=None)
     with pytest.raises(NotModelledError, match="quantized layers"):

@@ -1,5 +1,7 @@
 """FSDP1 beyond the recorded runs."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +13,12 @@ from weigh import models
 from weigh.dtypes import BFLOAT16
 from weigh.errors import UsageError
 from weigh.ghost.state import recording
+from weigh.recipes.settings import make
 from weigh.recipes.trained import TrainingRun, run
 from weigh.recipes.training import Training
 from weigh.techniques.fsdp1 import FlatShard
 from weigh.techniques.lora import Lora
+from weigh.trace.expand import expand
 from weigh.trace.peak import phase_peaks
 
 LLAMA: dict[str, Any] = {
@@ -90,3 +94,31 @@ def test_what_is_offloaded_is_on_the_host() -> None:
     assert host < 4 * shards * 1.3  # what one update of Adam makes beside them
     assert 0 <= step_counts < 0.01 * shards
     assert phase_peaks(goes.trace)[2].peak > phase_peaks(goes.trace)[2].after  # gathered again, and dropped
+
+
+ROWS = [json.loads(line) for line in (Path(__file__).parents[1] / "data" / "fsdp1.jsonl").read_text().splitlines()]
+"""What `tests/torch/support/real_fsdp1.py` printed."""
+LARGE = 30_000
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["case"])
+def test_as_pytorch_itself(row: dict[str, Any]) -> None:
+    """Every phase; and in the second step the level after every birth of a flat parameter, a gradient, a projection."""
+    plain = {"batch": 2, "sequence": 48, "traced": True, "kernels": "cpu", "labels_are_inputs": True, "shard": "fsdp1"}
+    words = {**plain, "optimizer": "sgd", "implementation": "forloop", **row["settings"]}
+    trace = expand(run(row["config"], make(Training, words)).trace)
+    found = phase_peaks(trace)
+    assert [[p.mark.phase, p.before, p.peak] for p in found[1:]] == row["peaks"][1:]  # it was whole there as it loaded
+    live, levels = found[4].before, []
+    for event in trace.events[trace.marks[4].event :]:
+        size = trace.allocations[abs(event) - 1].num_bytes
+        live = live + size if event > 0 else live - size
+        if event > 0 and size >= LARGE:
+            levels.append(live)
+    assert levels == row["levels"]
+
+
+def test_compressed_runs_that_gather_ahead_have_the_same_peaks() -> None:
+    for words in ({"forward_prefetch": True}, {"backward_prefetch": "post"}, {"replicas": 2}):
+        short, long = fsdp1(gpus_per_node=4, **words), fsdp1(True, gpus_per_node=4, **words)
+        assert [p.peak for p in phase_peaks(short.trace)] == [p.peak for p in phase_peaks(long.trace)]

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from weigh.measure import witness
+from weigh.measure.job import Job
+from weigh.measure.job import words as measured_words
+from weigh.measure.process import Process
 from weigh.recipes.settings import make
 from weigh.recipes.trained import run
 from weigh.recipes.training import Training
 from weigh.trace.events import BACKWARD, FORWARD, STEP, WEIGHT, Trace
+from weigh.trace.file import load
 from weigh.trace.peak import phase_peaks
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
@@ -24,6 +30,13 @@ TINY = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 3,
     "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 131, "tie_word_embeddings": False,
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cuda() -> Iterator[Process]:
+    with Process(timeout=300) as running:
+        yield running
+
 
 TRACKER = """
 import json, sys
@@ -138,3 +151,17 @@ def test_what_nobody_sees_into_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     assert all(row["measured_bytes"] > row["traced_bytes"] for row in steps)
     assert found.measured_peak == max(row["measured_bytes"] for row in found.phases())
     assert "Opaque: bitsandbytes::" in found.text()
+
+
+@pytest.mark.parametrize(
+    "words", [{"offload_parameters": True, "param_dtype": "bf16"}, {"replicas": 2}, {"replicas": 2, "rank": 3}]
+)
+def test_fsdp2_traced(words: dict[str, Any], cuda: Process, tmp_path: Path) -> None:
+    """Shards on the host, and hybrid sharding: every phase of a fake CUDA run."""
+    settings = {"batch": 2, "sequence": 64, "shard": "fsdp2", "gpus_per_node": 4, "labels_are_inputs": True, **words}
+    output = str(tmp_path / "step.trace")
+    job_words = measured_words(make(Training, settings))
+    cuda.ask(Job("train", job_words, config=TINY, output=output))
+    real = phase_peaks(load(output)[0])[1:]
+    ours = phase_peaks(run(TINY, make(Training, {**settings, "traced": True})).trace)[1:]
+    assert [(p.mark.phase, p.before, p.peak) for p in ours] == [(p.mark.phase, p.before, p.peak) for p in real]

@@ -82,5 +82,10 @@ def _deepspeed(book: Book) -> tuple[str, ...]:
     key, norm = book.number("deepspeed_config.gradient_clipping")
     if norm is not None:
         book.say("clip", norm > 0, key)
-    book.refuse("deepspeed_config.offload_optimizer_device", "deepspeed_config.offload_param_device")
+    for place, word in (("offload_optimizer", "offload_optimizer"), ("offload_param", "offload_parameters")):
+        key, device = book.found(f"deepspeed_config.{place}_device")
+        if device == "cpu":
+            book.say(word, True, key)
+        elif device not in (None, "none"):
+            book.refusal(key, device)
     return (file,) if isinstance(file, str) else ()

@@ -50,12 +50,7 @@ REFUSED = (
         "bf16.immediate_grad_update",
         "torch_autocast.enabled",
     ),
-    *(
-        "zero_optimization.offload_optimizer.device",
-        "zero_optimization.offload_param.device",
-        "compile",
-        "sparse_attention",
-    ),
+    *("compile", "sparse_attention"),
 )
 OPTIMIZERS = {"adamw": "adamw", "adam": "adamw", "lion": "lion", "lamb": "lamb", "muon": "muon", "adagrad": "adagrad"}
 """`Adam` is AdamW unless `adam_w_mode` says otherwise (`runtime/config.py`)."""
@@ -95,10 +90,21 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
     key, name = book.found("optimizer.type")
     if name is not None:
         book.say("optimizer", OPTIMIZERS.get(str(name).lower(), str(name)), key)
+    _offloading(book)
     book.copy("tensor", "tensor_parallel.autotp_size")
     book.refuse(*REFUSED)
-    book.take("zero_optimization.offload_optimizer.pin_memory", "zero_optimization.offload_param.pin_memory")
     return book.job(runtime="deepspeed", own_loop=True)
+
+
+def _offloading(book: Book) -> None:
+    """What is on the host; NVMe is refused."""
+    for place, word in (("offload_optimizer", "offload_optimizer"), ("offload_param", "offload_parameters")):
+        key, device = book.found(f"zero_optimization.{place}.device")
+        book.take(f"zero_optimization.{place}.pin_memory")
+        if device == "cpu":
+            book.say(word, True, key)
+        elif device not in (None, "none"):
+            book.refusal(key, device)
 
 
 def _size(value: Any) -> Any:

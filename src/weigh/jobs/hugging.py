@@ -255,6 +255,9 @@ def deepspeed_and_fsdp(book: Book) -> None:
         fsdp(book, settings, "fsdp_config", flag(settings.get("use_orig_params", True)))
 
 
+HYBRID = ("HYBRID_SHARD", "4", "HYBRID_SHARD_ZERO2", "_HYBRID_SHARD_ZERO2", "5")
+"""Strategies that shard inside of a machine; the first two of them drop parameters after the forward pass."""
+PREFETCH = {"BACKWARD_PRE": "pre", "BACKWARD_POST": "post", "NO_PREFETCH": "none"}
 FSDP_HARMLESS = (
     *("state_dict_type", "cpu_ram_efficient_loading", "sync_module_states", "transformer_layer_cls_to_wrap"),
     *("transformer_cls_names_to_wrap", "backward_prefetch", "limit_all_gathers", "version", "xla", "use_orig_params"),
@@ -269,14 +272,7 @@ def fsdp(book: Book, found: dict[str, Any], where: str, use_orig_params: bool) -
     settings = {name.removeprefix("fsdp_"): value for name, value in found.items()}
     version = int(settings.get("version") or 1)
     book.say("shard", f"fsdp{version}", f"{where}.fsdp_version")
-    strategy = str(settings.get("sharding_strategy") or "FULL_SHARD").upper()
-    reshard = settings.get("reshard_after_forward")
-    if version == 2 and reshard is not None:
-        book.say("reshard_after_forward", flag(reshard), f"{where}.fsdp_reshard_after_forward")
-    elif strategy in ("SHARD_GRAD_OP", "2") or str(reshard).upper() == "SHARD_GRAD_OP":
-        book.say("reshard_after_forward", False, f"{where}.fsdp_sharding_strategy")
-    elif strategy not in ("FULL_SHARD", "1"):
-        book.refusal(f"{where}.fsdp_sharding_strategy", strategy)
+    _strategy(book, settings, where, version)
     if version == 1:
         book.say("use_orig_params", use_orig_params, f"{where}.fsdp_use_orig_params")
     if flag(settings.get("activation_checkpointing")):
@@ -289,10 +285,40 @@ def fsdp(book: Book, found: dict[str, Any], where: str, use_orig_params: bool) -
     wrap = str(settings.get("auto_wrap_policy") or "TRANSFORMER_BASED_WRAP").upper()
     if flag(settings.pop("offload_params", False)):
         book.say("offload_parameters", True, f"{where}.fsdp_offload_params")
-    if flag(settings.pop("forward_prefetch", False)):
+    if version == 1:
+        _prefetching(book, settings, where)
+    elif flag(settings.pop("forward_prefetch", False)):
         book.refusal(f"{where}.fsdp_forward_prefetch", True)
     if wrap != "TRANSFORMER_BASED_WRAP":
         book.refusal(f"{where}.fsdp_auto_wrap_policy", wrap)
     unknown = [name for name in settings if name not in (*FSDP_HARMLESS, "auto_wrap_policy")]
     if unknown:
         raise InputError(f"knows no {', '.join(unknown)}", where=f"{book.document.where}: {where}")
+
+
+def _strategy(book: Book, settings: dict[str, Any], where: str, version: int) -> None:
+    """What is dropped after the forward pass, and whether machines are replicas."""
+    key = f"{where}.fsdp_sharding_strategy"
+    strategy = str(settings.get("sharding_strategy") or "FULL_SHARD").upper()
+    reshard = settings.get("reshard_after_forward")
+    if version == 2 and reshard is not None:
+        book.say("reshard_after_forward", flag(reshard), f"{where}.fsdp_reshard_after_forward")
+    elif strategy in ("SHARD_GRAD_OP", "2") or str(reshard).upper() == "SHARD_GRAD_OP":
+        book.say("reshard_after_forward", False, key)
+    elif strategy in HYBRID:
+        book.say("replicas", book.words.get("nodes", 1), key)
+        book.say("reshard_after_forward", strategy in HYBRID[:2], key)
+    elif strategy not in ("FULL_SHARD", "1"):
+        book.refusal(key, strategy)
+
+
+def _prefetching(book: Book, settings: dict[str, Any], where: str) -> None:
+    """What FSDP1 gathers ahead, and how far."""
+    if flag(settings.pop("forward_prefetch", False)):
+        book.say("forward_prefetch", True, f"{where}.fsdp_forward_prefetch")
+    if not flag(settings.get("limit_all_gathers", True)):
+        book.say("limit_all_gathers", False, f"{where}.fsdp_limit_all_gathers")
+    wanted = settings.get("backward_prefetch")
+    if wanted is not None:
+        name = str(wanted).upper()
+        book.say("backward_prefetch", PREFETCH.get(name, name.lower()), f"{where}.fsdp_backward_prefetch")

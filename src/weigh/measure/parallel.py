@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -90,6 +90,8 @@ def distribute(model: Any, recipe: Training, mesh: DeviceMesh) -> Any:
         settings["mp_policy"] = MixedPrecisionPolicy(
             param_dtype=_dtype(recipe.param_dtype), reduce_dtype=_dtype(recipe.reduce_dtype)
         )
+    if recipe.offload_parameters:
+        settings["offload_policy"] = CPUOffloadPolicy(pin_memory=recipe.device == "cuda" and torch.cuda.is_available())
     for block in blocks(model):
         fully_shard(block, **settings)
     fully_shard(model, **settings)

@@ -158,6 +158,8 @@ def _loop(job: Job, recipe: Any, work: Workload, watcher: Watcher) -> None:
 
 
 def _default_foreach(recipe: Any) -> bool:
+    if getattr(recipe, "offload_parameters", False):
+        return False  # the optimizer's tensors are on the host
     return getattr(recipe, "optimizer", None) is not None and recipe.implementation in (None, "foreach")
 
 

@@ -11,18 +11,21 @@ in the parameters' dtype. The names are upstream's. What decides the memory:
   (stage 2), or live on in the bucket (stage 1);
 - in the step the gradients' norm is taken in fp64, one after the other; then they are flattened, and cast to fp32.
 
-With `offload` the fp32 copy, its gradient and the states stand on the host.
+With `offload` the fp32 copy, its gradient and the states stand on the host, where the optimizer steps; so do gradients
+that are accumulated, and a buffer as large as the largest of them, of which the device has one too.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 
 from weigh.dims import Size
-from weigh.dtypes import FLOAT32, FLOAT64
+from weigh.dtypes import FLOAT32, FLOAT64, DType
 from weigh.errors import UsageError
 from weigh.ghost import ops
 from weigh.ghost.autograd import queue_callback
+from weigh.ghost.host import Host
 from weigh.ghost.nn import Parameter
 from weigh.ghost.state import no_grad, state
 from weigh.ghost.tensor import Tensor, empty
@@ -32,6 +35,8 @@ from weigh.trace.events import COMMUNICATION, GRADIENT, OPTIMIZER_STATE, TEMPORA
 START_ALIGNMENT = 2
 """Elements to which a partition starts (`nccl_start_alignment_factor`)."""
 HOST_STATES = "fp32 weights, gradients and optimizer states of ZeRO-Offload, pinned on the host"
+OFFLOADED_OPTIMIZERS = ("adam", "adamw", "adamw_apex")
+"""Those that DeepSpeed steps on the host, by its `DeepSpeedCPUAdam`."""
 
 
 class Zero(Optimizer):
@@ -65,6 +70,9 @@ class Zero(Optimizer):
         self.all_grad_tensors: list[Tensor] | None = None
         self.averaged_gradients: list[Tensor] = []
         self.norms: list[Tensor] = []
+        self.accumulated: dict[int, Tensor] = {}
+        """Gradients of several micro-batches, on the host."""
+        self.on_host: list[Tensor] = []
 
     # -- construction
     def own(self, parameters: list[Parameter]) -> None:
@@ -104,16 +112,27 @@ class Zero(Optimizer):
         size = self.partition_size
         copy = empty((size,), self.dtype, "aten::clone", purpose=OPTIMIZER_STATE)
         if self.offload:
-            largest = max(_int(t.numel) for t in self.tensors)
-            self.temp_grad_buffer = empty((largest,), self.dtype, "aten::zeros", purpose=COMMUNICATION)
-            states = 2 * FLOAT32.itemsize  # of Adam: upstream takes DeepSpeedCPUAdam here
-            host = size * (2 * FLOAT32.itemsize + self.dtype.itemsize + states) + largest * self.dtype.itemsize
-            self.elsewhere[HOST_STATES] = host
+            self._make_master_on_host(size, copy)
             return
         self.master = copy if self.dtype is FLOAT32 else _labelled(ops.to(copy, FLOAT32), OPTIMIZER_STATE)
         del copy
         self.inner.own([Parameter(self.master, ("zero.fp32_partition",), self.parameters[0].module)])
         empty((size,), FLOAT32, "aten::zeros", purpose=TEMPORARY)  # a gradient for the optimizer, dropped at once
+
+    def _make_master_on_host(self, size: int, copy: Tensor) -> None:
+        self.host = Host(HOST_STATES)
+        with self.host.instead():
+            self.master = copy.alias() if self.dtype is FLOAT32 and not self.host.apart else self._zeros(size, FLOAT32)
+            self.on_host = [self._zeros(size, self.dtype), self._zeros(max(map(_int, self._numels())), self.dtype)]
+            self.inner.own([Parameter(self.master, ("zero.fp32_partition",), self.parameters[0].module)])
+            self.master.grad = self._zeros(size, FLOAT32)
+        self.temp_grad_buffer = empty(self.on_host[1].shape, self.dtype, "aten::zeros", purpose=COMMUNICATION)
+
+    def _numels(self) -> list[Size]:
+        return [t.numel for t in self.tensors]
+
+    def _zeros(self, numel: Size, dtype: DType) -> Tensor:
+        return empty((numel,), dtype, "aten::zeros", purpose=OPTIMIZER_STATE)
 
     # -- the backward pass
     def process_gradients(self, number: int) -> None:
@@ -201,12 +220,17 @@ class Zero(Optimizer):
         tensor.grad = Tensor(self.grads_in_partition.storage, tensor.shape, None, self.dtype, tensor.numel)
 
     def _to_host(self, number: int) -> None:
-        """`set_norm_for_param_grad_in_gpu` and `async_inplace_copy_grad_to_fp32_buffer_from_gpu`."""
+        """`copy_grads_in_partition`: summed there, and in the end as fp32 in its place."""
+        if self.stage == 2 and self.accumulation > 1 and number not in self.accumulated:
+            with self.host.instead():
+                self.accumulated[number] = self._zeros(self.tensors[number].numel, self.dtype)
+        if not self._at_boundary():
+            return
         piece = self._in_partition(number)
         wide = ops.to(piece, FLOAT64)
         self.norms.append(ops.vector_norm(wide))
         del wide
-        ops.to(piece, FLOAT32)
+        ops.to(piece, FLOAT32)  # on its way to the host
         del piece
         self.tensors[number].grad = None
 
@@ -221,15 +245,14 @@ class Zero(Optimizer):
     def _end_of_backward(self) -> None:
         self.callback_queued = False
         boundary = self._at_boundary()
-        self.micro_step = 0 if boundary else self.micro_step + 1
-        if self.stage == 1 and not boundary:
-            return
         with no_grad():
-            if self.stage == 1 and not self.overlap_comm:
-                for number, tensor in enumerate(self.tensors):
-                    if tensor.grad is not None:
-                        self._into_bucket(number)
-            self._epilogue(boundary)
+            if self.stage == 2 or boundary:
+                if self.stage == 1 and not self.overlap_comm:
+                    for number, tensor in enumerate(self.tensors):
+                        if tensor.grad is not None:
+                            self._into_bucket(number)
+                self._epilogue(boundary)
+        self.micro_step = 0 if boundary else self.micro_step + 1
 
     def _epilogue(self, boundary: bool) -> None:
         """`independent_gradient_partition_epilogue`."""
@@ -252,13 +275,17 @@ class Zero(Optimizer):
 
     # -- the step
     def prepare(self) -> None:
-        if not self.offload:
+        with self.host.instead() if self.offload else nullcontext():
             self.inner.prepare()
 
     def step(self) -> None:
         """Norm, the fp32 gradient, the optimizer's own step, and everyone's new weights."""
         with no_grad():
-            if not self.offload:
+            if self.offload:
+                with self.host.instead():
+                    self.inner.step()
+                self.elsewhere[HOST_STATES] = self.host.peak()
+            else:
                 self._norm()
                 several = len(self.averaged_gradients) > 1
                 flat = self._buffer(self.partition_size, TEMPORARY) if several else self.averaged_gradients[0]

@@ -7,12 +7,16 @@ gradients in the parameters' dtype; the parameters are `techniques/zero3.py`'s. 
 - The bucket in which gradients are put together, and the partitions of the reduced ones, are there all the time.
 - A bucket is put in the ranks' order before it is reduced, which is a second one; a gradient that is larger is reduced
   by itself.
+- With `offload` fp32 copies, gradients and states are on the host, where the optimizer steps; the partitions of reduced
+  gradients come back to the device for a moment, bucket by bucket.
 - In the step the gradients' norms are taken in fp64; then a sub-group after the other is flattened, cast to fp32 and
   updated.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Protocol
 
@@ -20,11 +24,14 @@ from weigh.dtypes import FLOAT32, FLOAT64
 from weigh.errors import UsageError
 from weigh.ghost import ops
 from weigh.ghost.autograd import queue_callback
+from weigh.ghost.host import Host
 from weigh.ghost.nn import Parameter
 from weigh.ghost.state import no_grad, state
 from weigh.ghost.tensor import Tensor, empty
 from weigh.optimizers import Choice, Optimizer, optimizer
 from weigh.trace.events import COMMUNICATION, GRADIENT, OPTIMIZER_STATE, TEMPORARY, WEIGHT
+
+HOST_STATES = "fp32 weights, gradients and optimizer states of ZeRO stage 3, on the host"
 
 
 class Partitioned(Protocol):
@@ -35,6 +42,7 @@ class Partitioned(Protocol):
     numel: int
     partition_numel: int
     world: int
+    host: Host | None
 
     def hold_partition(self) -> None:
         """Of a single rank a partition is all there is."""
@@ -60,8 +68,13 @@ class Zero3(Optimizer):
 
     clips = True
 
-    def __init__(self, choice: Choice, reduce_bucket: int, sub_group: int) -> None:
+    def __init__(
+        self, choice: Choice, reduce_bucket: int, sub_group: int, accumulation: int = 1, offload: bool = False
+    ) -> None:
         super().__init__(choice)
+        self.accumulation, self.offload = accumulation, offload
+        self.micro_step = 0
+        self.norms: list[Tensor] = []
         self.choice = choice
         self.reduce_bucket_size, self.sub_group_size = reduce_bucket, sub_group
         self.coordinator: Coordinator
@@ -82,27 +95,44 @@ class Zero3(Optimizer):
         if len({p.tensor.dtype for p in self.params}) > 1:
             raise UsageError("ZeRO flattens parameters of one dtype, and the model has several", where="shard")
         self.dtype = self.params[0].tensor.dtype
-        for param in self.params:  # `defragment`: by way of the host
-            param.partition.storage.release()
-        numel = sum(p.partition_numel for p in self.params)
-        self.lp_param_buffer = empty((numel,), self.dtype, "aten::_to_copy", purpose=WEIGHT)
+        self.host = Host(HOST_STATES)
+        self._flatten(sum(p.partition_numel for p in self.params))
         for param in self.params:
             param.partition.storage = self.lp_param_buffer.storage
             param.hold_partition()
         self.sub_groups = _sub_groups([p.partition_numel for p in self.params], self.sub_group_size)
-        self.masters = [self._master(size) for size in self.sub_groups]
-        empty((max(self.sub_groups),), FLOAT32, "aten::zeros", purpose=TEMPORARY)
+        with self.where_states_are():
+            self.masters = [self._master(size) for size in self.sub_groups]
+            empty((max(self.sub_groups),), FLOAT32, "aten::zeros", purpose=TEMPORARY)
+            for size, master in zip(self.sub_groups, self.masters, strict=True) if self.offload else ():
+                master.grad = empty((size,), FLOAT32, "aten::zeros", purpose=GRADIENT)
         self.buffer = empty((self.reduce_bucket_size,), self.dtype, "aten::empty", purpose=COMMUNICATION)
-        self.grad_partitions = empty((numel,), self.dtype, "aten::zeros", purpose=GRADIENT)
-        for number, master in enumerate(self.masters):
-            inner = optimizer(self.choice)
-            inner.own([Parameter(master, (f"zero3.fp32_partition.{number}",), parameters[0].module)])
-            self.inner.append(inner)
+        with self.where_states_are():
+            self.grad_partitions = empty((sum(self.sub_groups),), self.dtype, "aten::zeros", purpose=GRADIENT)
+            for number, master in enumerate(self.masters):
+                inner = optimizer(self.choice)
+                inner.own([Parameter(master, (f"zero3.fp32_partition.{number}",), parameters[0].module)])
+                self.inner.append(inner)
         for param in self.params:
             param.tensor.on_accumulated = partial(self.reduce_ready, param)
 
+    @contextmanager
+    def where_states_are(self) -> Iterator[None]:
+        """On the host, where they are offloaded."""
+        with self.host.instead() if self.offload else nullcontext():
+            yield
+
+    def _flatten(self, numel: int) -> None:
+        """All that is trained in one tensor: by way of the host (`defragment`), or beside it on the host."""
+        host = self.params[0].host
+        if host is None:
+            for param in self.params:
+                param.partition.storage.release()
+        with host.instead() if host is not None else nullcontext():
+            self.lp_param_buffer = empty((numel,), self.dtype, "aten::_to_copy", purpose=WEIGHT)
+
     def _master(self, size: int) -> Tensor:
-        if self.dtype is FLOAT32:
+        if self.dtype is FLOAT32 and not self.offload:
             return Tensor(self.lp_param_buffer.storage, (size,), None, FLOAT32, size)
         converted = empty((size,), FLOAT32, "aten::_to_copy", purpose=TEMPORARY)
         master = empty((size,), FLOAT32, "aten::clone", purpose=OPTIMIZER_STATE)
@@ -133,11 +163,29 @@ class Zero3(Optimizer):
         moved = self.elements * self.dtype.itemsize
         if moved:
             state.ledger.call("c10d::reduce_scatter", 0, moved, moved // self.bucket[0].world)
+        buffers = []
         for param in self.bucket:
+            if self.offload:
+                buffers.append(self._to_host(param))
             param.tensor.grad = None
-        del flat
+        del flat, buffers
         self.bucket.clear()
         self.elements = 0
+
+    def _to_host(self, param: Partitioned) -> Tensor:
+        """`partition_grads`: a copy on the device of what is on the host, to take its norm, and in fp32."""
+        numel = param.partition_numel
+        if self.host.apart:
+            piece = empty((numel,), self.dtype, "aten::_to_copy", purpose=GRADIENT)
+        else:
+            piece = Tensor(self.grad_partitions.storage, (numel,), None, self.dtype, numel)
+        if self.micro_step == self.accumulation - 1:
+            wide = ops.to(piece, FLOAT64)
+            norm = ops.vector_norm(wide)
+            del wide
+            self.norms.append(ops.pow(ops.pow(norm, 2), 0.5))
+            ops.to(piece, FLOAT32)
+        return piece
 
     def _epilogue(self) -> None:
         self.callback_queued = False
@@ -145,16 +193,21 @@ class Zero3(Optimizer):
             if self.bucket:
                 self._reduce_and_partition()
             self.coordinator.release_leftovers()
+        self.micro_step = (self.micro_step + 1) % self.accumulation
 
     # -- the step
     def prepare(self) -> None:
-        for inner in self.inner:
-            inner.prepare()
+        with self.where_states_are():
+            for inner in self.inner:
+                inner.prepare()
 
     def step(self) -> None:
         """Everything is divided again; norms; a sub-group after the other; the small parameters come back."""
         with no_grad():
             self.coordinator.release_all()
+            if self.offload:
+                self._step_on_host()
+                return
             self._norms()
             for size, master, inner in zip(self.sub_groups, self.masters, self.inner, strict=True):
                 flat = empty((size,), self.dtype, "aten::cat", purpose=TEMPORARY) if len(self.params) > 1 else None
@@ -167,6 +220,14 @@ class Zero3(Optimizer):
                 inner.step()
                 master.grad = None
             self.coordinator.gather_persistent()
+
+    def _step_on_host(self) -> None:
+        with self.where_states_are():
+            for inner in self.inner:
+                inner.step()
+        self.norms.clear()
+        self.elsewhere[HOST_STATES] = self.host.peak()
+        self.coordinator.gather_persistent()
 
     def _norms(self) -> None:
         """`get_grad_norm_direct`, for every sub-group."""

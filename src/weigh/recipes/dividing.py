@@ -22,18 +22,23 @@ def sharded_optimizer(recipe: Training, choice: Choice) -> Optimizer:
     Raises:
         NotModelledError: the settings ask for more than it does here.
     """
-    from weigh.optimizers.zero import Zero
+    from weigh.optimizers.zero import OFFLOADED_OPTIMIZERS, Zero
 
-    if recipe.offload_optimizer and recipe.accumulation > 1:
-        raise NotModelledError("gradients accumulated on the host", where="offload_optimizer")
+    if recipe.offload_optimizer and recipe.optimizer not in OFFLOADED_OPTIMIZERS:
+        what = f"{recipe.optimizer} on the host"
+        raise NotModelledError(what, where="offload_optimizer", hint=f"Use {' or '.join(OFFLOADED_OPTIMIZERS)}.")
     if recipe.loss_scaling or not recipe.set_to_none:
         raise NotModelledError("a GradScaler or gradients that are kept, under ZeRO,", where="shard")
     if recipe.shard == "zero3":
         from weigh.optimizers.zero3 import Zero3
 
-        if recipe.offload_optimizer:
-            raise NotModelledError("ZeRO stage 3 with states on the host", where="offload_optimizer")
-        return Zero3(choice, recipe.zero_reduce_bucket_size, recipe.zero_sub_group_size)
+        return Zero3(
+            choice,
+            recipe.zero_reduce_bucket_size,
+            recipe.zero_sub_group_size,
+            recipe.accumulation,
+            recipe.offload_optimizer,
+        )
     return Zero(
         choice,
         optimizer(choice),
@@ -79,6 +84,14 @@ def _refuse_settings_of_others(recipe: Training) -> None:
             raise NotModelledError(f"{name.replace('_', ' ')} outside of Megatron-LM", where=name)
 
 
+def _rank_of_shards(recipe: Training) -> int:
+    """The rank among those that share what is sharded; replicas are counted first (`DeviceMesh`)."""
+    mesh = recipe.mesh
+    if mesh.replicas > 1 and recipe.rank < mesh.shard * mesh.replicas:
+        return recipe.rank % mesh.shard
+    return recipe.rank
+
+
 def parallel(recipe: Training) -> Iterator[Technique]:
     """What a mesh of devices makes of the model."""
     mesh = recipe.mesh
@@ -87,8 +100,8 @@ def parallel(recipe: Training) -> Iterator[Technique]:
         raise NotModelledError("expert parallelism", where="expert")
     if mesh.pipeline > 1 or recipe.virtual_pipeline > 1:
         _check_pipeline(recipe)
-    if recipe.offload_parameters and recipe.shard != "fsdp1":
-        raise NotModelledError("offloaded parameters outside of FSDP1", where="offload_parameters")
+    if recipe.offload_parameters and recipe.shard not in ("fsdp1", "fsdp2", "zero3"):
+        raise NotModelledError("offloaded parameters outside of FSDP and ZeRO stage 3", where="offload_parameters")
     if mesh.tensor > 1:
         from weigh.techniques.tensor_parallel import TensorParallel
 
@@ -98,8 +111,6 @@ def parallel(recipe: Training) -> Iterator[Technique]:
 
         if recipe.adapter is not None:
             raise NotModelledError(f"{recipe.adapter.kind} under FSDP1", where="adapter", hint="Shard by FSDP2.")
-        if mesh.replicas > 1:
-            raise NotModelledError("hybrid sharding with FSDP1", where="replicas")
         adapters = (".lora_A", ".lora_B") if recipe.lora is not None else ()
         yield FlatShard(
             mesh.shard,
@@ -107,12 +118,15 @@ def parallel(recipe: Training) -> Iterator[Technique]:
             recipe.reduce_dtype,
             recipe.use_orig_params,
             recipe.reshard_after_forward is not False,
-            recipe.rank,
+            _rank_of_shards(recipe),
             adapters if not fuses_adapters(recipe) else (),
             recipe.fp32_shards,
             adapters if fuses_adapters(recipe) else (),
             recipe.sync_module_states,
             recipe.offload_parameters,
+            recipe.backward_prefetch,
+            recipe.forward_prefetch,
+            mesh.replicas,
         )
     elif recipe.shard == "distributed_optimizer":
         raise NotModelledError("the distributed optimizer outside of Megatron-LM", where="shard")
@@ -127,7 +141,8 @@ def parallel(recipe: Training) -> Iterator[Technique]:
             recipe.reshard_after_forward,
             recipe.param_dtype,
             recipe.reduce_dtype,
-            recipe.rank,
+            _rank_of_shards(recipe),
+            recipe.offload_parameters,
         )
     elif recipe.shard is None and mesh.shard * mesh.replicas > 1:
         from weigh.techniques.ddp import DataParallel
@@ -176,4 +191,5 @@ def _zero3(recipe: Training) -> Technique:
         recipe.zero_param_persistence_threshold,
         recipe.zero_max_live_parameters,
         recipe.zero_max_reuse_distance,
+        recipe.offload_parameters,
     )

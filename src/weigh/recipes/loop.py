@@ -12,6 +12,7 @@ from weigh.dtypes import FLOAT16, INT32, INT64, UINT8
 from weigh.errors import NotModelledError, UsageError
 from weigh.ghost import ops
 from weigh.ghost.autocast import autocast
+from weigh.ghost.host import where_updates_are
 from weigh.ghost.state import by_owner, no_grad, state
 from weigh.ghost.tensor import Tensor
 from weigh.kernels import fused_kernels
@@ -156,7 +157,10 @@ class Loop:
         if recipe.shard is not None and (recipe.optimizer_in_backward or not kind_of(recipe.optimizer).shardable):
             what = "an optimizer in the backward pass" if recipe.optimizer_in_backward else recipe.optimizer
             raise NotModelledError(f"{what} over shards", where="optimizer", hint="Leave out shard.")
-        implementation = recipe.implementation or implementation_of(recipe.optimizer, recipe.device)
+        on_host = recipe.offload_parameters and recipe.shard in ("fsdp1", "fsdp2")
+        implementation = recipe.implementation or implementation_of(
+            recipe.optimizer, "cpu" if on_host else recipe.device
+        )
         choice = Choice(
             recipe.optimizer,
             implementation,
@@ -261,7 +265,7 @@ class Loop:
             schedule.step(chosen, input_ids, labels, number, self.zero_grad_first)
         else:
             self.micro_batches(model, recipe, chosen, input_ids, labels, number, scaler)
-        with flat.where_updates_are() if flat is not None else nullcontext(), by_owner():
+        with flat.where_updates_are() if flat is not None else where_updates_are(model), by_owner():
             if recipe.clip and not chosen.clips:
                 ledger.mark(CLIP, number)
                 if scaler is not None:

@@ -272,6 +272,7 @@ _CHOICES: dict[str, tuple[str, ...] | str] = {
     "bias": ("none", "all", "lora_only"),
     "attention": "weigh.ghost.state:ATTENTION",
     "attention_kernel": "weigh.kernels.cuda:ATTENTION_KERNELS",
+    "backward_prefetch": ("pre", "post"),
     "cache": "weigh.recipes.generation:CACHES",
     "checkpointing": "weigh.techniques.checkpointing:MODES",
     "context_exchange": ("p2p", "a2a", "a2a+p2p"),

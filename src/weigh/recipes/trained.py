@@ -9,6 +9,7 @@ from weigh import models
 from weigh.dims import Size
 from weigh.errors import NotModelledError, UsageError
 from weigh.ghost import ops
+from weigh.ghost.host import hosts_of
 from weigh.ghost.ledger import Ledger, NotSteady
 from weigh.ghost.nn import Parameter
 from weigh.ghost.repeat import unrolled
@@ -20,7 +21,6 @@ from weigh.recipes.dividing import ZERO
 from weigh.recipes.loop import PLAIN, Loop, batch_of, context_rank
 from weigh.recipes.training import Training
 from weigh.records import dataclass, field, replace
-from weigh.techniques.host import hosts_of
 from weigh.trace.events import GRADIENT, Trace
 
 if TYPE_CHECKING:
@@ -69,6 +69,10 @@ class TrainingRun:
         """The CUDA streams of what is not computed on the usual one, for a replay of the trace."""
         if self.recipe.shard == "fsdp1":
             from weigh.techniques.fsdp1 import STREAMS
+
+            if not self.recipe.limit_all_gathers:  # every block waits for the stream that reads it
+                waiting = dict.fromkeys(STREAMS.waiting, len(self.trace.allocations))
+                return replace(STREAMS, waiting=waiting, waits_after=self.waits_after)
         elif self.recipe.shard == "fsdp2":
             from weigh.techniques.fsdp2 import STREAMS
         else:
@@ -153,7 +157,7 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop, ev
             loop.evaluate(model, recipe)
         elsewhere: dict[str, Size] = dict(chosen_optimizer.elsewhere)
         elsewhere |= {what: host.peak() for what, host in hosts_of(model).items()}
-        if recipe.offload_parameters:
+        if recipe.offload_parameters and recipe.shard == "fsdp1":
             elsewhere[OFFLOADED] = model.fsdp1.on_host()  # type: ignore[attr-defined]
         return TrainingRun(
             recipe, ledger.trace(), parameters, counted, loop.attention(recipe), elsewhere, loop.waits_after

@@ -146,7 +146,7 @@ class Training:
     zero_sub_group_size: int = 1_000_000_000
     """ZeRO stage 3: elements that are updated at once."""
     offload_optimizer: bool = False
-    """ZeRO: fp32 weights, gradients and the optimizer's states on the host."""
+    """ZeRO: fp32 weights, gradients and the optimizer's states on the host, where Adam steps."""
     replicas: int = 1
     """Groups of devices that each hold everything once (hybrid sharding)."""
     reshard_after_forward: bool | None = None
@@ -160,7 +160,15 @@ class Training:
     sync_module_states: bool = False
     """FSDP1: the first rank loads the model and sends it, unit by unit."""
     offload_parameters: bool = False
-    """FSDP1: shards, their gradients and the optimizer are on the host between their uses."""
+    """FSDP: shards, their gradients and the optimizer are on the host between their uses. ZeRO stage 3: partitions of
+    the parameters are."""
+    backward_prefetch: str | None = "pre"
+    """FSDP1: on the way back the next unit is gathered before the current one runs ("pre"), behind it ("post"), or when
+    it is due (None)."""
+    forward_prefetch: bool = False
+    """FSDP1: on the way forward the next unit is gathered while the current one runs."""
+    limit_all_gathers: bool = True
+    """FSDP1: the host waits until the device is no more than two gathered units behind."""
     use_orig_params: bool = True
     """FSDP1: the optimizer sees the original parameters."""
     tensor: int = 1

@@ -14,6 +14,8 @@ _OPTIMIZERS = "tests/torch/test_optimizers.py"
 _RECORDED = "tests/optimizers/test_recorded.py"
 _IN_BACKWARD = "tests/optimizers/test_in_backward.py"
 _OFFLOADING = "tests/techniques/test_offloading.py"
+_DEEPSPEED = "tests/optimizers/test_against_deepspeed.py"
+_FSDP1 = "tests/techniques/test_fsdp1.py"
 _ROWS = "tests/data/witness/rows.jsonl"
 _PARALLEL = "tests/data/witness/parallel.jsonl"
 _THREE = "tests/torch/test_three_witnesses.py"
@@ -51,8 +53,11 @@ WITNESSES: dict[str, dict[str, str | None]] = {
             )
         ),
     },
-    "shard": {"fsdp1": _PARALLEL, "fsdp2": _PARALLEL, "zero1": None, "zero2": None, "zero3": None},
-    "replicas": {_ANY: None},
+    "shard": {"fsdp1": _PARALLEL, "fsdp2": _PARALLEL, **dict.fromkeys(("zero1", "zero2", "zero3"), _DEEPSPEED)},
+    "replicas": {_ANY: _FSDP1},
+    "backward_prefetch": {"post": _FSDP1, "None": _FSDP1},
+    "forward_prefetch": {"True": _FSDP1},
+    "limit_all_gathers": {"False": None},
     "tensor": {_ANY: _PARALLEL},
     "pipeline": {_ANY: _MEASURED},
     "virtual_pipeline": {_ANY: _MEASURED},
@@ -77,7 +82,7 @@ WITNESSES: dict[str, dict[str, str | None]] = {
     "optimizer_in_backward": {"True": _IN_BACKWARD},
     "loss_scaling": {"True": _OPTIMIZERS},
     "offload_activations": {"True": _OFFLOADING},
-    "offload_optimizer": {"True": None},
+    "offload_optimizer": {"True": _DEEPSPEED},
     "offload_parameters": {"True": _CASES},
 }
 """By setting and by its value: the file that holds the witness."""

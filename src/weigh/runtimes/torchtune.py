@@ -30,6 +30,7 @@ from weigh.dims import Size
 from weigh.dtypes import FLOAT32, INT64, DType
 from weigh.errors import NotModelledError
 from weigh.ghost import nn, ops
+from weigh.ghost.host import Host, host_of
 from weigh.ghost.nn import Module, RMSNorm, name_modules
 from weigh.ghost.state import saved_tensors_hooks
 from weigh.ghost.tensor import Tensor, empty
@@ -44,7 +45,6 @@ from weigh.runtimes import Runtime
 from weigh.techniques import Technique
 from weigh.techniques.checkpointing import Checkpointing, Packed
 from weigh.techniques.compiling import Compiled
-from weigh.techniques.host import Host, host_of
 from weigh.techniques.lora import Lora
 from weigh.techniques.offloading import ACTIVATIONS
 from weigh.trace.events import ACTIVATION, BUFFER, WEIGHT

@@ -15,6 +15,7 @@ from weigh.errors import NotModelledError, UnknownNameError, UsageError, WeighEr
 from weigh.ghost import nn
 from weigh.ghost.autocast import autocast
 from weigh.ghost.autograd import backward
+from weigh.ghost.host import Host, host_of
 from weigh.ghost.nn import Module
 from weigh.ghost.ops.attention import FlashAttention
 from weigh.ghost.ops.matmul import Mm
@@ -23,7 +24,6 @@ from weigh.ghost.state import enable_grad, no_grad, recomputing, saved_tensors_h
 from weigh.ghost.tensor import Tensor, empty
 from weigh.records import dataclass
 from weigh.techniques import Technique
-from weigh.techniques.host import Host, host_of
 from weigh.trace.events import ACTIVATION
 
 CHECKPOINTS = "checkpoints that wait on the host for the backward pass"

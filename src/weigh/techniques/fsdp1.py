@@ -8,7 +8,9 @@ What decides the memory (`_flat_param.py`, `_runtime_utils.py`):
 - a unit's parameters are views of one flat tensor, so that its gradients are put together into one flat gradient,
   beside which they still live, when the last of them has come (`SplitWithSizesBackward`);
 - that gradient is of the whole flat tensor, frozen parameters included;
-- the next unit's parameters are gathered before the current one goes back (`BackwardPrefetch.BACKWARD_PRE`);
+- the next unit's parameters are gathered before the current one goes back (`BackwardPrefetch.BACKWARD_PRE`), or behind
+  it, or when it is due; with `forward_prefetch` the next one of the first pass is gathered in the forward pass too;
+- in replicas (`HYBRID_SHARD`, `_HYBRID_SHARD_ZERO2`) the sharded gradient is summed over them where it is;
 - with `use_orig_params` the sharded gradient outlives `zero_grad`: it goes when the next forward pass begins.
 """
 
@@ -91,6 +93,12 @@ class FlatShard(Technique):
     """Every unit is broadcast from the first rank before it is flattened."""
     offload: bool = False
     """`CPUOffload`: shards, their gradients and the optimizer are on the host."""
+    backward_prefetch: str | None = "pre"
+    """When the next unit is gathered on the way back: "pre", "post", or None: when it is due."""
+    forward_prefetch: bool = False
+    """The next unit is gathered while the current one runs forward, from the second pass on."""
+    replicas: int = 1
+    """Groups of such ranks (hybrid sharding)."""
 
     @property
     def divides(self) -> bool:
@@ -143,6 +151,8 @@ class _Context:
     def __init__(self, settings: FlatShard) -> None:
         self.settings = settings
         self.units: list[_Unit] = []
+        self.pre_forward_order: list[_Unit] = []
+        """Of the first pass."""
         self.post_forward_order: list[_Unit] = []
         self.callback_queued = False
         self.lazy = True
@@ -239,11 +249,12 @@ class _Unit:
         self.flat.on_accumulated = self.post_backward
         self.padded_shape: Shape = (padded,)
         self.views: list[Tensor] = []
-        self.unsharded = False
+        self.unsharded = self.prefetched = False
         self.prepared = False
         """Between its pre-backward hook and its gradient's reduction (`HandleTrainingState.BACKWARD_PRE`)."""
         self.ran_pre_backward_hook = False
         self.needs_pre_backward_unshard = False
+        self.pre_forward_index: int | None = None
         self.post_forward_index: int | None = None
         self.saved_grad_shard: Tensor | None = None
         self.flat_grad: Tensor | None = None
@@ -345,8 +356,11 @@ class _Unit:
         """`_pre_forward`, the module, `_post_forward`."""
         if self.prepared:  # a checkpoint runs the block again: its parameters are there
             return forward(*args)
-        self.unshard()
-        self.hold_unsharded()
+        if not self.prefetched:
+            self.unshard()
+            self.hold_unsharded()
+        self.prefetched = False
+        self._prefetch_forward()
         if self.root and self.settings.param_dtype is not None:
             dtype = self.settings.param_dtype
             args = map_tensors(args, lambda t: t.to(dtype) if t.dtype.kind == "float" else t)
@@ -364,6 +378,29 @@ class _Unit:
         self.needs_pre_backward_unshard = hooked is not out
         self.ran_pre_backward_hook = False
         return hooked
+
+    def _prefetch_forward(self) -> None:
+        """`_prefetch_handle` of the forward pass.
+
+        The views are made with it, before the nodes of the unit that runs: on the way back the flat gradient is put
+        together behind that unit.
+        """
+        order = self.context.pre_forward_order
+        if self.pre_forward_index is None:
+            self.pre_forward_index = len(order)
+            order.append(self)
+        elif self.settings.forward_prefetch and self.pre_forward_index + 1 < len(order):
+            target = order[self.pre_forward_index + 1]
+            target.unshard()
+            target.hold_unsharded()
+            target.prefetched = True
+
+    def _prefetch_backward(self, when: str) -> None:
+        """`_prefetch_handle` of the backward pass."""
+        if self.post_forward_index and self.settings.backward_prefetch == when:
+            target = self.context.post_forward_order[self.post_forward_index - 1]
+            if target.needs_pre_backward_unshard:
+                target.unshard()
 
     def _hook_reshard(self, args: tuple[Any, ...]) -> None:
         """`_register_post_backward_reshard_only_hook`: its handle keeps the accumulators of inputs that are leaves.
@@ -423,10 +460,7 @@ class _Unit:
         self.unshard()
         self.hold_unsharded()
         self.needs_pre_backward_unshard = False
-        if self.post_forward_index:
-            target = context.post_forward_order[self.post_forward_index - 1]
-            if target.needs_pre_backward_unshard:
-                target.unshard()
+        self._prefetch_backward("pre")
         if self.flat_grad is not None:
             self.saved_grad_shard, self.flat_grad = self.flat_grad, None
 
@@ -436,6 +470,7 @@ class _Unit:
         assert gradient is not None
         self.prepared = False
         self.reshard(True)
+        self._prefetch_backward("post")
         if not self.context.sync_gradients:
             return
         autograd_computed_grad = gradient
@@ -447,6 +482,8 @@ class _Unit:
             padded = empty(self.padded_shape, gradient.dtype, "aten::constant_pad_nd", purpose=COMMUNICATION)
         reduced = empty((self.sharded_numel,), gradient.dtype, "c10d::reduce_scatter", purpose=COMMUNICATION)
         state.ledger.call("c10d::reduce_scatter", 0, padded.num_bytes, reduced.num_bytes)
+        if self.settings.replicas > 1:
+            state.ledger.call("c10d::all_reduce", 0, reduced.num_bytes, reduced.num_bytes)
         if reduced.dtype is not self.dtype:
             reduced = ops.to(reduced, self.dtype)
         if self.settings.offload:

@@ -11,12 +11,14 @@ What decides the memory:
 - in the forward pass the flat output lives on until the next group has copied its own out (`AllGatherState`);
 - in the backward pass the next group is gathered before the current one runs (`_backward_prefetch`);
 - gradients are copied into one flat input of `reduce_dtype` that lives until the next group reduces
-  (`reduce_scatter_states`), and the sharded gradients are views of one flat output (`foreach_reduce`).
+  (`reduce_scatter_states`), and the sharded gradients are views of one flat output (`foreach_reduce`);
+- offloaded shards are copied to the device one by one before they are gathered, and their gradients from there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from enum import Enum, auto
 from typing import Any
 
@@ -25,6 +27,7 @@ from weigh.dtypes import UINT8, DType
 from weigh.errors import UsageError, WeighError
 from weigh.ghost import nn, ops
 from weigh.ghost.autograd import queue_callback
+from weigh.ghost.host import Host, host_of
 from weigh.ghost.nn import Module
 from weigh.ghost.state import inside_unit, no_grad, state
 from weigh.ghost.tensor import Storage, Tensor, empty
@@ -52,6 +55,8 @@ class FullyShard(Technique):
     """`MixedPrecisionPolicy.reduce_dtype`: gradients are reduced in it."""
     rank: int = 0
     """Which of the ranks; the first has the largest shards."""
+    offload: bool = False
+    """`CPUOffloadPolicy`: shards, their gradients and the optimizer are on the host."""
     keep_last: bool = False
     """The last block is not resharded after the forward pass, since it is the first to be needed again (torchtitan)."""
 
@@ -82,11 +87,15 @@ class FullyShard(Technique):
         blocks = [m for m in model.modules() if m.role == nn.BLOCK]
         if not blocks:
             raise WeighError("FSDP found no blocks to shard", hint="It looks for modules with the role 'block'.")
-        context = _Context(self)
+        context = _Context(self, host_of(model, SHARDS) if self.offload else None)
+        if context.host is not None:
+            model.updates_on = context.host  # type: ignore[attr-defined]
         held = places(model)
         for module, whole in managed([*blocks, model]):
             with inside_unit(module.unit):
-                group = _Group(context, module, [_Param(tensor, held[id(tensor)], self) for tensor in whole])
+                group = _Group(
+                    context, module, [_Param(tensor, held[id(tensor)], self, context.host) for tensor in whole]
+                )
                 whole.clear()  # they die together, when all have been cut
             context.groups.append(group)
             if self.keep_last and module is blocks[-1]:
@@ -100,7 +109,7 @@ class _Param:
 
     __slots__ = ("dtype", "padded", "places", "sharded", "unsharded", "world")
 
-    def __init__(self, tensor: Tensor, places: list[Place], settings: FullyShard) -> None:
+    def __init__(self, tensor: Tensor, places: list[Place], settings: FullyShard, host: Host | None) -> None:
         if not tensor.shape:
             raise WeighError("FSDP2 shards no parameter without dimensions", where=tensor.storage.path)
         self.places = places
@@ -108,7 +117,8 @@ class _Param:
         rows, *rest = tensor.shape
         each = -(-rows // settings.world)
         self.padded: Shape = (each, *rest)
-        whole = empty(self.padded, tensor.dtype, "aten::new_zeros", purpose=WEIGHT)
+        with host.instead() if host is not None else nullcontext():
+            whole = empty(self.padded, tensor.dtype, "aten::new_zeros", purpose=WEIGHT)
         whole.storage.relabel(WEIGHT, tensor.storage.path)
         mine = min(max(rows - settings.rank * each, 0), each)
         self.sharded = whole if mine == each else whole.narrow(0, mine)
@@ -167,8 +177,8 @@ class _At(Enum):
 class _Context:
     """`FSDPCommContext` and `FSDPStateContext`: what the groups of a model share."""
 
-    def __init__(self, settings: FullyShard) -> None:
-        self.settings = settings
+    def __init__(self, settings: FullyShard, host: Host | None) -> None:
+        self.settings, self.host = settings, host
         self.groups: list[_Group] = []
         self.all_gather_state: Tensor | None = None
         self.reduce_scatter_states: list[Tensor] = []
@@ -252,7 +262,11 @@ class _Group:
         if self.gathered is not None or self.unsharded or not self.params:
             return
         with no_grad():
-            flat = self._flat([p for p in self.params if p.dtype is not p.sharded.dtype], "aten::_foreach_copy_")
+            flat: Any
+            if self.context.host is None:
+                flat = self._flat([p for p in self.params if p.dtype is not p.sharded.dtype], "aten::_foreach_copy_")
+            else:
+                flat = [_on_device(p) for p in self.params]
             self.gathered = self._flat(self.params, "fsdp::all_gather_copy_in", self.settings.world)
             del flat
             assert self.gathered is not None
@@ -353,9 +367,12 @@ class _Group:
         own = params[0].sharded.dtype
         if reduced.dtype is not own:
             reduced = ops.to(reduced, own)
+        host = self.context.host
         for param in params:
             shard = param.sharded
-            if shard.grad is None:
+            if shard.grad is None and host is not None:
+                shard.grad = host.empty(shard.shape, own, GRADIENT)
+            elif shard.grad is None:
                 shard.grad = Tensor(reduced.storage, shard.shape, None, own, shard.numel)
                 reduced.storage.relabel(GRADIENT, shard.storage.path)
         del unsharded_grad
@@ -368,6 +385,13 @@ class _Group:
         self.post_forward_indices.clear()
 
 
+def _on_device(param: _Param) -> Tensor:
+    """`all_gather_inputs`: a shard's copy from the host, in the dtype in which it is gathered."""
+    copied = empty((param.padded_numel,), param.sharded.dtype, "aten::_to_copy", purpose=COMMUNICATION)
+    return copied if copied.dtype is param.dtype else ops.to(copied, param.dtype)
+
+
+SHARDS = "shards of FSDP2, their gradients and the optimizer's states, pinned on the host"
 COPY_IN_STREAM, REDUCE_SCATTER_STREAM = 1, 2
 
 

@@ -12,13 +12,13 @@ from typing import Any
 
 from weigh.dims import Shape
 from weigh.dtypes import DType
+from weigh.ghost.host import Host, host_of
 from weigh.ghost.nn import Module
 from weigh.ghost.state import saved_tensors_hooks, state
 from weigh.ghost.tensor import Tensor, empty
 from weigh.records import dataclass
 from weigh.techniques import Technique
 from weigh.techniques.checkpointing import Packed
-from weigh.techniques.host import Host, host_of
 from weigh.trace.events import ACTIVATION
 
 ACTIVATIONS = "activations that wait on the host for the backward pass, pinned"

@@ -11,20 +11,24 @@ what becomes of gradients, and the update, is `optimizers/zero3.py`. The names a
 - small parameters stay once they are there (`persistence_threshold`);
 - a linear layer saves its input, whether its weight is trained or not (`LinearFunctionForZeroStage3`).
 
-Left out: ZeRO++ (quantized and hierarchical partitions), parameters on the host or on NVMe, leaf modules, the streams
-of the collectives.
+- with `offload` partitions are on the host, and are copied to the device to be gathered.
+
+Left out: ZeRO++ (quantized and hierarchical partitions), parameters on NVMe, leaf modules, the streams of the
+collectives.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 from weigh.dims import Size
 from weigh.errors import NotModelledError, UsageError
 from weigh.ghost import nn, ops
+from weigh.ghost.host import Host, host_of
 from weigh.ghost.nn import Module, Parameter
 from weigh.ghost.ops.table import Op, apply
 from weigh.ghost.state import no_grad, state
@@ -35,6 +39,7 @@ from weigh.techniques.hooks import when_gradients_come
 from weigh.trace.events import COMMUNICATION, UNSHARDED, WEIGHT
 
 NEVER = -(10**10)
+PARTITIONS = "partitions of ZeRO stage 3's parameters, pinned on the host"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,9 @@ class PartitionedParameters(Technique):
     """Elements that are whole at once, beyond which nothing is fetched ahead."""
     max_reuse_distance: int = 1_000_000_000
     """Elements: a parameter that is used again before so many others stays."""
+
+    offload: bool = False
+    """Partitions are on the host (`offload_param`), and come to the device to be gathered."""
 
     @property
     def materialises(self) -> bool:
@@ -77,7 +85,7 @@ class PartitionedParameters(Technique):
         """
         if not 0 <= self.rank < self.world:
             raise UsageError(f"there is no rank {self.rank} of {self.world}", where="rank", hint="Count from 0.")
-        coordinator = Coordinator(self)
+        coordinator = Coordinator(self, host_of(model, PARTITIONS) if self.offload else None)
         whole = model.parameters()
         for module in model.modules():
             own = [t for _, t in module.own_tensors() if t.storage.purpose == WEIGHT or id(t) in coordinator.params]
@@ -101,7 +109,7 @@ class PartitionedParameters(Technique):
 class Partitioned:
     """A parameter with `ds_id`, `ds_numel`, `ds_tensor` and the like."""
 
-    def __init__(self, number: int, tensor: Tensor, settings: PartitionedParameters) -> None:
+    def __init__(self, number: int, tensor: Tensor, settings: PartitionedParameters, host: Host | None) -> None:
         if not isinstance(tensor.numel, int):
             raise NotModelledError("ZeRO stage 3 with parameters of many sizes at once")
         self.number, self.tensor, self.numel = number, tensor, tensor.numel
@@ -114,7 +122,9 @@ class Partitioned:
         self.active: set[int] = set()
         """The modules that use it just now."""
         tensor.storage.move_to(state.ledger)
-        self.partition = empty((self.partition_numel,), tensor.dtype, "aten::empty", purpose=WEIGHT)
+        self.host = host
+        with host.instead() if host is not None and not self.persists else nullcontext():
+            self.partition = empty((self.partition_numel,), tensor.dtype, "aten::empty", purpose=WEIGHT)
         self.partition.storage.relabel(WEIGHT, self.path)
         self.partition.requires_grad = tensor.requires_grad
         tensor.storage.release()
@@ -122,8 +132,19 @@ class Partitioned:
 
     def hold_partition(self) -> None:
         """Of a single rank a partition is all there is (`NoGatherHandle`)."""
-        if self.world == 1:
+        if self.world == 1 and not self.is_away:
             self.tensor.storage = self.partition.storage
+
+    @property
+    def is_away(self) -> bool:
+        """The partition is on the host, and the host's memory is another."""
+        return self.host is not None and self.host.apart and self.partition.storage.ledger is not state.ledger
+
+    def partition_on_device(self) -> Tensor | None:
+        """`ds_tensor.to(device)`: a copy, where the partition is on the host."""
+        if not self.is_away:
+            return None
+        return empty((self.partition_numel,), self.tensor.dtype, "aten::_to_copy", purpose=COMMUNICATION)
 
     def claim(self, op: str, numel: Size) -> None:
         """Room for all of it."""
@@ -141,6 +162,9 @@ class _Handle:
         for param in params:
             param.in_flight = self
         if params[0].world == 1:
+            for param in params:
+                if param.is_away:
+                    param.claim("aten::_to_copy", param.numel)
             return
         padded = sum(p.partition_numel * p.world for p in params)
         moved = padded * params[0].tensor.dtype.itemsize
@@ -148,6 +172,8 @@ class _Handle:
             params[0].claim("c10d::all_gather", padded)
         else:
             self.flat = empty((padded,), params[0].tensor.dtype, "c10d::all_gather", purpose=COMMUNICATION)
+        copies = [p.partition_on_device() for p in params]
+        del copies
         state.ledger.call("c10d::all_gather", 0, moved // params[0].world, moved)
 
     def wait(self) -> None:
@@ -163,8 +189,8 @@ class _Handle:
 class Coordinator:
     """`PartitionedParameterCoordinator`."""
 
-    def __init__(self, settings: PartitionedParameters) -> None:
-        self.settings = settings
+    def __init__(self, settings: PartitionedParameters, host: Host | None) -> None:
+        self.settings, self.host = settings, host
         self.params: dict[int, Partitioned] = {}
         self.held: list[Parameter] = []
         """The partitions in the places of the parameters."""
@@ -180,7 +206,7 @@ class Coordinator:
     def take(self, tensor: Tensor) -> None:
         """Divide a parameter, once."""
         if id(tensor) not in self.params:
-            self.params[id(tensor)] = Partitioned(len(self.params), tensor, self.settings)
+            self.params[id(tensor)] = Partitioned(len(self.params), tensor, self.settings, self.host)
 
     def around(self, forward: Callable[..., Any], *args: Any) -> Any:
         """`_start_of_forward_hook`, then the model."""
@@ -272,7 +298,7 @@ class Coordinator:
     def release(self, param: Partitioned) -> None:
         """`partition()`: the whole is dropped, unless a module uses it."""
         if param.available and not param.active:
-            if param.world > 1:
+            if param.world > 1 or param.is_away:
                 param.tensor.storage.release()
             param.available = False
             self.n_available -= param.numel

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from weigh.dims import Shape, Size
 from weigh.dtypes import DType
@@ -19,25 +19,28 @@ class _Beside(Ledger):
 
     def __init__(self, device: Ledger) -> None:
         self.device = device
+        self.chosen: int | None = None
         super().__init__()
 
     @property
     def unit(self) -> int | None:
-        """The block that is running on the device."""
-        return self.device.unit
+        """The block that was named here, or else the one that is running on the device."""
+        return self.device.unit if self.chosen is None else self.chosen
 
     @unit.setter
     def unit(self, unit: int | None) -> None:
-        """Only the device's ledger is told."""
+        self.chosen = None if unit == self.device.unit else unit
 
 
 class Host:
-    """Memory of the host, for one purpose."""
+    """Memory of the host, for one purpose. On the CPU it is the device's."""
 
     def __init__(self, what: str) -> None:
         self.what = what
         self.device = state.ledger
-        self.ledger = _Beside(self.device)
+        self.apart = state.overrides.get("device") != "cpu"
+        """What moves to the device or back is copied."""
+        self.ledger = _Beside(self.device) if self.apart else self.device
 
     @contextmanager
     def instead(self) -> Iterator[None]:
@@ -54,7 +57,9 @@ class Host:
             return empty(shape, dtype, "aten::_to_copy", purpose=purpose)
 
     def peak(self) -> Size:
-        """The most bytes at once."""
+        """The most bytes at once, beside the device's."""
+        if not self.apart:
+            return 0
         self.ledger.repeats = self.device.repeats
         return max((p.peak for p in phase_peaks(self.ledger.trace())), default=0)
 
@@ -66,6 +71,12 @@ def host_of(model: Module, what: str) -> Host:
         hosts[what] = Host(what)
         model.hosts = hosts  # type: ignore[attr-defined]
     return hosts[what]
+
+
+def where_updates_are(model: Module) -> AbstractContextManager[None]:
+    """Where what the optimizer does happens: on the host, where a technique says so."""
+    host: Host | None = getattr(model, "updates_on", None)
+    return nullcontext() if host is None else host.instead()
 
 
 def hosts_of(model: Module) -> dict[str, Host]:
