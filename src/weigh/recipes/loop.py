@@ -30,6 +30,7 @@ from weigh.trace.events import BACKWARD, CLIP, EVALUATE, FORWARD, STEP
 
 if TYPE_CHECKING:
     from weigh.techniques import Technique
+    from weigh.techniques.adapters.base import Adapter
 
 
 class StagePeak(NamedTuple):
@@ -42,6 +43,14 @@ class StagePeak(NamedTuple):
     """Passes forward that wait for theirs back, at most."""
     peak: int
     """Bytes, in blocks of 512."""
+
+
+def _checked(recipe: Training, adapter: Adapter) -> Adapter:
+    """An adapter that can be used beside the rest of a recipe."""
+    adapter.check(recipe.checkpointing is not None, recipe.mesh.context > 1)
+    if recipe.mesh.tensor > 1:
+        raise NotModelledError("adapters of layers that tensor parallelism cuts", where="tensor")
+    return adapter
 
 
 class Loop:
@@ -121,7 +130,7 @@ class Loop:
 
             yield Freezing(recipe.freeze)
         if recipe.tuned is not None:
-            yield recipe.tuned
+            yield _checked(recipe, recipe.tuned)
         if fuses_adapters(recipe):
             from weigh.techniques.fused_lora import FusedLora
 

@@ -38,6 +38,7 @@ class Lora(LayerAdapter):
         *("lora_alpha", "alpha_pattern", "use_rslora", "init_lora_weights", "loftq_config", "eva_config"),
         *("corda_config", "lora_ga_config", "runtime_config", "qalora_group_size", "ensure_weight_tying"),
     )
+    on_quantized: ClassVar[bool] = True
     takes: ClassVar[tuple[type[Module], ...]] = (*LINEAR, nn.Embedding)
 
     rank: int = 8

@@ -69,6 +69,9 @@ class Adapter(Technique):
         """Add what is trained."""
         raise NotImplementedError
 
+    def check(self, checkpointed: bool, shared_sequence: bool) -> None:
+        """Raise where it cannot be used beside checkpoints, or beside sequences that devices share."""
+
     @classmethod
     def theirs(cls) -> dict[str, str]:
         """Every field that a file of peft's can say, by its name there."""
@@ -96,6 +99,9 @@ class LayerAdapter(Adapter):
 
     takes: ClassVar[tuple[type[Module], ...]] = LINEAR
     """The kinds of layers that it can adapt."""
+
+    on_quantized: ClassVar[bool] = False
+    """Its classes for quantized layers were read."""
 
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     """Names of the layers to adapt ("q_proj", "c_attn", "attn.c_proj", ...); "all-linear" is all linear ones but the
@@ -134,6 +140,8 @@ class LayerAdapter(Adapter):
                     setattr(parent, name, SavedModule(child))
                     saved.add(name)
                 elif isinstance(child, self.takes) and self._adapts(name, child):
+                    if isinstance(child, PackedLinear) and not self.on_quantized:
+                        raise NotModelledError(f"{self.kind} beside quantized layers", where="adapter")
                     found.append((parent, name, child))
         missing = set(self.modules_to_save) - saved
         if (not found and self.targets) or missing:

@@ -43,14 +43,18 @@ class PrefixTuning(PromptLearning):
         """All layers' keys and values are made at once."""
         return True
 
+    def check(self, checkpointed: bool, shared_sequence: bool) -> None:
+        """Peft refuses it beside checkpoints, whose second run would fill the cache again."""
+        if checkpointed:
+            hint = "Leave the checkpoints out."
+            raise UsageError("prefix tuning does not work with checkpoints", where="checkpointing", hint=hint)
+        PromptLearning.check(self, checkpointed, shared_sequence)
+
     def place(self, model: Any) -> None:
         """Make a cache of what is trained, and give it to the model."""
         layout = {(layer.kind, layer.heads, layer.key_width, layer.value_width) for layer in model.cache_layout()}
         if len(layout) != 1 or next(iter(layout))[0] != FULL or model.encoder_decoder:
             raise NotModelledError("prefix tuning of layers that keep different things", where="adapter")
-        if any(m.wrap is not None for m in model.modules() if m.role == nn.BLOCK):
-            hint = "Leave the checkpoints out."
-            raise UsageError("prefix tuning does not work with checkpoints", where="adapter", hint=hint)
         PromptLearning.place(self, model)
 
     def encoder(self, embedding: nn.Embedding) -> Module:

@@ -37,6 +37,11 @@ class PromptLearning(Adapter):
         """What gives the vectors."""
         raise NotImplementedError
 
+    def check(self, checkpointed: bool, shared_sequence: bool) -> None:
+        """Sequences that are shared out would have to get longer first."""
+        if shared_sequence:
+            raise NotModelledError(f"{self.kind} of sequences that devices share", where="context")
+
     def place(self, model: Module) -> None:
         """Put the vectors before the embedded tokens."""
         assert isinstance(model, CausalModel)
