@@ -2,10 +2,10 @@
 
 python tools/record_compiled.py ROWS.jsonl    prints the rows, each with what was kept
 
-A row says `config`, `dtype`, `batch` and `sequence`. The model of transformers is traced by AOTAutograd on fake CUDA
-tensors, TorchInductor's passes run over the joint graph, and the min-cut partitioner divides it; `kept` becomes, for
-every storage that goes to the backward pass and is no input, its dtype and the shape of what made it. Needs
-`weigh[torch]`; nothing is compiled, no GPU is needed.
+A row says `config`, `dtype`, `batch`, `sequence` and perhaps `autocast`. The model of transformers is traced by
+AOTAutograd on fake CUDA tensors, TorchInductor's passes run over the joint graph, and the min-cut partitioner divides
+it; `kept` becomes, for every storage that goes to the backward pass and is no input, its dtype and the shape of what
+made it. Needs `weigh[torch]`; nothing is compiled, no GPU is needed.
 """
 
 from __future__ import annotations
@@ -86,13 +86,14 @@ def kept(row: dict[str, Any]) -> list[list[Any]]:
             self.model = model
 
         def forward(self, input_ids: Any, labels: Any) -> Any:
-            out = self.model(input_ids=input_ids, labels=labels, use_cache=False)
+            with torch.autocast("cuda", autocast, enabled=autocast is not None):
+                out = self.model(input_ids=input_ids, labels=labels, use_cache=False)
             return out.loss, out.logits
 
     def compiler(module: Any, _: Any) -> Any:
         return make_boxed_func(module.forward)
 
-    config = dict(row["config"])
+    config, autocast = dict(row["config"]), DTYPES.get(row.get("autocast"))
     with as_real(Attention()) as mode, patch.object(folder, "_deduce_value", deduce_on_the_cpu):
         # the model is compiled: transformers is to know
         masking_utils.find_packed_sequence_indices = find_packed_sequence_indices

@@ -16,6 +16,7 @@ from weigh import runtimes
 from weigh.dtypes import INT64, get
 from weigh.errors import NotModelledError
 from weigh.ghost import ops
+from weigh.ghost.autocast import autocast
 from weigh.ghost.repeat import unrolled
 from weigh.ghost.state import recording
 from weigh.kernels import kernels
@@ -39,7 +40,8 @@ def region(row: dict[str, Any]) -> Region:
         ids = [ops.input_tensor((row["batch"], row["sequence"]), INT64) for _ in range(2)]
 
         def step(*given: Any) -> list[Any]:
-            out = model(*given)
+            with autocast(get(row["autocast"]) if "autocast" in row else None):
+                out = model(*given)
             return [out.loss, out.logits]
 
         joint: Joint = trace(step, ids)[0]
@@ -108,6 +110,17 @@ def test_blocks_compiled_one_by_one_are_alike(program: str) -> None:
     short, long = (run(config, recipe, unroll=whole, loop=loop) for whole in (False, True))
     assert len(short.trace.events) < len(long.trace.events)
     assert [p.peak for p in phase_peaks(short.trace)] == [p.peak for p in phase_peaks(long.trace)]
+
+
+def test_compiled_code_that_evaluates_keeps_nothing() -> None:
+    """Sums along the residual stream wait for a few of their parts, and no longer: four layers need what eight do."""
+    recipe = Training(batch=4, sequence=64, dtype=get("bf16"), compile=True)
+    above = []
+    for layers in (4, 8):
+        phases = phase_peaks(run({**LLAMA, "num_hidden_layers": layers}, recipe, unroll=True, evaluate=True).trace)
+        above.append(phases[-1].peak - phases[-3].after)
+        assert phases[-1].after == phases[-3].after
+    assert above[0] == above[1] > 0
 
 
 def test_what_is_not_described_is_refused_by_name() -> None:

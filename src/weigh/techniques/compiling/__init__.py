@@ -58,7 +58,7 @@ class Region:
     """What one call of a compiled function does to memory."""
 
     def __init__(self, joint: Joint) -> None:
-        saved = kept(joint)
+        saved = kept(joint) if joint.tangents else []
         self.saved = list(dict.fromkeys(base(n) for n in saved))
         self.inputs = joint.inputs
         self.outputs = joint.outputs
@@ -175,14 +175,13 @@ class _Function:
         """What was compiled, what it returns without tensors, and the constants that it reads."""
 
     def __call__(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if not state.grad_enabled:
-            raise NotModelledError("compiled code under no_grad", where="compile")
         given: list[Tensor] = []
         _collect((args, kwargs), given)
         owned = [tensor for _, _, tensor in _tensors_of(self.module)]
         inputs = list({id(t): t for t in (*given, *owned)}.values())
         autocast = state.autocast.dtype if state.autocast is not None else None
-        key = tuple((t.shape, t.dtype, t.requires_grad) for t in inputs), self.module.training, autocast
+        surroundings = self.module.training, autocast, state.grad_enabled
+        key = tuple((t.shape, t.dtype, t.requires_grad) for t in inputs), surroundings
         if key not in self.regions:
             self.regions[key] = self.compile(forward, args, kwargs, inputs)
         region, structure, others = self.regions[key]

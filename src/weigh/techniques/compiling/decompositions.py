@@ -343,7 +343,7 @@ _ATTENTION = tuple(
     f"aten::_scaled_dot_product_{kernel}_attention{direction}"
     for kernel in ("flash", "efficient", "cudnn")
     for direction in ("", "_backward")
-)
+) + tuple(f"aten::_scaled_dot_product_flash_attention_for_cpu{direction}" for direction in ("", "_backward"))
 _NOT_KEYED = frozenset(("pow", "clamp", "embedding", "index", "clone"))
 
 DECOMPOSITIONS: dict[str, Decomposition] = {

@@ -15,7 +15,7 @@ from weigh.errors import NotModelledError
 from weigh.ghost.autocast import Autocast
 from weigh.ghost.autograd import backward
 from weigh.ghost.ledger import Ledger
-from weigh.ghost.state import enable_grad, saved_tensors_hooks, state
+from weigh.ghost.state import saved_tensors_hooks, state
 from weigh.ghost.tensor import Tensor, empty
 from weigh.techniques.compiling.decompositions import decompose
 from weigh.techniques.compiling.graph import DISTINCT, Graph, Node
@@ -26,7 +26,7 @@ FORWARD_OF: dict[str, tuple[str, int, int]] = {
     "aten::nll_loss_backward": ("aten::nll_loss_forward", 2, 1),
     **{
         f"aten::_scaled_dot_product_{kernel}_backward": (f"aten::_scaled_dot_product_{kernel}", 3, 0)
-        for kernel in ("flash_attention", "efficient_attention", "cudnn_attention")
+        for kernel in ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu")
     },
 }
 """Backward operations that read what their forward operation returned: its name, how many of its inputs stand behind
@@ -111,14 +111,14 @@ def _tracing(tracer: Tracer) -> Iterator[None]:
     if state.autocast is not None:
         state.autocast = Autocast(state.autocast.dtype)
     try:
-        with saved_tensors_hooks(None), enable_grad():
+        with saved_tensors_hooks(None):
             yield
     finally:
         state.ledger, state.recorder, state.autocast = before
 
 
 def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> tuple[Joint, list[Tensor]]:
-    """The graph of `function(*inputs)` and of its gradients, and every tensor that it reads from outside.
+    """The graph of `function(*inputs)` and, where gradients are on, of its gradients; and all that it reads.
 
     `inputs` are leaves that stand for those of the real run, which `function` reads and nothing else that is trained.
 
@@ -131,8 +131,6 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
             tracer.node(tensor)
         outputs = list(function(*inputs))
         differentiable = [o for o in outputs if o.node is not None]
-        if not differentiable:
-            raise NotModelledError("compiled code without a backward pass", where="compile")
         roots = [o for o in differentiable if o.shape == ()] or differentiable  # a loss alone, or what has none yet
         tangents = [empty(o.shape, o.dtype, "tangent") for o in roots]
         nodes = []
@@ -141,7 +139,8 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
             tracer.know(tangent, node)
             nodes.append(node)
         made = tuple(tracer.node(o) for o in outputs)
-        backward(roots, list(tangents))
+        if roots:
+            backward(roots, list(tangents))
         read = list(tracer.inputs)
         gradients = tuple(None if t.grad is None else _as_delivered(tracer.node(t.grad)) for t in read)
     return Joint(tracer.graph, tuple(tracer.input_nodes), tuple(nodes), made, gradients), read
