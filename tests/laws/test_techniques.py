@@ -117,3 +117,40 @@ def test_techniques_come_in_one_order_whatever_the_settings_are_written_in() -> 
     forward, backward = trained("llama", **words), trained("llama", **dict(reversed(words.items())))
     assert forward.trace.events == backward.trace.events
     assert list(map(str, forward.trace.allocations)) == list(map(str, backward.trace.allocations))
+
+
+SHARDS = st.sampled_from(["fsdp1", "fsdp2", "zero3"])
+
+
+@settings(deadline=None, max_examples=16)
+@given(st.sampled_from(sorted(FAMILIES)), SHARDS, st.integers(1, 4), st.integers(1, 2), st.booleans())
+def test_shares_of_all_ranks_are_the_whole_for_every_replica_and_their_padding(
+    family: str, shard: str, each: int, replicas: int, offload: bool
+) -> None:
+    """Of weights, and of two states of Adam: nothing but padding, at most one row or element a parameter and rank."""
+    replicas = 1 if shard == "zero3" else replicas  # ZeRO's own replicas (hpZ) are not modelled
+    whole = trained(family, optimizer="adamw", implementation="foreach")
+    held = int(sum(p.count * p.tensor.num_bytes for p in whole.parameters))
+    padding = sum(p.count * int(p.tensor.num_bytes) // int(p.tensor.shape[0]) for p in whole.parameters)
+    words: dict[str, Any] = {"shard": shard, "gpus_per_node": each * replicas, "replicas": replicas}
+    words |= {"optimizer": "adamw", "zero_param_persistence_threshold": 1, "offload_parameters": offload}
+    words |= {"implementation": "foreach", "offload_optimizer": offload and shard == "zero3"}
+    found = [trained(family, **words, rank=rank) for rank in range(each * replicas)]
+    for purpose, copies in ((WEIGHT, 1), (OPTIMIZER_STATE, 2)):
+        on_device = sum(after(made, STEP, purpose) for made in found)
+        if offload:
+            assert on_device == 0
+            assert all(made.elsewhere for made in found)
+        else:
+            assert 0 <= on_device - copies * replicas * held <= copies * replicas * each * (padding + 64)
+
+
+@settings(deadline=None, max_examples=8)
+@given(st.sampled_from(sorted(FAMILIES)), st.sampled_from([None, "full"]), st.integers(1, 2))
+def test_what_waits_on_the_host_is_not_on_the_device(family: str, checkpointing: str | None, batch: int) -> None:
+    words = {"batch": batch, "checkpointing": checkpointing}
+    plain, offloaded = trained(family, **words), trained(family, **words, offload_activations=True)
+    assert after(offloaded, FORWARD, ACTIVATION) < after(plain, FORWARD, ACTIVATION)
+    assert after(offloaded, STEP, WEIGHT) == after(plain, STEP, WEIGHT)
+    (waiting,) = offloaded.elsewhere.values()
+    assert int(waiting) > 0

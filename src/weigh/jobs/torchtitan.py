@@ -74,7 +74,10 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
     key, compiled = book.found("compile.enable", "training.compile")
     if flag(compiled):
         book.say("compile", True, key)
-    book.refuse("training.enable_cpu_offload", "optimizer.early_step_in_backward")
+    key, offloaded = book.found("training.enable_cpu_offload")
+    if flag(offloaded):
+        book.say("offload_parameters", True, key)
+    book.refuse("optimizer.early_step_in_backward")
     book.refuse_more_than_one("parallelism.expert_tensor_parallel_degree")
     book.refuse("model.converters", "parallelism.pipeline_parallel_layers_per_stage", "encoder", "inference")
     book.refuse("parallelism.pipeline_parallel_microbatch_size", "parallelism.enable_compiled_autograd")

@@ -51,6 +51,7 @@ SWITCHES = {
     "compile": "compile",
     "optimizer_in_bwd": "optimizer_in_backward",
     "enable_activation_offloading": "offload_activations",
+    "fsdp_cpu_offload": "offload_parameters",
 }
 """Flags, and our settings for them."""
 MLP = ("w1", "w2", "w3")
@@ -109,7 +110,7 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
         if flag(wanted):
             book.say(ours, True, key)
     book.copy("tensor", "tensor_parallel_dim")
-    book.refuse("fsdp_cpu_offload", "custom_sharded_layers")
+    book.refuse("custom_sharded_layers")
     book.refuse(*OTHER_JOBS)
     book.refuse("model.use_dora", "model.quantize_base", "ac_mode", "ac_option", "teacher_model", "enable_fp8_training")
     if "sequence" not in book.words:
