@@ -8,7 +8,7 @@ import pytest
 import weigh
 from weigh import dtypes
 from weigh.errors import NotModelledError, UsageError
-from weigh.runtimes import fused, sharding
+from weigh.runtimes import fused, sglang, sharding
 from weigh.runtimes.engine import Launch, Served
 from weigh.sources.source import Source
 
@@ -188,3 +188,20 @@ def test_only_one_backend_of_tensorrt_llm() -> None:
 def test_rows_of_rotary_tables(config: dict[str, object], layer_type: str, rows: int) -> None:
     """As the classes of vLLM's `rotary_embedding` make them; windows turn plainly."""
     assert fused._positions(config, layer_type, 1000) == rows
+
+
+def test_drafts_of_sglang_by_release() -> None:
+    """Tokens besides for what is drafted (0.5.6), neither that nor a budget (0.5.12), both in the budget (0.5.23)."""
+    words = {"tensor": 8, "context": 4096, "speculative_algorithm": "NEXTN", "num_draft_tokens": 4}
+    oldest, older, newest = (
+        launch("deepseek-v3", "h200x8", f"sglang@{release}", **words) for release in ("0.5.6", "0.5.12", "0.5.23")
+    )
+    assert (oldest.tokens or 0) - (older.tokens or 0) == sglang.headroom(48, 3, 1, 4)
+    for found in (oldest, older, newest):
+        share = found.shares[0]
+        sizes = {part.what: part.num_bytes for part in share.parts}
+        assert sizes["KV cache of the draft"] * 61 == sizes["KV cache"]
+        assert found.most_sequences == 48
+    sizes = {part.what: part.num_bytes for part in newest.shares[0].parts}
+    budgeted = ((older.tokens or 0) * 61 * 1152 - sizes["draft model"]) // (62 * 1152)
+    assert abs((newest.tokens or 0) - budgeted) <= 1

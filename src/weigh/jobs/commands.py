@@ -388,6 +388,9 @@ def _meant(
         found |= {"tensor": tensor // data}
     if of == "vllm" and engine == "sglang" and data > 1 and shares_experts:
         found |= {"tensor": tensor * data, "enable_dp_attention": True}
+    steps, _ = found.pop("speculative_num_steps", None), found.pop("speculative_eagle_topk", None)
+    if of == "sglang" and steps:
+        found["num_draft_tokens"] = steps + 1
     drafts = found.get("num_draft_tokens" if of == "sglang" else "num_speculative_tokens")
     if of == "sglang" and engine == "vllm" and drafts:
         found["num_draft_tokens"] = drafts - 1

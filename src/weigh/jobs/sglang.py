@@ -72,12 +72,12 @@ HARMLESS = """
     --speculative-attention-mode --speculative-dflash-block-size --speculative-domino-candidate-pool-size
     --speculative-draft-attention-backend --speculative-draft-load-format --speculative-draft-model-revision
     --speculative-dsa-topk-backend --speculative-dspark-block-size --speculative-dspark-confidence-sts-path
-    --speculative-dspark-sps-table-path --speculative-eagle-topk --speculative-moe-a2a-backend
+    --speculative-dspark-sps-table-path  --speculative-moe-a2a-backend
     --speculative-moe-runner-backend --speculative-ngram-branch-length --speculative-ngram-capacity
     --speculative-ngram-external-corpus-max-tokens --speculative-ngram-external-corpus-path
     --speculative-ngram-external-sam-budget --speculative-ngram-match-type --speculative-ngram-max-bfs-breadth
     --speculative-ngram-max-match-window-size --speculative-ngram-max-trie-depth
-    --speculative-ngram-min-bfs-breadth --speculative-ngram-min-match-window-size --speculative-num-steps
+    --speculative-ngram-min-bfs-breadth --speculative-ngram-min-match-window-size
     --speculative-token-map --ssl-ca-certs --ssl-certfile --ssl-keyfile --ssl-keyfile-password
     --startup-weight-load-mode --stream-interval --tbo-token-distribution-threshold --tokenizer-backend
     --tokenizer-metrics-allowed-custom-labels --tokenizer-metrics-custom-labels-header --tokenizer-mode
@@ -170,6 +170,8 @@ COMMAND = Command(
         "--speculative-draft-model-path": Flag("draft", WORD),
         "--speculative-draft-model": Flag("draft", WORD),
         "--speculative-num-draft-tokens": Flag("num_draft_tokens", NUMBER),
+        "--speculative-num-steps": Flag("speculative_num_steps", NUMBER),
+        "--speculative-eagle-topk": Flag("speculative_eagle_topk", NUMBER),
         "--enable-lora": Flag("enable_lora", TRUE),
         "--lora-paths": Flag("lora_paths", WORDS),
         "--max-lora-rank": Flag("max_lora_rank"),

@@ -7,7 +7,8 @@ own requests with whole heads.
 
 Read: SGLang 0.5.6 (`srt/server_args.py: _handle_gpu_memory_settings`, `model_executor/model_runner.py:
 profile_max_num_token, handle_max_mamba_cache, set_num_token_hybrid`, `mem_cache/memory_pool.py`), whose buffers have
-one page more than tokens, for padded writes.
+one page more than tokens, for padded writes; and of drafts 0.5.12 and 0.5.23 too
+(`model_executor/pool_configurator.py`, `managers/scheduler.py: init_model_worker`).
 """
 
 from __future__ import annotations
@@ -65,6 +66,17 @@ RESERVED = 512
 """MiB that are kept free whatever else is."""
 FOUR_BITS = {"fp4_e2m1": "nvfp4"}
 """Its name for four bits with a scale of a byte for each 16 numbers (`MHATokenToKVPoolFP4`)."""
+DRAFTING = ("EAGLE", "EAGLE3", "NEXTN", "STANDALONE")
+"""Ways to draft that keep keys and values of their own, for every token of the pool."""
+DRAFTED = (3, 1, 4), (5, 4, 8)
+"""Steps, branches and tokens of a draft where nobody says (`auto_choose_speculative_params`), of `FEW` and others."""
+FEW = "deepseek_v2 deepseek_v3 deepseek_v32 gpt_oss glm4_moe bailing_moe bailing_moe_v2 pixtral".split()
+DRAFTING_REQUESTS = 48
+"""Requests at once where drafts are made, and nobody says."""
+NO_HEADROOM = (0, 5, 12)
+"""From here on, or somewhat before, the pool has no tokens besides for drafts that are not checked yet."""
+BUDGETED = (0, 5, 23)
+"""From here on, or somewhat before, drafts are loaded before the pool, and their cache is in its budget."""
 LORA_RANK = 16
 """Rank of adapters where nobody says."""
 STATES_TO_TOKENS = 0.9
@@ -97,6 +109,10 @@ class SglangOptions:
     """Tokens of the windows' pool for each of the other."""
     num_draft_tokens: int | None = None
     """Tokens that a draft proposes."""
+    speculative_num_steps: int | None = None
+    """Steps of a draft."""
+    speculative_eagle_topk: int | None = None
+    """Branches of a step."""
     speculative_algorithm: Text | None = None
     """How tokens are proposed: by EAGLE (NEXTN) with layers of the model's own where no draft is named, by NGRAM
     without any."""
@@ -148,7 +164,7 @@ class Sglang(Engine):
 
 class _Start:
     def __init__(self, served: Served, job: ServeJob, options: SglangOptions, place: Place, version: Version) -> None:
-        self.served, self.job, self.options, self.place = served, job, options, place
+        self.served, self.job, self.options, self.place, self.version = served, job, options, place, version
         self.taken = [*Sglang.unread(version), *methods.stored_otherwise(served, "SGLang")]
         if options.enable_dp_attention and job.tensor % job.data:
             hint = "Data-parallel attention divides the ranks of --tensor."
@@ -175,11 +191,15 @@ class _Start:
         settings = None if self.options.alloc_conf is None else AllocatorSettings.parse(self.options.alloc_conf)
         loaded = fused.loaded(self.served, rank, self.job.quantization, self.capability, settings=settings)
         weights, sums = loaded.reserved, loaded.weights + loaded.besides
-        draft = self._draft(rank)
+        draft, drafted = self._draft(rank), self._draft_token_bytes()
         beside = self._slots(rank) + self._recorded()
-        rest = self._rest(weights + draft + beside)
+        rest = self._rest(weights + beside + (draft if self.release >= BUDGETED else 0))
         state, states = self._states(rest)
         pools = _Pools(self.served, self.job, self.options, self.ranks, self.chunk)
+        if self.release >= BUDGETED:
+            pools.drafted = drafted
+        elif drafted and self.release < NO_HEADROOM:
+            pools.headroom = headroom(self.requests or DRAFTING_REQUESTS, *self.drafts)
         tokens = None if rest is None else pools.tokens(rest - states)
         if tokens is not None and self.options.max_total_tokens is not None:
             tokens = min(tokens, self.options.max_total_tokens)
@@ -195,6 +215,13 @@ class _Start:
             Part("draft model", WEIGHTS, draft, EXACT, "each tensor of a rank of the draft, or of a layer that drafts"),
             Part("adapters and records", WEIGHTS, beside, MODELLED, "A and B of every slot; choices of experts"),
             Part("KV cache", KV_CACHE, pages or cache, EXACT, "tokens of the pool and a page"),
+            Part(
+                "KV cache of the draft",
+                KV_CACHE,
+                0 if tokens is None else (tokens + self.options.page_size) * drafted,
+                EXACT,
+                "as many tokens as the pool has",
+            ),
             Part("recurrent states", STATES, states or state * users, EXACT, "a slot for each running request"),
         ]
         if self.place.memory_bytes is not None:
@@ -217,9 +244,46 @@ class _Start:
             assumptions=tuple(self.taken),
             weights=methods.title_of(self.served, self.job.quantization),
             kv_dtype=FOUR_BITS.get(self.job.kv_dtype),
-            most_sequences=self.options.max_running_requests,
+            most_sequences=self.requests,
             routed=loaded.routed,
         )
+
+    @property
+    def release(self) -> tuple[int, ...]:
+        """Its numbers; the newest that was read where they do not say which of 0.5 it is."""
+        return self.version.numbers if len(self.version.numbers) > 2 else BUDGETED
+
+    @property
+    def algorithm(self) -> str:
+        """How tokens are drafted; "" where they are not."""
+        named = (self.options.speculative_algorithm or "").upper()
+        return named or ("EAGLE" if self.served.draft is not None else "")
+
+    @property
+    def drafts(self) -> tuple[int, int, int]:
+        """Steps, branches and tokens of a draft."""
+        few = self.algorithm == "STANDALONE" or self.served.config.get("model_type") in FEW
+        steps, branches, tokens = DRAFTED[0 if few else 1]
+        if self.options.num_draft_tokens and not self.options.speculative_num_steps:
+            steps, branches = self.options.num_draft_tokens - 1, 1
+        steps = self.options.speculative_num_steps or steps
+        branches = self.options.speculative_eagle_topk or branches
+        return steps, branches, self.options.num_draft_tokens or tokens
+
+    @property
+    def requests(self) -> int | None:
+        """Requests at once at most, where it is known before it starts."""
+        drafting = DRAFTING_REQUESTS if self.algorithm in DRAFTING else None
+        return self.options.max_running_requests or drafting
+
+    def _draft_token_bytes(self) -> int:
+        """Of a token in the draft's cache: all layers of a draft, or one like those of the model."""
+        if self.algorithm not in DRAFTING:
+            return 0
+        if self.served.draft is not None:
+            return token_bytes(self.served.draft.layers, self.served.dtype, self.job.kv_dtype, self.ranks)
+        kept = [layer for layer in self.served.layers if layer.heads or layer.latent_width]
+        return token_bytes(kept[-1:], self.served.dtype, self.job.kv_dtype, self.ranks)
 
     def _check(self) -> None:
         """What it refuses (`server_args.py`)."""
@@ -281,10 +345,9 @@ class _Start:
             kept += self.graph * self.job.data * (4.5 if self.graph > 300 else 3)
         if mib > 60 * 1024:
             kept = max(kept, 10 * 1024)
-        algorithm = (self.options.speculative_algorithm or "").upper()
-        if algorithm == "STANDALONE":
+        if self.algorithm == "STANDALONE":
             kept += 6 * 1024
-        elif algorithm != "NGRAM" and (algorithm or self.served.draft is not None or self.options.num_draft_tokens):
+        elif self.algorithm not in ("", "NGRAM"):
             kept += 2 * 1024
         return float(round((mib - kept) / mib, 3))
 
@@ -320,6 +383,7 @@ class _Pools:
         self.window = max((layer.window or 0 for layer in windows), default=0)
         self.ratio = options.swa_full_tokens_ratio if self.windows and self.full else 1.0
         self.page, self.chunk = options.page_size, chunk
+        self.drafted, self.headroom = 0, 0
 
     @property
     def bytes_per_token(self) -> int:
@@ -328,8 +392,9 @@ class _Pools:
 
     def tokens(self, rest: int) -> int:
         """Whole pages in so many bytes."""
-        each = self.bytes_per_token
-        return max(0, rest) // each // self.page * self.page if each else 0
+        each = self.bytes_per_token + self.drafted
+        found = max(0, rest) // each if each else 0
+        return (found + self.headroom) // self.page * self.page if found else 0
 
     def demand(self, context: int, users: int) -> int:
         """Bytes that so many requests with so many tokens need: of the pool that is full first."""
@@ -339,6 +404,15 @@ class _Pools:
             return seen * users * self.bytes_per_token
         tokens = max(pages, int(min(pages, self.window + self.chunk) / self.ratio))
         return tokens * users * self.bytes_per_token
+
+
+def headroom(requests: int, steps: int, branches: int, tokens: int) -> int:
+    """Tokens of the pool for drafts that are made and checked, above those that the memory has room for.
+
+    >>> headroom(768, 3, 1, 4)
+    5476
+    """
+    return requests * (steps * branches + tokens) + 100
 
 
 def token_bytes(layers: Sequence[LayerCache], dtype: DType, kv_dtype: str, ranks: int) -> int:

@@ -53,6 +53,7 @@ def _cache(row: Mapping[str, Any], where: str, runtime: str) -> dict[str, int]:
         page, requests = serving.get("page_size") or 1, serving.get("max_running_requests")
         found = {"kv_cache_tokens": (budget // per_token - page) // page * page}
         found |= _pool_of_sglang(row, per_token, page)
+        found |= _draft_of_sglang(row, layers, tensor, found["kv_cache_tokens"])
         if requests and any(layer.states for layer in layers):
             found |= sglang.state_bytes(layers, requests, dtypes.BFLOAT16, tensor)
         return found
@@ -69,8 +70,31 @@ def _pool_of_sglang(row: Mapping[str, Any], per_token: int, page: int) -> dict[s
     if not before or not after or fraction is None:
         return {}
     rest = int(after[0] - before[0] * (1 - fraction))
-    num_bytes = (rest // per_token // page * page + page) * per_token
+    tokens = rest // per_token + _headroom(row)
+    num_bytes = (tokens // page * page + page) * per_token
     return {"kv_cache": num_bytes, "kv_cache_k": num_bytes // 2, "kv_cache_v": num_bytes // 2}
+
+
+def _headroom(row: Mapping[str, Any]) -> int:
+    """Tokens of the pool for drafts, one branch of one token less than are checked (none of the logs names them)."""
+    serving = row.get("serving") or {}
+    draft, requests = serving.get("speculative") or {}, serving.get("max_running_requests")
+    if draft.get("algorithm") not in sglang.DRAFTING or not requests:
+        return 0
+    return sglang.headroom(requests, draft["num_draft_tokens"] - 1, 1, draft["num_draft_tokens"])
+
+
+def _draft_of_sglang(
+    row: Mapping[str, Any], layers: tuple[LayerCache, ...], tensor: int, tokens: int
+) -> dict[str, int]:
+    """The draft's cache: a layer like the model's, for every token of the pool."""
+    serving = row.get("serving") or {}
+    if (serving.get("speculative") or {}).get("algorithm") not in sglang.DRAFTING:
+        return {}
+    kept = [layer for layer in layers if layer.heads or layer.latent_width]
+    num_bytes = sglang.pool_bytes(kept[-1:], tokens, serving.get("page_size") or 1, dtypes.BFLOAT16, tensor)
+    found = {"kv_cache_tokens_draft": tokens, "kv_cache_draft": num_bytes}
+    return found | {"kv_cache_k_draft": num_bytes // 2, "kv_cache_v_draft": num_bytes // 2}
 
 
 def _layers(row: Mapping[str, Any], where: str) -> tuple[LayerCache, ...]:
