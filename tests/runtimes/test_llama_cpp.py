@@ -200,6 +200,24 @@ def test_a_draft_model_lies_beside() -> None:
     assert both.demand(8192, 1) == whole
 
 
+@pytest.mark.parametrize(
+    ("words", "at_host"),
+    [
+        ({}, False),
+        ({"gpu_layers": "99"}, False),
+        ({"gpu_layers": "12"}, True),
+        ({"override_tensor": "ffn_up=CPU"}, True),
+        ({"no_kv_offload": True}, True),
+        ({"draft": "llama-3.2-1b", "draft_gpu_layers": "3"}, True),
+    ],
+)
+def test_what_is_in_host_memory_is_known(words: dict[str, Any], at_host: bool) -> None:
+    """No speed is said of it, and one of "-ngl 99"."""
+    made = weigh.serve("llama-3.2-1b", "rtx-4090", "llama.cpp", quantization="Q4_K_M", context=4096, **words)
+    assert made.launch.at_host == at_host
+    assert (made.speed.unsaid is None) == (not at_host)
+
+
 def test_rows_are_shared_between_devices() -> None:
     """All rows are somewhere; where they begin is a multiple of 128."""
     model = gguf("llama-3.2-1b", "Q4_K_M")

@@ -97,8 +97,7 @@ class Speed:
             raise NotModelledError("the speed of speculative decoding", hint="It depends on how many drafts are right.")
         if getattr(options, "runner", None) == "pooling":
             raise NotModelledError("the speed of models that embed", hint="They answer in one pass.")
-        at_host = ("cpu_moe", "n_cpu_moe", "override_tensor", "no_kv_offload", "cpu_offload_gb")
-        if getattr(options, "gpu_layers", "all") != "all" or any(getattr(options, name, None) for name in at_host):
+        if self._report.launch.at_host or getattr(options, "cpu_offload_gb", None):
             raise NotModelledError("the speed of layers in host memory", hint="The host's bandwidth is not known.")
         if getattr(options, "enforce_eager", False) or getattr(options, "disable_cuda_graph", False):
             raise NotModelledError("the speed without CUDA graphs", hint="It depends on the host's processor.")

@@ -250,6 +250,8 @@ class Launch:
     """Requests at once beyond which others wait (`--max-num-seqs`, `--parallel`)."""
     kv_dtype: str | None = None
     """The number format that comes nearest to an engine's own one of keys and values, where the job names such."""
+    at_host: bool = False
+    """Some of the layers, or of what they keep, are in host memory."""
     routed: int = 0
     """Bytes of the shares' weights that are of experts, of which a token goes through some."""
 

@@ -158,6 +158,7 @@ class LlamaCpp(Engine):
             tokens=how.n_ctx,
             weights=file_type,
             most_sequences=most,
+            at_host=any(room.placed.at_host for room in rooms),
             assumptions=(*assumptions, *_taken(how, options, served)),
             routed=sum(one.num_bytes for name, one in gguf.tensors.items() if "_exps." in name),
         )

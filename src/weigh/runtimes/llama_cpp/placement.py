@@ -374,6 +374,11 @@ class Placement:
         return found
 
     @property
+    def at_host(self) -> bool:
+        """Some of its layers, or of what they keep, are in host memory."""
+        return None in self.device_of_layer or bool(self.overrides) or not self.how.offload_kqv
+
+    @property
     def is_split(self) -> bool:
         """Matrices are shared by rows, which CUDA's and ROCm's back ends can."""
         return self.how.split_mode == "row" and self.family.splits_rows
