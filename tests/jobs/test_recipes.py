@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weigh import api
@@ -17,6 +17,7 @@ from weigh.recipes.training import Training
 from weigh.techniques.lora import Lora
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 64),
     st.sampled_from([None, BFLOAT16]),

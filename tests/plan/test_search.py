@@ -106,7 +106,7 @@ LLAMA = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 704, "n
 }
 
 
-@pytest.mark.parametrize("free", [60, 90, 130, 180, 260])
+@pytest.mark.parametrize("free", [75, 90, 110, 130, 180, 260])
 def test_what_is_found_is_what_looking_at_everything_finds(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sets that are not run could not have been among the ways, whatever the limit."""
     monkeypatch.setattr(plan, "MOST_EVENTS", 1 << 40)

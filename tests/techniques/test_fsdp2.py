@@ -73,3 +73,15 @@ def test_hybrid_sharding_costs_a_reduced_copy_where_gradients_are_reduced_in_ano
 def test_a_rank_outside_of_the_world_is_refused() -> None:
     with pytest.raises(UsageError, match="no rank 4"):
         weigh.train(LLAMA, shard="fsdp2", gpus_per_node=4, rank=4)
+
+
+@pytest.mark.parametrize("more", [{}, {"lora": 4}])
+def test_mixed_precision_of_the_trainer_is_the_policy_over_fp32_shards(more: dict[str, Any]) -> None:
+    words = {"shard": "fsdp2", "gpus_per_node": 2, "dtype": "bf16", "autocast": "bf16", "sequence": 16}
+    found = weigh.train({**LLAMA, "dtype": "bfloat16"}, runtime="transformers", **words, **more).recipe
+    assert (found.autocast, found.param_dtype, found.reduce_dtype) == (
+        None,
+        weigh.dtypes.BFLOAT16,
+        weigh.dtypes.BFLOAT16,
+    )
+    assert found.dtype is (weigh.dtypes.BFLOAT16 if more else weigh.dtypes.FLOAT32)

@@ -136,7 +136,9 @@ class TrainingReport(RunReport):
         r = self.recipe
         said = [
             self.parameters_note(),
-            r.dtype.name + (f" under {r.autocast.name} autocast" if r.autocast else ""),
+            r.dtype.name
+            + (f" under {r.autocast.name} autocast" if r.autocast else "")
+            + (f", gathered in {r.param_dtype.name}" if r.param_dtype else ""),
             f"batch {r.batch} x {r.sequence} tokens"
             + (f", {r.accumulation} times a step" if r.accumulation > 1 else ""),
             _optimizer(r),

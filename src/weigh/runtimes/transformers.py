@@ -6,7 +6,8 @@ Read: transformers 4.45, 4.48 and 5.23, accelerate 1.0, peft 0.13.
   models upcast their logits themselves; GPTBigCode did not.
 - Adapters and checkpointing: `enable_input_require_grads`, so that a checkpoint has an input that wants a gradient.
 - FSDP under mixed precision: accelerate holds the trained flat parameters in fp32 and gathers and reduces in the lower
-  precision (`accelerator.py`, `prepare_model`).
+  precision (`accelerator.py`, `prepare_model`). Under FSDP2 there is no autocast (`_without_autocast`). Left out: the
+  units of their own that accelerate 1.15 makes of the embedding and of the last norm with the output layer.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from weigh.dtypes import BFLOAT16, FLOAT16
+from weigh.dtypes import BFLOAT16, FLOAT16, FLOAT32
 from weigh.errors import NotModelledError
 from weigh.ghost import ops
 from weigh.ghost.autocast import autocast
@@ -131,12 +132,27 @@ class Transformers(Runtime):
             found["loss"] = "shifted"
         if found.get("autocast") and found.get("shard") == "fsdp1":
             found |= {"param_dtype": found["autocast"], "reduce_dtype": found["autocast"], "fp32_shards": True}
+        if found.get("autocast") and found.get("shard") == "fsdp2":
+            found = self._without_autocast(found)
         if found.get("shard") == "fsdp1":
             found.setdefault("sync_module_states", True)
         for name in ("lora", "adapter"):
             adapter = found.get(name)
             if isinstance(adapter, Adapter) and found.get("checkpointing"):
                 found[name] = replace(adapter, input_gradients=True)
+        return found
+
+    @staticmethod
+    def _without_autocast(words: Mapping[str, Any]) -> dict[str, Any]:
+        """Mixed precision under FSDP2 is its policy alone, over shards in fp32 of what is trained.
+
+        Read: accelerate 1.15, `_prepare_fsdp2` (which is not `prepare_model`), `fsdp2_prepare_model`,
+        `set_mixed_precision`.
+        """
+        lower = words["autocast"]
+        found = {"param_dtype": lower, "reduce_dtype": lower, **words, "autocast": None}
+        if not any(found.get(name) for name in ("lora", "adapter", "quantization")):
+            found["dtype"] = FLOAT32
         return found
 
     def phases(self, around: Surroundings) -> Iterator[JobPhase]:
