@@ -30,6 +30,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "llama, checkpointing": (LLAMA, {"batch": 4, "sequence": 256, "checkpointing": "full"}),
     "llama, every other block": (LLAMA | {"num_hidden_layers": 5},
                                  {"batch": 4, "sequence": 256, "checkpointing": "full", "checkpoint_every": 2}),
+    "llama, averaged weights": (LLAMA, {"batch": 4, "sequence": 128, "ema": True}),
     "llama, LoRA": (LLAMA, {"batch": 3, "sequence": 128, "dtype": "bf16", "lora": "4"}),
     "llama, DoRA": (LLAMA, {"batch": 3, "sequence": 128, "dtype": "bf16",
                             "lora": {"rank": 4, "targets": ["q_proj", "down_proj"], "dora": True}}),

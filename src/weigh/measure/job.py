@@ -60,7 +60,7 @@ RUN = frozenset(
     "batch sequence target dtype autocast attention attention_kernel checkpointing checkpoint_every optimizer "
     "implementation momentum weight_decay clip accumulation set_to_none freeze lora adapter nodes gpus_per_node shard "
     "replicas reshard_after_forward offload_parameters param_dtype reduce_dtype tensor pipeline context expert "
-    "rank device steps labels_are_inputs "
+    "rank device steps labels_are_inputs ema "
     # of generations
     "prompt new_tokens cache logits_to_keep beams returned bare "
     # of predictions only: a real model is made whole on its device before it is sharded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -168,6 +169,7 @@ def train(work: Workload, recipe: Training, device: str, watcher: Watcher) -> No
     if recipe.optimizer_in_backward:
         _step_in_backward(work, parameters, recipe, watcher)
         optimizer = None
+    average = copy.deepcopy(work.model) if recipe.ema else None
     for number in range(recipe.steps):
         for _ in range(recipe.accumulation):
             watcher.mark(FORWARD, number)
@@ -185,6 +187,9 @@ def train(work: Workload, recipe: Training, device: str, watcher: Watcher) -> No
         if optimizer is not None:
             optimizer.step()
             watcher.stepped(work.model, optimizer)
+            if average is not None:  # as `AveragedModel.update_parameters`
+                with torch.no_grad():
+                    torch._foreach_lerp_(list(average.parameters()), list(work.model.parameters()), 0.001)
             optimizer.zero_grad(set_to_none=recipe.set_to_none)
         else:
             for parameter in parameters:

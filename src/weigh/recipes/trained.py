@@ -13,7 +13,8 @@ from weigh.ghost.host import hosts_of
 from weigh.ghost.ledger import Ledger, NotSteady
 from weigh.ghost.nn import Parameter
 from weigh.ghost.repeat import unrolled
-from weigh.ghost.state import recording, state
+from weigh.ghost.state import inside_unit, recording, state
+from weigh.ghost.tensor import Tensor, empty
 from weigh.kernels import kernels
 from weigh.models.common import CausalModel
 from weigh.optimizers import Optimizer
@@ -21,7 +22,7 @@ from weigh.recipes.dividing import ZERO
 from weigh.recipes.loop import PLAIN, Loop, batch_of, context_rank
 from weigh.recipes.training import Training
 from weigh.records import dataclass, field, replace
-from weigh.trace.events import GRADIENT, Trace
+from weigh.trace.events import GRADIENT, OPTIMIZER_STATE, Trace
 
 if TYPE_CHECKING:
     from weigh.techniques import Technique
@@ -146,6 +147,7 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop, ev
                 hint="Leave out accumulation, clip and loss_scaling.",
             )
         chosen_optimizer.own(trainable)
+        average = _averages(model, recipe)
         scaler = loop.scaler(recipe)
         if recipe.warm:
             _warm_up(chosen_optimizer, recipe)
@@ -155,6 +157,7 @@ def _run(config: Mapping[str, Any], recipe: Training, where: str, loop: Loop, ev
             loop.step(model, recipe, chosen_optimizer, input_ids, labels, number, scaler)
         if evaluate:
             loop.evaluate(model, recipe)
+        del average
         elsewhere: dict[str, Size] = dict(chosen_optimizer.elsewhere)
         elsewhere |= {what: host.peak() for what, host in hosts_of(model).items()}
         if recipe.offload_parameters and recipe.shard == "fsdp1":
@@ -200,6 +203,27 @@ def _held(model: CausalModel) -> list[Parameter]:
     zero3 = getattr(model, "zero3", None)
     found: list[Parameter] = model.parameters() if zero3 is None else zero3.held
     return found
+
+
+def _averages(model: CausalModel, recipe: Training) -> list[Tensor]:
+    """The copy that averages, buffers and all; an update changes it in place.
+
+    Raises:
+        NotModelledError: the parameters are held in another form than the model's.
+    """
+    if not recipe.ema:
+        return []
+    if recipe.shard not in (None, "fsdp2"):
+        raise NotModelledError(f"averaged weights under {recipe.shard}", where="ema")
+    copies, seen = [], set()
+    for module in model.modules():
+        for _, tensor in module.own_tensors():
+            if tensor.storage.number in seen:
+                continue
+            seen.add(tensor.storage.number)
+            with inside_unit(tensor.storage.unit):
+                copies.append(empty(tensor.shape, tensor.dtype, "aten::clone", purpose=OPTIMIZER_STATE))
+    return copies
 
 
 def _warm_up(chosen: Optimizer, recipe: Training) -> None:

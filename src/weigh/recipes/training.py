@@ -96,6 +96,8 @@ class Training:
     """Values that share a scale, where the optimizer's states are quantized; None is its own choice."""
     optimizer_in_backward: bool = False
     """Each parameter has an optimizer of its own, which updates it as soon as its gradient has come and drops that."""
+    ema: bool = False
+    """A copy of the model averages its parameters (`torch.optim.swa_utils.AveragedModel`), trained ones and others."""
     loss_scaling: bool = False
     """The loss is scaled by a `torch.amp.GradScaler`, as fp16 needs it."""
     clip: bool = False

@@ -152,8 +152,8 @@ class TrainingReport(RunReport):
         said += _changed(r)
         if r.loss_scaling:
             said.append("loss scaled")
-        if r.clip:
-            said.append("gradients clipped")
+        said += ["gradients clipped"] if r.clip else []
+        said += ["averaged weights"] if r.ema else []
         said += _parallel(r)
         if self.runtime != "pytorch":
             said.append(self.runtime)

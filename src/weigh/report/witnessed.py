@@ -80,6 +80,7 @@ WITNESSES: dict[str, dict[str, str | None]] = {
     "fused_kernels": {"liger": _LIGER, "unsloth": _CASES},
     "loss": {"shifted": _CASES, "rebound": _CASES, "native": _CASES, **_FUSED_LINEAR},
     "optimizer_in_backward": {"True": _IN_BACKWARD},
+    "ema": {"True": _THREE},
     "loss_scaling": {"True": _OPTIMIZERS},
     "offload_activations": {"True": _OFFLOADING},
     "offload_optimizer": {"True": _DEEPSPEED},

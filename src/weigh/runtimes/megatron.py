@@ -62,7 +62,7 @@ SOFTMAX_IN_PLACE = (0, 8)
 """From this release of Megatron Core on the loss subtracts the highest logit in place."""
 ELSEWHERE = (
     *("freeze", "lora", "adapter", "autocast", "param_dtype", "reduce_dtype", "target", "fused_kernels"),
-    *("quantization", "optimizer_in_backward", "loss_scaling"),
+    *("quantization", "optimizer_in_backward", "loss_scaling", "ema"),
 )
 """Settings of other loops."""
 SHARDS = ("distributed_optimizer", "megatron_fsdp")
