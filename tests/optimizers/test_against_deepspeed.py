@@ -29,7 +29,11 @@ def words(row: dict[str, Any]) -> dict[str, Any]:
         "shard": f"zero{zero.pop('stage')}",
         "offload_optimizer": "offload_optimizer" in zero,
         "offload_parameters": "offload_param" in zero,
-        **{f"zero_{name.removeprefix('stage3_')}": zero[name] for name in zero if not name.startswith("offload")},
+        **{
+            f"zero_{name.removeprefix('stage3_').removeprefix('zero_')}": zero[name]
+            for name in zero
+            if name[:3] != "off"
+        },
     }
     return {**found, **{name: row[name] for name in ("accumulation", "checkpointing", "rank") if name in row}}
 

@@ -18,11 +18,16 @@ HARMLESS = """
     zero_optimization.reduce_scatter zero_optimization.round_robin_gradients optimizer.params.* checkpoint
     zero_optimization.ignore_unused_parameters _comment
     zero_optimization.cpu_offload zero_force_ds_cpu_optimizer aio dump_state elasticity autotuning
-    communication_data_type gradient_predivide_factor disable_allgather dataloader_*
+    gradient_predivide_factor disable_allgather dataloader_*
 """
 BUFFERS = (
     *("reduce_bucket_size", "allgather_bucket_size", "overlap_comm", "sub_group_size", "stage3_max_live_parameters"),
-    *("stage3_max_reuse_distance", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"),
+    *(
+        "stage3_max_reuse_distance",
+        "zero_hpz_partition_size",
+        "stage3_prefetch_bucket_size",
+        "stage3_param_persistence_threshold",
+    ),
 )
 """Sizes of buffers, which a reader of settings has no words for unless the runtime does."""
 GATHERED = (
@@ -32,7 +37,6 @@ GATHERED = (
 """A setting and its other names: whether stage 3 saves whole weights."""
 REFUSED = (
     *(
-        "zero_optimization.zero_hpz_partition_size",
         "zero_optimization.zero_quantized_weights",
         "pipeline",
         "amp.enabled",
@@ -83,7 +87,7 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
     for name in BUFFERS:
         key, value = book.found(f"zero_optimization.{name}", f"zero_optimization.{name.removeprefix('stage3_')}")
         if value is not None:
-            book.say(f"zero_{name.removeprefix('stage3_')}", _size(value), key)
+            book.say(f"zero_{name.removeprefix('stage3_').removeprefix('zero_')}", _size(value), key)
     key, whole = book.found(*(f"zero_optimization.{name}" for name in GATHERED))
     if stage == 3:
         book.say("state_dict", "full" if flag(whole) else "sharded", key)
@@ -91,6 +95,9 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
     if name is not None:
         book.say("optimizer", OPTIMIZERS.get(str(name).lower(), str(name)), key)
     _offloading(book)
+    key, sent = book.found("communication_data_type")
+    if sent is not None and sent != book.words.get("dtype"):
+        book.refusal(key, sent)  # gradients are cast to it to be reduced
     book.copy("tensor", "tensor_parallel.autotp_size")
     book.refuse(*REFUSED)
     return book.job(runtime="deepspeed", own_loop=True)

@@ -62,6 +62,9 @@ class Coordinator(Protocol):
     def gather_persistent(self) -> None:
         """Put the small parameters together."""
 
+    def invalidate_secondary(self) -> None:
+        """Drop second partitions of what was trained."""
+
 
 class Zero3(Optimizer):
     """`DeepSpeedZeroOptimizer_Stage3`."""
@@ -219,7 +222,11 @@ class Zero3(Optimizer):
                 del flat, single
                 inner.step()
                 master.grad = None
-            self.coordinator.gather_persistent()
+            self._post_step()
+
+    def _post_step(self) -> None:
+        self.coordinator.gather_persistent()
+        self.coordinator.invalidate_secondary()
 
     def _step_on_host(self) -> None:
         with self.where_states_are():
@@ -227,7 +234,7 @@ class Zero3(Optimizer):
                 inner.step()
         self.norms.clear()
         self.elsewhere[HOST_STATES] = self.host.peak()
-        self.coordinator.gather_persistent()
+        self._post_step()
 
     def _norms(self) -> None:
         """`get_grad_norm_direct`, for every sub-group."""

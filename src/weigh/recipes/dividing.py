@@ -184,6 +184,9 @@ def _zero3(recipe: Training) -> Technique:
         raise NotModelledError("ZeRO stage 3 of quantized layers", where="quantization")
     if recipe.mesh.replicas > 1 or recipe.mesh.tensor > 1:
         raise NotModelledError("ZeRO stage 3 with another division of the devices", where="shard")
+    if recipe.mesh.shard % recipe.zero_hpz_partition_size:
+        what = f"{recipe.mesh.shard} devices do not make groups of {recipe.zero_hpz_partition_size}"
+        raise UsageError(what, where="zero_hpz_partition_size", hint="Take a divisor, as many as a machine has.")
     return PartitionedParameters(
         recipe.mesh.shard,
         recipe.rank,
@@ -191,5 +194,6 @@ def _zero3(recipe: Training) -> Technique:
         recipe.zero_param_persistence_threshold,
         recipe.zero_max_live_parameters,
         recipe.zero_max_reuse_distance,
+        recipe.zero_hpz_partition_size,
         recipe.offload_parameters,
     )

@@ -147,6 +147,8 @@ class Training:
     """ZeRO stage 3: a parameter that is used again before so many other elements stays whole."""
     zero_sub_group_size: int = 1_000_000_000
     """ZeRO stage 3: elements that are updated at once."""
+    zero_hpz_partition_size: int = 1
+    """ZeRO stage 3: devices of a machine that share a second copy of the parameters (ZeRO++); 1: none."""
     offload_optimizer: bool = False
     """ZeRO: fp32 weights, gradients and the optimizer's states on the host, where Adam steps."""
     replicas: int = 1

@@ -55,6 +55,7 @@ WITNESSES: dict[str, dict[str, str | None]] = {
     },
     "shard": {"fsdp1": _PARALLEL, "fsdp2": _PARALLEL, **dict.fromkeys(("zero1", "zero2", "zero3"), _DEEPSPEED)},
     "replicas": {_ANY: _FSDP1},
+    "zero_hpz_partition_size": {_ANY: _DEEPSPEED},
     "backward_prefetch": {"post": _FSDP1, "None": _FSDP1},
     "forward_prefetch": {"True": _FSDP1},
     "limit_all_gathers": {"False": None},

@@ -11,9 +11,11 @@ what becomes of gradients, and the update, is `optimizers/zero3.py`. The names a
 - small parameters stay once they are there (`persistence_threshold`);
 - a linear layer saves its input, whether its weight is trained or not (`LinearFunctionForZeroStage3`).
 
+- in groups (ZeRO++'s hierarchical partitions) a second, larger partition is kept from the time when a parameter is let
+  go of to the update, and gathered from instead;
 - with `offload` partitions are on the host, and are copied to the device to be gathered.
 
-Left out: ZeRO++ (quantized and hierarchical partitions), parameters on NVMe, leaf modules, the streams of the
+Left out: ZeRO++'s quantized weights and gradients, parameters on NVMe, leaf modules, the streams of the
 collectives.
 """
 
@@ -59,6 +61,8 @@ class PartitionedParameters(Technique):
     max_reuse_distance: int = 1_000_000_000
     """Elements: a parameter that is used again before so many others stays."""
 
+    group: int = 1
+    """Ranks of a machine that share a second partition (ZeRO++, `zero_hpz_partition_size`); 1: there is none."""
     offload: bool = False
     """Partitions are on the host (`offload_param`), and come to the device to be gathered."""
 
@@ -123,12 +127,24 @@ class Partitioned:
         """The modules that use it just now."""
         tensor.storage.move_to(state.ledger)
         self.host = host
+        self.group = settings.group
+        self.secondary: Tensor | None = None
+        self.keep_secondary()
         with host.instead() if host is not None and not self.persists else nullcontext():
             self.partition = empty((self.partition_numel,), tensor.dtype, "aten::empty", purpose=WEIGHT)
         self.partition.storage.relabel(WEIGHT, self.path)
         self.partition.requires_grad = tensor.requires_grad
         tensor.storage.release()
         self.hold_partition()
+
+    def keep_secondary(self) -> None:
+        """`_partition_param_sec`."""
+        if self.group == 1 or self.secondary is not None:
+            return
+        numel = self.partition_numel * self.world // self.group
+        with self.host.instead() if self.host is not None else nullcontext():
+            self.secondary = empty((numel,), self.tensor.dtype, "aten::empty", purpose=WEIGHT)
+        self.secondary.storage.relabel(WEIGHT, self.path)
 
     def hold_partition(self) -> None:
         """Of a single rank a partition is all there is (`NoGatherHandle`)."""
@@ -144,7 +160,8 @@ class Partitioned:
         """`ds_tensor.to(device)`: a copy, where the partition is on the host."""
         if not self.is_away:
             return None
-        return empty((self.partition_numel,), self.tensor.dtype, "aten::_to_copy", purpose=COMMUNICATION)
+        kept = self.partition if self.secondary is None else self.secondary
+        return empty(kept.shape, self.tensor.dtype, "aten::_to_copy", purpose=COMMUNICATION)
 
     def claim(self, op: str, numel: Size) -> None:
         """Room for all of it."""
@@ -265,12 +282,12 @@ class Coordinator:
         self.all_gather(ahead)
 
     def all_gather(self, params: list[Partitioned]) -> None:
-        """`__all_gather_params`: by dtype, together."""
-        by_dtype: dict[str, list[Partitioned]] = {}
-        for param in sorted(params, key=lambda p: p.number):
+        """`__all_gather_params`: by dtype and partition, together."""
+        alike: dict[tuple[bool, str], list[Partitioned]] = {}
+        for param in sorted(params, key=lambda p: (p.secondary is None, p.number)):
             self.n_available += param.numel
-            by_dtype.setdefault(param.tensor.dtype.name, []).append(param)
-        for together in by_dtype.values():
+            alike.setdefault((param.secondary is None, param.tensor.dtype.name), []).append(param)
+        for together in alike.values():
             _Handle(together)
 
     def release_sub_module(self, hooks: _Hooks, forward: bool) -> None:
@@ -298,6 +315,7 @@ class Coordinator:
     def release(self, param: Partitioned) -> None:
         """`partition()`: the whole is dropped, unless a module uses it."""
         if param.available and not param.active:
+            param.keep_secondary()
             if param.world > 1 or param.is_away:
                 param.tensor.storage.release()
             param.available = False
@@ -322,6 +340,12 @@ class Coordinator:
                 param.active.discard(id(hooks))
                 if not param.persists:
                     self.release(param)
+
+    def invalidate_secondary(self) -> None:
+        """After an update: second partitions of what was trained are out of date."""
+        for param in self.of_partition.values():
+            if param.tensor.requires_grad:
+                param.secondary = None
 
     def gather_persistent(self) -> None:
         """After an update: the small ones, together."""

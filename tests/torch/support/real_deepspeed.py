@@ -40,6 +40,9 @@ CASES: dict[str, dict[str, Any]] = {
     "stage 3, all offloaded": {"zero": {**THREE, **BOTH}},
     "stage 3, all offloaded, sub-groups, two micro-batches": {
         "zero": {**THREE, **BOTH, "sub_group_size": 20_000}, "accumulation": 2},
+    "stage 3, shards of two in groups": {"zero": {**THREE, "zero_hpz_partition_size": 2}, "world": 4},
+    "stage 3, shards of two in groups, checkpoints, two micro-batches": {
+        "zero": {**THREE, "zero_hpz_partition_size": 2}, "world": 4, "accumulation": 2, "checkpointing": "full"},
 }  # fmt: skip
 """What each is besides two steps of two ranks in bf16."""
 
