@@ -7,7 +7,7 @@ import pytest
 
 from weigh import api
 from weigh.dtypes import BFLOAT16
-from weigh.errors import UsageError
+from weigh.errors import NotModelledError, UsageError
 from weigh.recipes.training import Training
 from weigh.runtimes import RUNTIMES
 from weigh.runtimes.evaluation import on_host
@@ -87,6 +87,17 @@ def test_files_end_before_fifty_gigabytes() -> None:
     tensors = [Whole(f"layers.{n}.weight", (FILE // 20,), BFLOAT16, linear=False) for n in range(25)]
     assert list(_files(tensors)) == [FILE, FILE, FILE // 2]
     assert [t.name for t in in_order(reversed(tensors))] == [t.name for t in tensors]
+
+
+def test_an_encoders_states_would_be_gathered_too() -> None:
+    report = api.train("t5-small", runtime="transformers", sequence=64, eval_keeps="logits", eval_batches=3)
+    with pytest.raises(NotModelledError, match="encoder's states"):
+        report.text()
+
+
+def test_the_host_of_stacked_experts_is_left_open() -> None:
+    text = api.train("mixtral-8x7b", runtime="transformers", sequence=64).text()
+    assert "the host is not weighed: experts are stacked" in " ".join(text.split())
 
 
 def test_the_worst_phase_is_named() -> None:

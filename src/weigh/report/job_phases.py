@@ -86,7 +86,7 @@ def lines(phases: tuple[JobPhase, ...], processes: int, fit: Fit | None) -> list
         rows = [row[:3] for row in rows]
     missing: dict[str, list[str]] = {}
     for p in phases:
-        if p.device is None:
+        if p.device is None or p.host is None:
             missing.setdefault(p.what, []).append(p.name)
     return [
         *(table(rows, "<>>>"[: len(rows[0])]) if len(rows) > 2 else ()),

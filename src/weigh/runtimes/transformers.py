@@ -104,6 +104,8 @@ class TrainerLoop(Loop):
         """The loss, and of what is kept the logits and the labels."""
         outputs = self.outputs(model, recipe, input_ids, labels)
         assert outputs.loss is not None
+        if recipe.eval_keeps != "loss" and model.encoder_decoder:
+            raise NotModelledError("predictions beside which an encoder's states are gathered", where="eval_keeps")
         loss = ops.clone(outputs.loss)  # `loss.detach().mean()`
         if recipe.eval_keeps != "loss" and outputs.logits is None:
             raise NotModelledError("logits that are kept, beside a fused loss,", where="eval_keeps")
