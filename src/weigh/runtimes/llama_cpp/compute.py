@@ -85,6 +85,7 @@ class Compute:
         self.placed = placed
         self._graphs: dict[object, list[Reserved]] = {}
         self._layouts: dict[object, Layout] = {}
+        self._found: dict[object, dict[str, int]] = {}
 
     def at(
         self, n_ctx: int, n_seq_max: int, unified: bool | None = None, names: tuple[str, ...] | None = None
@@ -97,7 +98,10 @@ class Compute:
         Raises:
             NotModelledError: the architecture's graph is not described.
         """
-        found: dict[str, int] = {}
+        asked = n_ctx, n_seq_max, unified, names
+        if asked in self._found:
+            return self._found[asked]
+        found = self._found[asked] = {}
         for batch in batches(self.placed, n_ctx, n_seq_max, unified):
             # a window is as long as the context, or has a length of its own
             window = 0 if batch.window == batch.cells else batch.window
