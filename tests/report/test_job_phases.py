@@ -89,6 +89,12 @@ def test_files_end_before_fifty_gigabytes() -> None:
     assert [t.name for t in in_order(reversed(tensors))] == [t.name for t in tensors]
 
 
+def test_what_is_offloaded_is_not_weighed_as_if_it_were_not() -> None:
+    found = phases(shard="fsdp1", gpus_per_node=2, offload_parameters=True)
+    assert found["steps"].node == 2 * found["steps"].host > 0
+    assert all(found[name].what.startswith("not weighed") for name in PHASES if name != "evaluate")
+
+
 def test_an_encoders_states_would_be_gathered_too() -> None:
     report = api.train("t5-small", runtime="transformers", sequence=64, eval_keeps="logits", eval_batches=3)
     with pytest.raises(NotModelledError, match="encoder's states"):

@@ -25,6 +25,7 @@ from weigh.runtimes.evaluation import BATCH, on_host
 from weigh.runtimes.phases import (
     EVALUATING,
     LOADING,
+    PHASES,
     SAVING,
     SAVING_STATES,
     JobPhase,
@@ -45,10 +46,13 @@ WRITERS = "transformers 5.23, accelerate 1.15, torch 2.13, safetensors 0.8"
 
 def phases(s: Surroundings) -> Iterator[JobPhase]:
     """Loading, an evaluation, a checkpoint."""
-    yield loading(s)
-    yield evaluating(s)
-    yield saving(s)
-    yield saving_states(s)
+    offloaded = s.recipe.offload_parameters or s.recipe.offload_optimizer
+    around = {phase.name: phase for phase in around_steps(s)} if not offloaded else {}
+    for name in PHASES:
+        if name == EVALUATING:
+            yield evaluating(s)
+        else:
+            yield around.get(name) or unknown(name, "how what lies on the host is loaded and saved was not read")
 
 
 def around_steps(s: Surroundings) -> Iterator[JobPhase]:
