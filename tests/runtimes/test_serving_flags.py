@@ -193,6 +193,7 @@ def test_rows_of_rotary_tables(config: dict[str, object], layer_type: str, rows:
 def test_drafts_of_sglang_by_release() -> None:
     """Tokens besides for what is drafted (0.5.6), neither that nor a budget (0.5.12), both in the budget (0.5.23)."""
     words = {"tensor": 8, "context": 4096, "speculative_algorithm": "NEXTN", "num_draft_tokens": 4}
+    words |= {"mem_fraction_static": 0.9}
     oldest, older, newest = (
         launch("deepseek-v3", "h200x8", f"sglang@{release}", **words) for release in ("0.5.6", "0.5.12", "0.5.23")
     )
@@ -205,3 +206,32 @@ def test_drafts_of_sglang_by_release() -> None:
     sizes = {part.what: part.num_bytes for part in newest.shares[0].parts}
     budgeted = ((older.tokens or 0) * 61 * 1152 - sizes["draft model"]) // (62 * 1152)
     assert abs((newest.tokens or 0) - budgeted) <= 1
+
+
+@pytest.mark.parametrize(
+    ("model", "device", "release", "words", "kept"),
+    [
+        ("llama-3-8b", "h100", "0.5.6", {}, 512 + 8192 * 1.5 + 256 * 2 + 128),
+        ("llama-3-8b", "h100", "0.5.12", {}, 512 + 8192 * 1.5 + 256 * 2 + 128 + 58 * 8),
+        ("llama-3-8b", "h100", "0.5.12", {"enable_lora": True}, 512 + 8192 * 1.5 + 256 * 2 + 128),
+        ("llama-3-8b", "h100", "0.5.23", {"max_running_requests": 8}, 512 + 8192 * 1.5 + 8 * 2 + 128 + 58 * 8),
+        ("llama-3-8b", "rtx-4090", "0.5.6", {}, 512 + 2048 * 1.5 + 24 * 2 + 128),
+        ("llama-3-8b", "rtx-4090", "0.5.23", {}, 512 + 4096 * 1.5 + 48 * 2 + 128 + 50 * 8),
+        ("llama-3-8b", "mi300x", "0.5.23", {}, 512 + 16384 * 1.5 + 512 * 2 + 128),
+        ("deepseek-v3", "h200x8", "0.5.23", {"tensor": 8}, 512 + 8192 * 1.5 + 512 * 2 + 8 * 128 + 1536),
+        (
+            "deepseek-v3",
+            "h200x8",
+            "0.5.6",
+            {"tensor": 8, "speculative_algorithm": "NEXTN"},
+            512 + 8192 * 1.5 + 512 * 2 + 8 * 128 + 2048,
+        ),
+    ],
+)
+def test_what_sglang_keeps_free(model: str, device: str, release: str, words: dict[str, object], kept: float) -> None:
+    """The sums of `_handle_gpu_memory_settings` by hand, in MiB."""
+    settings = {"context": 4096} | words
+    found = launch(model, device, f"sglang@{release}", **settings)
+    memory = (found.shares[0].memory_bytes or 0) // 2**20
+    given = launch(model, device, f"sglang@{release}", mem_fraction_static=round(1 - kept / memory, 3), **settings)
+    assert found.tokens == given.tokens

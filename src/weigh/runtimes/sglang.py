@@ -45,7 +45,8 @@ from weigh.runtimes.engine import (
 from weigh.trace.allocator_settings import AllocatorSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
     from weigh.dtypes import DType
     from weigh.models.layout import LayerCache
@@ -61,7 +62,20 @@ DEFAULTS = (
 )
 """Below so many GiB of memory: tokens of a chunk of prompt, and requests of the largest CUDA graph with fewer than four
 ranks and with more."""
+LATER = (DEFAULTS[0], (35, 4096, 48, 160), *DEFAULTS[2:])
+"""The same of 0.5.23, whose largest step is no larger than the requests that were asked for."""
 LARGEST = (16384, 512, 512)
+PROMPTS = (
+    *range(4, 33, 4),
+    *range(48, 257, 16),
+    *range(288, 513, 32),
+    *range(576, 1025, 64),
+    *range(1280, 4097, 256),
+    *range(4608, 2**17, 512),
+)
+"""Tokens of prompts that are captured, up to a chunk."""
+PROMPT, PROMPTS_OF_LATENT = 8, 1536
+"""MiB that are kept free for each of them, and for all of them where keys and values are latent."""
 RESERVED = 512
 """MiB that are kept free whatever else is."""
 FOUR_BITS = {"fp4_e2m1": "nvfp4"}
@@ -177,6 +191,8 @@ class _Start:
         self.capability = capability
         chunk, graph = self._defaults()
         self.chunk = options.chunked_prefill_size or chunk
+        if self.release >= BUDGETED:
+            graph = min(graph, options.max_running_requests or graph)
         self.graph = 0 if options.disable_cuda_graph else options.cuda_graph_max_bs or graph
 
     def launch(self) -> Launch:
@@ -326,7 +342,7 @@ class _Start:
         memory = self.place.memory_bytes
         if memory is None:
             return 4096, 160
-        for below, chunk, few, many in DEFAULTS:
+        for below, chunk, few, many in LATER if self.release >= BUDGETED else DEFAULTS:
             if memory < below * GIB:
                 return chunk, few if self.job.tensor < 4 else many
         return LARGEST[0], LARGEST[1]
@@ -340,16 +356,30 @@ class _Start:
         if memory is None:
             return 0.88
         mib = memory // 2**20
+        return float(round((mib - self._kept(mib)) / mib, 3)) * vision_factor(self.served.config)
+
+    def _kept(self, mib: int) -> float:
+        """MiB for activations and graphs (`_handle_gpu_memory_settings`)."""
         kept = RESERVED + max(self.chunk, 2048) * 1.5 + self.graph * 2 + self.job.tensor * self.job.pipeline * 128
         if self.options.enable_dp_attention:
             kept += self.graph * self.job.data * (4.5 if self.graph > 300 else 3)
+        if self._captures_prompts():
+            latent = any(layer.kind == LATENT for layer in self.served.layers)
+            kept += PROMPTS_OF_LATENT if latent else PROMPT * sum(size <= self.chunk for size in PROMPTS)
         if mib > 60 * 1024:
             kept = max(kept, 10 * 1024)
-        if self.algorithm == "STANDALONE":
-            kept += 6 * 1024
-        elif self.algorithm not in ("", "NGRAM"):
-            kept += 2 * 1024
-        return float(round((mib - kept) / mib, 3))
+        if self.release >= BUDGETED or self.algorithm in ("", "NGRAM"):
+            return kept
+        return kept + 1024 * (6 if self.algorithm == "STANDALONE" else 2 if self.release < NO_HEADROOM else 4)
+
+    def _captures_prompts(self) -> bool:
+        """Whether prompts run as graphs too (`_handle_piecewise_cuda_graph`, `cuda_graph_hook.py`)."""
+        options, device = self.options, self.place.device
+        off = options.disable_cuda_graph or self.job.pipeline > 1 or "vision_config" in self.served.config
+        if self.release < NO_HEADROOM or off or (device is not None and device.maker != "NVIDIA"):
+            return False
+        others = options.enable_dp_attention or options.enable_lora or options.lora_paths or options.enable_eplb
+        return self.release >= BUDGETED or not others
 
     def _rest(self, weights: int) -> int | None:
         """Bytes for the pools."""
@@ -404,6 +434,19 @@ class _Pools:
             return seen * users * self.bytes_per_token
         tokens = max(pages, int(min(pages, self.window + self.chunk) / self.ratio))
         return tokens * users * self.bytes_per_token
+
+
+def vision_factor(config: Mapping[str, Any]) -> float:
+    """What becomes of the fraction in models that see, by the size of their encoder (`adjust_mem_fraction_for_vlm`).
+
+    >>> round(vision_factor({"vision_config": {"num_hidden_layers": 27, "hidden_size": 1152}}), 4)
+    0.9097
+    """
+    vision = config.get("vision_config")
+    if not isinstance(vision, dict):
+        return 1.0
+    size = int(vision.get("num_hidden_layers") or 24) * int(vision.get("hidden_size") or 1024) ** 2
+    return 0.95 * max(0.8, min(1.05, 1 - 0.1 * (size / (24 * 1024**2) - 1)))
 
 
 def headroom(requests: int, steps: int, branches: int, tokens: int) -> int:
