@@ -93,6 +93,7 @@ class GeLUFunction(Op):
     name = "GeLUFunction"
     view = True
     """Its parts note what they cost; the whole notes nothing."""
+    composite = True
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -37,6 +37,8 @@ class Op:
     """The list of autocast_mode.h that the op stands in: `LOWER`, `FP32`, `CUDA_FP32` or None."""
     view: ClassVar[bool] = False
     """The output shares the input's storage, and nothing is moved."""
+    composite: ClassVar[bool] = False
+    """A function of Python whose parts are rows: what is compiled sees them and not the whole."""
     differentiable: ClassVar[int] = 1
     """How many of the outputs, from the first, carry gradients."""
 
@@ -73,7 +75,7 @@ def apply(op: type[Op], *tensors: Tensor | None, **attributes: Any) -> Any:
         if True in needs:
             node = Node(op, tensors, needs)
     recorder = state.recorder
-    if recorder is None:
+    if recorder is None or op.composite:
         result = op.forward(node, *tensors, **attributes)
     else:
         state.recorder = None
