@@ -14,7 +14,7 @@ import pytest
 
 import weigh
 from weigh import api, dtypes, models
-from weigh.errors import UsageError
+from weigh.errors import NotModelledError, UsageError
 from weigh.formats.gguf import predict
 from weigh.ghost.state import recording
 from weigh.runtimes.llama_cpp import ggml
@@ -216,6 +216,16 @@ def test_what_is_in_host_memory_is_known(words: dict[str, Any], at_host: bool) -
     made = weigh.serve("llama-3.2-1b", "rtx-4090", "llama.cpp", quantization="Q4_K_M", context=4096, **words)
     assert made.launch.at_host == at_host
     assert (made.speed.unsaid is None) == (not at_host)
+
+
+@pytest.mark.parametrize(("name", "release"), [("bloom-560m", NEWER), ("mamba-130m", OLDER)])
+def test_a_graph_that_is_not_described_is_refused_however_often_it_is_asked_for(
+    name: str, release: tuple[int, ...]
+) -> None:
+    compute = Compute(Placement(gguf(name, "Q8_0"), How(4096, release=release)))
+    for _ in range(2):
+        with pytest.raises(NotModelledError, match="graph"):
+            compute.at(4096, 1)
 
 
 def test_rows_are_shared_between_devices() -> None:

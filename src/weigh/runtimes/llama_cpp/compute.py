@@ -101,7 +101,7 @@ class Compute:
         asked = n_ctx, n_seq_max, unified, names
         if asked in self._found:
             return self._found[asked]
-        found = self._found[asked] = {}
+        found: dict[str, int] = {}
         for batch in batches(self.placed, n_ctx, n_seq_max, unified):
             # a window is as long as the context, or has a length of its own
             window = 0 if batch.window == batch.cells else batch.window
@@ -112,6 +112,7 @@ class Compute:
             if not layout.is_below(batch, found):
                 for one, size in zip(layout.buffers, layout.at(batch), strict=True):
                     found[one.kind.name] = max(found.get(one.kind.name, 0), size)
+        self._found[asked] = found
         return found
 
     def _reserved(self, batch: Batch) -> Reserved:
