@@ -1,9 +1,9 @@
-"""Records tests/data/liger.jsonl: the Python of Liger and cut-cross-entropy around their Triton kernels, on fake CUDA.
+"""Records tests/data/liger.jsonl: Python around kernels (Liger's, cut-cross-entropy's, AutoAWQ's) on fake CUDA tensors.
 
-PYTHONPATH=FOLDER_OF_BOTH python tools/record_liger.py
+PYTHONPATH=FOLDER_OF_THE_THREE python tools/record_liger.py
 
-Needs `weigh[torch]` and the sources of liger-kernel 0.8.5 and cut-cross-entropy 25.1.1. Triton is not needed: what its
-kernels allocate is allocated by the Python around them, and the kernels themselves are left out.
+Needs `weigh[torch]` and the sources of liger-kernel 0.8.5, cut-cross-entropy 25.1.1 and AutoAWQ 0.2.9. Triton and CUDA
+are not needed: what kernels allocate is allocated by the Python around them, and the kernels themselves are left out.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ CUT: list[dict[str, Any]] = [
     {"cut": [3, 50, 64, 700], "dtype": "bf16", "head": "fp32"},
 ]
 """Batch, length, width and vocabulary."""
+AWQ: list[dict[str, Any]] = [
+    {"awq": [3, 40, 256, 512], "dtype": "bf16"},
+    {"awq": [4, 256, 256, 512], "dtype": "fp16", "bias": True},
+]
+"""Batch, length, inputs and outputs."""
 
 
 AUTOTUNE = "cut_cross_entropy.tl_autotune"
@@ -161,6 +166,29 @@ def cut() -> Any:
     return model, {"labels": labels}, loss
 
 
+def awq() -> Any:
+    """One of AutoAWQ's layers (0.2.9), whose kernels give what has their results' shapes."""
+    import torch
+
+    case = json.loads(os.environ["LIGER_CASE"])
+    batch, length, width_in, width_out = case["awq"]
+    half = torch.float16
+    sys.modules["awq_ext"] = kernels = types.ModuleType("awq_ext")
+    kernels.dequantize_weights_cuda = lambda q, *_: torch.empty(width_in, width_out, dtype=half, device=q.device)
+    kernels.gemm_forward_cuda = lambda x, *_: torch.empty(x.shape[0], width_out, dtype=half, device=x.device)
+    for name in ("awq", "awq.modules", "awq.modules.linear"):  # without what their __init__ wants
+        sys.modules[name] = package = types.ModuleType(name)
+        package.__path__ = [f"{folder}/{name.replace('.', '/')}" for folder in sys.path]
+    sys.meta_path.insert(0, Finder())
+    from awq.modules.linear.gemm import WQLinear_GEMM
+
+    model = torch.nn.Module()
+    model.layer = WQLinear_GEMM(4, 128, width_in, width_out, bool(case.get("bias")), "cuda")
+    dtype = torch.bfloat16 if case["dtype"] == "bf16" else half
+    model.x = torch.nn.Parameter(torch.zeros(batch, length, width_in, dtype=dtype))
+    return model.train(), {}, lambda model, _: model.layer(model.x).sum()
+
+
 def main() -> None:
     """Record every case."""
     import tempfile
@@ -175,12 +203,12 @@ def main() -> None:
 
     os.chdir(Path(__file__).parent)
     rows = []
-    for case in [*CUT, *CASES]:
+    for case in [*CUT, *CASES, *AWQ]:
         os.environ["LIGER_CASE"] = json.dumps(case)
         settings = {name: value for name, value in case.get("settings", {}).items() if name != "loss"}
         with Process() as process, tempfile.TemporaryDirectory() as folder:
             output = f"{folder}/run.trace"
-            function = f"record_liger:{'cut' if 'cut' in case else 'made'}"
+            function = f"record_liger:{next((name for name in ('awq', 'cut') if name in case), 'made')}"
             process.ask(Job("train", words(make(Training, settings)), function=function, output=output))
             trace = load(output)[0]
         if "--keep" in sys.argv:

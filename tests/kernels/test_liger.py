@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from weigh.dtypes import BFLOAT16, FLOAT32, INT64
+from weigh.dtypes import BFLOAT16, FLOAT16, FLOAT32, INT64
 from weigh.errors import NotModelledError
 from weigh.ghost import nn, ops
 from weigh.ghost.state import recording
@@ -15,11 +15,12 @@ from weigh.kernels.cut_cross_entropy import linear_causal_lm_loss
 from weigh.recipes.settings import make
 from weigh.recipes.trained import run
 from weigh.recipes.training import Training
+from weigh.techniques.awq import Awq, AwqLinear
 from weigh.trace.events import BACKWARD, FORWARD, LOAD, STEP
 from weigh.trace.peak import phase_peaks
 
 ALL = [json.loads(line) for line in (Path(__file__).parent.parent / "data/liger.jsonl").read_text().splitlines()]
-ROWS, CUT = ([row for row in ALL if ("cut" in row) is cut] for cut in (False, True))
+ROWS, CUT, AWQ = ([row for row in ALL if name in row] for name in ("config", "cut", "awq"))
 LIGER = {"fused_kernels": "liger", "loss": "liger_fused_linear", "compute_capability": "8.0"}
 BESIDE = 16
 """Bytes that a recorded function keeps besides."""
@@ -51,6 +52,21 @@ def test_the_cut_loss_is_apple_s(row: dict[str, Any]) -> None:
             del loss
             ledger.mark(STEP, number)
             hidden.grad = head.grad = None
+        found = {f"{p.mark.phase} {p.mark.round}": int(p.peak) for p in phase_peaks(ledger.trace())}  # type: ignore[arg-type]
+    assert [found[name] for name in ("forward 0", "backward 0")] == [peak for _, peak in row["peaks"][:2]]
+
+
+@pytest.mark.parametrize("row", AWQ, ids=str)
+def test_awq_layers_are_autoawq_s(row: dict[str, Any]) -> None:
+    batch, length, width_in, width_out = row["awq"]
+    dtype = BFLOAT16 if row["dtype"] == "bf16" else FLOAT16
+    with recording(kernels(traced=True), traced=True) as ledger:
+        layer = AwqLinear(nn.Linear(width_in, width_out, FLOAT16, bool(row.get("bias"))), Awq())
+        x = nn.parameter((batch, length, width_in), dtype)
+        ledger.mark(FORWARD, 0)
+        loss = ops.sum(layer(x), (0, 1, 2))
+        ledger.mark(BACKWARD, 0)
+        loss.backward()
         found = {f"{p.mark.phase} {p.mark.round}": int(p.peak) for p in phase_peaks(ledger.trace())}  # type: ignore[arg-type]
     assert [found[name] for name in ("forward 0", "backward 0")] == [peak for _, peak in row["peaks"][:2]]
 

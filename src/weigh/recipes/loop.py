@@ -111,7 +111,13 @@ class Loop:
         if recipe.double_quantization and recipe.quantization not in ("nf4", "fp4"):
             hint = "Leave it out, or quantize to nf4 or fp4."
             raise UsageError("only four-bit scales can be quantized too", where="double_quantization", hint=hint)
-        if recipe.quantization == "gptq":
+        if recipe.quantization == "awq":
+            from weigh.techniques.awq import Awq
+
+            if recipe.upcast or recipe.shard:
+                raise NotModelledError("AWQ's layers, upcast or sharded", where="quantization")
+            yield Awq(128 if recipe.group_size is None else recipe.group_size)
+        elif recipe.quantization == "gptq":
             from weigh.techniques.gptq import Gptq
 
             if recipe.upcast:

@@ -77,7 +77,7 @@ WITNESSES: dict[str, dict[str, str | None]] = {
     "freeze": {_ANY: _ROWS},
     "lora": {_ANY: _THREE},
     "adapter": dict.fromkeys(KINDS, "tests/torch/test_adapters.py"),
-    "quantization": {"nf4": _CASES, "fp4": _CASES, "gptq": _CASES, "int8": "tests/torch/test_int8.py"},
+    "quantization": {"nf4": _CASES, "fp4": _CASES, "gptq": _CASES, "awq": _LIGER, "int8": "tests/torch/test_int8.py"},
     "fused_kernels": {"liger": _LIGER, "unsloth": _CASES},
     "loss": {"shifted": _CASES, "rebound": _CASES, "native": _CASES, **_FUSED_LINEAR},
     "optimizer_in_backward": {"True": _IN_BACKWARD},

@@ -17,6 +17,7 @@ from weigh.ghost.state import inside_unit, state
 from weigh.ghost.tensor import Tensor
 from weigh.records import dataclass, replace
 from weigh.techniques.adapters.base import LINEAR, AdaptedLayer, LayerAdapter, widths
+from weigh.techniques.awq import AwqLinear
 from weigh.techniques.expert_lora import ParamWrapper
 from weigh.techniques.int8 import Linear8bitLt
 from weigh.techniques.packed import PackedLinear
@@ -69,7 +70,7 @@ class Lora(LayerAdapter):
                 raise NotModelledError(f"{kind} on {layer.path}, a {type(layer).__name__}", where="lora")
             return LoraEmbedding(layer, settings)
         if not self.dora:
-            bitsandbytes = isinstance(layer, Linear4bit | Linear8bitLt)
+            bitsandbytes = isinstance(layer, Linear4bit | Linear8bitLt | AwqLinear)
             return LoraLinearBnb(layer, settings) if bitsandbytes else LoraLinear(layer, settings)
         if isinstance(layer, PackedLinear):
             raise NotModelledError("DoRA beside quantized layers", where="lora")
@@ -164,7 +165,7 @@ class LoraEmbedding(Module):
 
 
 class LoraLinearBnb(LoraLinear):
-    """peft's `lora.Linear4bit` and `lora.Linear8bitLt` (`tuners/lora/bnb.py`): where autocast is on it does the casts.
+    """peft's classes for bitsandbytes' and AWQ's layers (`tuners/lora/{bnb,awq}.py`): autocast casts where it is on.
 
     The first clones the result.
     """
