@@ -3,6 +3,11 @@
 import pytest
 from steps import levels
 
+from weigh.errors import NotModelledError
+from weigh.optimizers import ALIASES, OPTIMIZERS, REFUSED
+from weigh.recipes.settings import make
+from weigh.recipes.training import Training
+
 BIG = [([4096, 4096], "bfloat16")]
 
 
@@ -29,3 +34,15 @@ def test_states(name: str, per_parameter: float) -> None:
 def test_paged_states_are_elsewhere() -> None:
     held = levels({"name": "paged_adamw_8bit", "implementation": "forloop"}, BIG, 1)[0][-1]
     assert held == 2 * 4096 * 4096 // 256 * 4 + 2 * 1024  # the blocks' numbers and the tables stay on the device
+
+
+def test_names_of_transformers_are_the_same_optimizers() -> None:
+    assert set(ALIASES.values()) <= set(OPTIMIZERS)
+    assert not set(ALIASES) & set(OPTIMIZERS)
+    assert make(Training, {"optimizer": "galore-adamw"}).optimizer == "galore"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_known_and_not_run_says_why(name: str) -> None:
+    with pytest.raises(NotModelledError, match=REFUSED[name][:20]):
+        make(Training, {"optimizer": name})

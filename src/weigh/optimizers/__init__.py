@@ -12,7 +12,17 @@ from importlib import import_module
 from weigh.errors import NotModelledError, UnknownNameError, UsageError
 from weigh.optimizers.base import IMPLEMENTATIONS, Choice, Optimizer
 
-__all__ = ["IMPLEMENTATIONS", "OPTIMIZERS", "Choice", "Optimizer", "implementation_of", "kind_of", "optimizer"]
+__all__ = [
+    "ALIASES",
+    "IMPLEMENTATIONS",
+    "OPTIMIZERS",
+    "REFUSED",
+    "Choice",
+    "Optimizer",
+    "implementation_of",
+    "kind_of",
+    "optimizer",
+]
 
 _FILES = (
     {
@@ -71,9 +81,23 @@ _FILES = (
 
 OPTIMIZERS = tuple(sorted(_FILES))
 
-_REFUSED = {
+ALIASES = {
+    "adamw_bnb_8bit": "adamw_8bit",
+    "adamw_torch": "adamw",
+    "ademamix": "ademamix_32bit",
+    "apollo_adamw": "apollo",
+    "galore_adamw": "galore",
+    "paged_adamw": "paged_adamw_32bit",
+    "rmsprop_bnb": "rmsprop_32bit",
+    "rmsprop_bnb_32bit": "rmsprop_32bit",
+    "rmsprop_bnb_8bit": "rmsprop_8bit",
+}
+"""transformers' names of the same."""
+
+REFUSED = {
     "adamw_torch_npu_fused": "runs on Ascend's devices",
     "adamw_torch_xla": "runs on TPUs",
+    "distributed_shampoo": "cuts matrices into blocks and keeps for each what its many settings say",
     "lbfgs": "runs the model several times in a step, as often as its line search asks",
 }
 """Known, and not run: why."""
@@ -86,8 +110,8 @@ def kind_of(name: str) -> type[Optimizer]:
         UnknownNameError: there is none of that name.
         NotModelledError: it is known, and not run.
     """
-    if name in _REFUSED:
-        raise NotModelledError(f"the optimizer {name}, which {_REFUSED[name]},", where="optimizer")
+    if name in REFUSED:
+        raise NotModelledError(f"the optimizer {name}, which {REFUSED[name]},", where="optimizer")
     if name not in _FILES:
         raise UnknownNameError("optimizer", name, OPTIMIZERS)
     file, _, kind = _FILES[name].partition(":")

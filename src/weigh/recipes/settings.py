@@ -183,11 +183,22 @@ def _flag(value: Any, where: str, _: Setting) -> bool:
 def _word(value: Any, where: str, setting: Setting) -> str:
     known = setting.choices
     word = str(value).lower().replace("-", "_")
+    if setting.field == "optimizer":
+        word = _optimizer(word)
     if known is not None and word not in known:
         raise UsageError(
             f"there is no {setting.name.replace('_', ' ')} {value!r}", where=where, hint=did_you_mean(word, known)
         )
     return word
+
+
+def _optimizer(word: str) -> str:
+    """An optimizer under transformers' name for it, too; those that are known and not run say why."""
+    from weigh.optimizers import ALIASES, REFUSED, kind_of
+
+    if word in REFUSED:
+        kind_of(word)
+    return ALIASES.get(word, word)
 
 
 def _dtype(value: Any, where: str, _: Setting) -> dtypes.DType:
