@@ -197,6 +197,7 @@ def train(
         UsageError: there is no such setting, it cannot have that value, or no model is named.
     """
     from weigh import runtimes
+    from weigh.recipes.idle import refuse_idle
     from weigh.recipes.precision import with_precision
     from weigh.recipes.settings import read_words
     from weigh.recipes.settings import settings as fields_of
@@ -206,6 +207,7 @@ def train(
     from weigh.report.training import TrainingReport
 
     taken: list[Assumption] = []
+    said_here = [name for name, value in settings.items() if value is not None]
     if job is not None:
         source = job.model if source is None else source
         device = device or job.device
@@ -231,6 +233,7 @@ def train(
         return job_phases(report, program, version, lambda: again({"steps": 1}, evaluate=True)[0])
 
     made, assumptions = again({})
+    refuse_idle(said_here, made.recipe)
     fitted = _device(device, made.recipe)
     said = (*taken, *assumptions)
     named = os.fspath(source) if isinstance(source, str | os.PathLike) else None

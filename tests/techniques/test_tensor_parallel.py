@@ -46,8 +46,22 @@ def test_compressed_and_unrolled_runs_have_the_same_peaks() -> None:
 
 
 def test_ranks_that_do_not_divide_a_layer_are_refused() -> None:
-    with pytest.raises(UsageError, match="5 ranks do not divide the 96 outputs"):
+    with pytest.raises(UsageError, match="5 ranks do not divide the 12 heads"):
         weigh.train(LLAMA, tensor=5, gpus_per_node=5)
+    with pytest.raises(UsageError, match="4 ranks do not divide the 145 outputs"):
+        weigh.train(LLAMA | {"intermediate_size": 145}, tensor=4, gpus_per_node=4)
+
+
+def test_heads_stay_whole() -> None:
+    with pytest.raises(UsageError, match=r"4 ranks do not divide the 2 heads of .*k_proj"):
+        weigh.train(LLAMA | {"num_key_value_heads": 2}, tensor=4, gpus_per_node=4)
+
+
+def test_no_rank_loads_the_whole_model() -> None:
+    """As `from_pretrained(tp_plan="auto")` does not: weights that are cut are never there as a whole."""
+    report = weigh.train(LLAMA, tensor=4, gpus_per_node=4, batch=1, sequence=8, optimizer="sgd", steps=1)
+    cut = weigh.params(LLAMA).total * 4 // 2  # in fp32, most of it over four ranks
+    assert phase_peaks(report.run.trace)[0].peak < cut
 
 
 def test_a_family_without_a_plan_is_refused() -> None:

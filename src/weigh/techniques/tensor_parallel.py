@@ -37,6 +37,11 @@ class TensorParallel(Technique):
         """A rank holds its rows or columns."""
         return True
 
+    @property
+    def materialises(self) -> bool:
+        """The pieces are all that a rank needs: `from_pretrained(tp_plan="auto")` loads no others."""
+        return True
+
     def apply(self, model: Module) -> None:
         """Cut the layers of the family's plan.
 
@@ -54,9 +59,21 @@ class TensorParallel(Technique):
                 for part in parents:
                     parent = getattr(parent, part)
                 layer = getattr(parent, name)
+                if style in (COLUMN, ROW):
+                    _check_heads(parent, layer, style, self.world)
                 with inside_unit(block.unit):
                     _cut(layer, style, self.world)
                 layer.wrap_in(partial(_FORMS[style], layer=layer, world=self.world))
+
+
+def _check_heads(attention: Module, layer: nn.Linear, style: str, world: int) -> None:
+    """What is computed on a rank before outputs are gathered is computed of whole heads: views ask for them."""
+    width = getattr(attention, "head_dim", None) or getattr(attention, "head_size", None)
+    size = layer.weight.shape[0 if style == COLUMN else 1]
+    if width is None or not isinstance(size, int) or size % (width * world) == 0:
+        return
+    what = f"{world} ranks do not divide the {size // width} heads of {layer.path}"
+    raise UsageError(what, where="tensor", hint="Give a divisor.")
 
 
 def _cut(layer: nn.Linear, style: str, world: int) -> None:
