@@ -34,6 +34,7 @@ def two(module: ModuleType, options: dict[str, bool]) -> tuple[type[Any], type[A
         words: list[str] = module.field(default_factory=list)
         late: str = module.field(default="", repr=False, kw_only=True)
         made: int = module.field(init=False, default=0)
+        kept: str = module.field(init=False, default="as it is")
 
         def __post_init__(self) -> None:
             object.__setattr__(self, "made", self.first * 2)
@@ -59,7 +60,16 @@ def observed(module: ModuleType, options: dict[str, bool]) -> list[Any]:
     seen: list[Any] = []
     for cls in two(module, options):
         one, same, other = cls(first=2), cls(first=2), cls(first=2, words=["a"], late="b")
-        seen += [one == same, one == other, one != 3, hasattr(one, "__dict__"), one.double(), cls.kind, other.late]
+        seen += [
+            one == same,
+            one == other,
+            one != 3,
+            hasattr(one, "__dict__"),
+            one.double(),
+            cls.kind,
+            other.late,
+            one.kept,
+        ]
         seen += [[f.name for f in dataclasses.fields(one)], [str(f.type) for f in dataclasses.fields(cls)]]
         seen += [[(f.default, f.init, f.repr, f.kw_only) for f in dataclasses.fields(cls) if f.name != "words"]]
         seen += [dataclasses.asdict(other), dataclasses.is_dataclass(cls)]

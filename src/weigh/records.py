@@ -158,10 +158,10 @@ def _init(cls: Any, record: tuple[_Field, ...], frozen: bool) -> Any:
             default = f"=_default_{name}"
         if one.init:
             (named if one.kw_only else given).append(name + default)
-        elif one.default_factory is not MISSING:
-            value = f"_make_{name}()"
+        elif default:
+            value = f"_make_{name}()" if one.default_factory is not MISSING else f"_default_{name}"
         else:
-            continue  # `__post_init__` gives it, or the class has it
+            continue  # `__post_init__` gives it
         body.append(f"_set(self, {name!r}, {value})" if frozen else f"self.{name} = {value}")
     if hasattr(cls, "__post_init__"):
         body.append("self.__post_init__()")
