@@ -38,9 +38,9 @@ def test_a_witness_names_what_it_holds(name: str) -> None:
 
 
 def test_reports_say_what_is_unverified() -> None:
-    report = api.train("gpt2", sequence=16, optimizer="adamw_apex", gpus_per_node=2, shard="zero2")
+    report = api.train("gpt2", sequence=16, optimizer="torchao_adamw_8bit", gpus_per_node=2, shard="fsdp2")
     told = [a.what for a in report.assumptions if a.what.startswith("unverified")]
-    assert told == ["unverified: optimizer adamw_apex"]
+    assert told == ["unverified: optimizer torchao_adamw_8bit"]
     report = api.train("gpt2", sequence=16, gpus_per_node=2, shard="fsdp1", limit_all_gathers=False)
     assert "unverified: limit all gathers" in [a.what.removesuffix(" False") for a in report.assumptions]
     assert not [a for a in api.train("gpt2", sequence=16).assumptions if a.what.startswith("unverified")]

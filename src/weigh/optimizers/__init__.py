@@ -24,6 +24,8 @@ __all__ = [
     "optimizer",
 ]
 
+PAGED = ("adam", "adamw", "ademamix", "lion")
+"""Those of bitsandbytes that there are with paged states."""
 _FILES = (
     {
         "adadelta": "adadelta",
@@ -65,8 +67,8 @@ _FILES = (
     | dict.fromkeys(
         [
             f"{paged}{kind}_{bits}bit"
-            for paged in ("", "paged_")
-            for kind in ("adam", "adamw", "ademamix", "lion", "rmsprop", "sgd")
+            for paged, kinds in (("", ("adam", "adamw", "ademamix", "lion", "rmsprop", "sgd")), ("paged_", PAGED))
+            for kind in kinds
             for bits in (8, 32)
         ],
         "bitsandbytes",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from weigh.dtypes import FLOAT32
 from weigh.ghost import ops
 from weigh.ghost.nn import Parameter
+from weigh.ghost.state import inside_unit
 from weigh.ghost.tensor import Tensor
 from weigh.optimizers.base import Optimizer
 from weigh.trace.events import OPTIMIZER_STATE
@@ -18,7 +19,6 @@ class FusedAdam(Optimizer):
     """`apex.optimizers.FusedAdam`."""
 
     implementations = ("fused",)
-    states_first = False
 
     def own(self, parameters: list[Parameter]) -> None:
         """Take charge of these parameters, and make the flag (`_dummy_overflow_buf`)."""
@@ -27,13 +27,15 @@ class FusedAdam(Optimizer):
         self.flag.storage.relabel(OPTIMIZER_STATE, "")
 
     def new_state(self, param: Tensor) -> list[Tensor]:
-        """`exp_avg` and `exp_avg_sq`."""
-        return [ops.zeros_like(param, OPTIMIZER_STATE, FLOAT32) for _ in range(2)]
+        """`exp_avg` and `exp_avg_sq`, made in the parameter's dtype first (`.float()`)."""
+        with inside_unit(param.storage.unit):
+            kept = [ops.to(ops.zeros_like(param, OPTIMIZER_STATE), FLOAT32) for _ in range(2)]
+        for tensor in kept:
+            tensor.storage.relabel(OPTIMIZER_STATE, param.storage.path)
+        return kept
 
     def fused(self) -> None:
         for params in self.groups():
-            for param in params:
-                self.state_of(param)
             ops.in_place("apex::multi_tensor_adam", params, reads=4, flops=12)
 
 

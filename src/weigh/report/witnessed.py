@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from weigh.optimizers import PAGED
 from weigh.report.assumption import Assumption
 from weigh.techniques.adapters import KINDS
 
@@ -30,12 +31,11 @@ _LIVE = (
     "sgd sgd_8bit torch_adafactor"
 )
 _RECORDED_STEPS = (
-    "adam_32bit adamw_anyprecision adan ademamix_32bit ademamix_8bit adopt apollo apollo_mini came galore "
+    "adam_32bit adamw_anyprecision adamw_apex adan ademamix_32bit ademamix_8bit adopt apollo apollo_mini came galore "
     "galore_adafactor galore_adamw_8bit grokadamw lamb lion lion_32bit prodigy rmsprop_32bit rmsprop_8bit "
     "schedule_free_adamw schedule_free_radam schedule_free_sgd sgd_32bit shampoo soap sophia stable_adamw "
     "torchao_cpu_offload"
 )
-_PAGED = "adam adamw ademamix lion rmsprop sgd"
 
 _FUSED_LINEAR = {"liger_fused_linear": _LIGER, "liger_fused_linear_early": _KERNELS, "cut": _LIGER}
 
@@ -43,12 +43,11 @@ WITNESSES: dict[str, dict[str, str | None]] = {
     "optimizer": {
         **dict.fromkeys(_LIVE.split(), _OPTIMIZERS),
         **dict.fromkeys(_RECORDED_STEPS.split(), _RECORDED),
+        **{f"paged_{kind}_{bits}bit": _RECORDED for kind in PAGED for bits in (8, 32)},
         **dict.fromkeys(("adalomo", "lomo"), _IN_BACKWARD),
         **dict.fromkeys(
             (
-                "adamw_apex",
                 "torchao_cpu_offload_gradients",
-                *(f"paged_{kind}_{bits}bit" for kind in _PAGED.split() for bits in (8, 32)),
                 *(f"torchao_adamw_{kind}" for kind in ("8bit", "4bit", "fp8")),  # states alone were recorded
             )
         ),

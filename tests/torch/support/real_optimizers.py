@@ -44,6 +44,10 @@ def without_kernels() -> None:
     for name in ("optimizer_update_8bit_blockwise", "optimizer_update_32bit"):
         setattr(functional, name, lambda *_, **__: None)
     optimizer.sync_gpu = lambda _: None
+    functional.get_paged = lambda *shape, dtype, device: torch.zeros(
+        shape, dtype=dtype
+    )  # managed memory is not PyTorch's
+    functional.fill = functional.prefetch_tensor = lambda *_, **__: None
     torch.cuda.synchronize = lambda *_: None
 
 
@@ -74,7 +78,30 @@ def without_streams() -> None:
     torch.empty_like = unpinned
 
 
+def without_extension() -> None:
+    """apex's kernel updates in place; `fused_adam.py` of its sources is all that is needed of it."""
+    applier = SimpleNamespace(multi_tensor_applier=Applier())
+    sys.modules["apex.multi_tensor_apply"] = applier  # type: ignore[assignment]
+    sys.modules["apex"] = SimpleNamespace(multi_tensor_apply=applier)  # type: ignore[assignment]
+    sys.modules["amp_C"] = Kernels()  # type: ignore[assignment]
+
+
+class Applier:
+    """Applies nothing."""
+
+    available = True
+
+    def __call__(self, *_: Any) -> None: ...
+
+
+class Kernels:
+    """Has every kernel."""
+
+    def __getattr__(self, name: str) -> None: ...
+
+
 PREPARATIONS = {
+    "fused_adam": without_extension,
     "torchao": without_streams,
     "optimi": with_kernels_of_triton,
     "bitsandbytes": without_kernels,
