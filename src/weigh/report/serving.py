@@ -216,7 +216,8 @@ class ServingReport:
         if self.verdict is not None:
             need, supply = self.launch.demand(self.context, self.job.concurrency), self.launch.supply or 0
             word = "Fits" if self.verdict == "yes" else "Does not fit"
-            said = f": the cache needs {format_bytes(need)} of {format_bytes(max(0, supply))}"
+            room = f"of {format_bytes(supply)}" if supply > 0 else "and nothing is left for it"
+            said = f": the cache needs {format_bytes(need)} {room}"
             lines.append(style.good(word, self.verdict == "yes") + said)
         return [*lines, ""]
 
@@ -246,6 +247,9 @@ class ServingReport:
         launch = self.launch
         if launch.supply is None or not launch.demand(self.context, 1):
             return []
+        held, limit = self.table, launch.most_sequences
+        if not any(held.most_users) and not any(held.longest_context):
+            return ["  no room for a request, however short", ""]
         lines = []
         if launch.tokens is not None:
             blocks = "" if launch.blocks is None else f" ({launch.blocks:,} blocks of {launch.block_size})"
@@ -255,7 +259,6 @@ class ServingReport:
         longest = "any" if context >= ENDLESS else f"{context:,} tokens"
         lines += [f"  longest context for {self.job.concurrency} at once   {longest}"]
         lines += [f"  most at once of {self.context:,} tokens   {users:,}", ""]
-        held, limit = self.table, launch.most_sequences
         lines += ["  most users for a context, longest context for so many users"]
         lines += table(
             [
