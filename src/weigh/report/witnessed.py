@@ -44,10 +44,9 @@ WITNESSES: dict[str, dict[str, str | None]] = {
         **dict.fromkeys(_LIVE.split(), _OPTIMIZERS),
         **dict.fromkeys(_RECORDED_STEPS.split(), _RECORDED),
         **{f"paged_{kind}_{bits}bit": _RECORDED for kind in PAGED for bits in (8, 32)},
-        **dict.fromkeys(("adalomo", "lomo"), _IN_BACKWARD),
+        **dict.fromkeys(("adalomo", "lomo", "torchao_cpu_offload_gradients"), _IN_BACKWARD),
         **dict.fromkeys(
             (
-                "torchao_cpu_offload_gradients",
                 *(f"torchao_adamw_{kind}" for kind in ("8bit", "4bit", "fp8")),  # states alone were recorded
             )
         ),
