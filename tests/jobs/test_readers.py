@@ -246,6 +246,35 @@ ACCELERATE = "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nnum_pr
             "model_name_or_path: gpt2\ndataset_name: imdb\nper_device_eval_batch_size: 4\neval_accumulation_steps: 10",
             {"eval_batch": 4, "eval_accumulation": 10},
         ),
+        (
+            LLAMA_FACTORY + "optim: galore_adamw_8bit_layerwise\noptim_target_modules: [attn]\noptim_args: rank=64",
+            {
+                "optimizer": "galore_adamw_8bit",
+                "optimizer_in_backward": True,
+                "clip": False,
+                "projection_rank": 64,
+                "projection_targets": ["attn"],
+            },
+        ),
+        (
+            LLAMA_FACTORY + "optim: apollo_adamw\noptim_args: rank=1, scale_type=tensor\nuse_unsloth_gc: true",
+            {"optimizer": "apollo_mini", "checkpointing": "offloaded"},
+        ),
+        (
+            ACCELERATE.replace("num_", "num_machines: 2\nnum_")
+            + "fsdp_config:\n  fsdp_sharding_strategy: HYBRID_SHARD\n"
+            "  fsdp_forward_prefetch: true\n  fsdp_backward_prefetch: BACKWARD_POST\n",
+            {"replicas": 2, "forward_prefetch": True, "backward_prefetch": "post", "reshard_after_forward": True},
+        ),
+        (
+            (
+                '{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "pin_memory": true},'
+                ' "offload_param": {"device": "cpu"}, "zero_hpz_partition_size": 8},'
+                ' "activation_checkpointing": {"cpu_checkpointing": true}}'
+            ),
+            {"offload_optimizer": True, "offload_parameters": True, "zero_hpz_partition_size": 8},
+        ),
+        (TORCHTUNE + "fsdp_cpu_offload: true", {"offload_parameters": True}),
     ],
 )
 def test_what_published_examples_say(tmp_path: Path, text: str, words: dict[str, Any]) -> None:
@@ -271,12 +300,16 @@ def test_what_published_examples_say(tmp_path: Path, text: str, words: dict[str,
         ),
         (TORCHTUNE + "tasks: [truthfulqa_mc2]", "tasks"),
         (ACCELERATE + "parallelism_config:\n  parallelism_config_sp_size: 2", "parallelism_config_sp_size"),
+        (LLAMA_FACTORY + "optim: adamw_anyprecision\noptim_args: use_kahan_summation=True", "use_kahan_summation"),
+        ('{"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}', "nvme"),
+        ('{"zero_optimization": {"stage": 2}, "communication_data_type": "fp32"}', "communication_data_type"),
     ],
 )
 def test_other_trainings_are_not_weighed_as_plain_ones(tmp_path: Path, text: str, key: str) -> None:
-    (tmp_path / "a.yaml").write_text(text)
+    path = tmp_path / ("a.json" if text.startswith("{") else "a.yaml")
+    path.write_text(text)
     with pytest.raises(NotModelledError, match=key):
-        api.job(tmp_path / "a.yaml")
+        api.job(path)
 
 
 def test_compiled_code_and_shared_sequences_are_read(tmp_path: Path) -> None:

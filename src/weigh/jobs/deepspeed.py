@@ -43,10 +43,8 @@ REFUSED = (
     ),
     *(
         "zero_optimization.zero_quantized_gradients",
-        "activation_checkpointing.partition_activations",
         "compression_training",
     ),
-    *("activation_checkpointing.cpu_checkpointing", "activation_checkpointing.contiguous_memory_optimization"),
     *(
         "sequence_parallel_size",
         "moe",
@@ -55,6 +53,11 @@ REFUSED = (
         "torch_autocast.enabled",
     ),
     *("compile", "sparse_attention"),
+)
+CHECKPOINTS = (
+    "DeepSpeed's activation_checkpointing changes nothing",
+    "models of transformers call PyTorch's checkpoints, and only calls of deepspeed.checkpointing are configured by it",
+    "a model that calls those keeps less on the device, and more on the host with cpu_checkpointing",
 )
 OPTIMIZERS = {"adamw": "adamw", "adam": "adamw", "lion": "lion", "lamb": "lamb", "muon": "muon", "adagrad": "adagrad"}
 """`Adam` is AdamW unless `adam_w_mode` says otherwise (`runtime/config.py`)."""
@@ -95,6 +98,8 @@ def read(document: Document, ignored: frozenset[str]) -> Job:
     if name is not None:
         book.say("optimizer", OPTIMIZERS.get(str(name).lower(), str(name)), key)
     _offloading(book)
+    if any(flag(value) for value in book.table("activation_checkpointing").values()):
+        book.assume(*CHECKPOINTS)
     key, sent = book.found("communication_data_type")
     if sent is not None and sent != book.words.get("dtype"):
         book.refusal(key, sent)  # gradients are cast to it to be reduced
