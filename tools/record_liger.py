@@ -1,9 +1,10 @@
-"""Records tests/data/liger.jsonl: Python around kernels (Liger's, cut-cross-entropy's, AutoAWQ's) on fake CUDA tensors.
+"""Records tests/data/liger.jsonl: Python around kernels (Liger, cut-cross-entropy, AutoAWQ, HQQ) on fake CUDA tensors.
 
-PYTHONPATH=FOLDER_OF_THE_THREE python tools/record_liger.py
+PYTHONPATH=FOLDER_OF_THEM python tools/record_liger.py
 
-Needs `weigh[torch]` and the sources of liger-kernel 0.8.5, cut-cross-entropy 25.1.1 and AutoAWQ 0.2.9. Triton and CUDA
-are not needed: what kernels allocate is allocated by the Python around them, and the kernels themselves are left out.
+Needs `weigh[torch]`, termcolor and the sources of liger-kernel 0.8.5, cut-cross-entropy 25.1.1, AutoAWQ 0.2.9 and
+hqq 0.2.8. Triton and CUDA are not needed: what kernels allocate is allocated by the Python around them, and the kernels
+themselves are left out.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ AWQ: list[dict[str, Any]] = [
     {"awq": [4, 256, 256, 512], "dtype": "fp16", "bias": True},
 ]
 """Batch, length, inputs and outputs."""
+HQQ: list[dict[str, Any]] = [{"hqq": [3, 40, 256, 512]}]
 
 
 AUTOTUNE = "cut_cross_entropy.tl_autotune"
@@ -189,6 +191,27 @@ def awq() -> Any:
     return model.train(), {}, lambda model, _: model.layer(model.x).sum()
 
 
+def hqq() -> Any:
+    """One of HQQ's layers (0.2.8), packed by hand."""
+    import torch
+    from hqq.core.quantize import HQQLinear
+
+    case = json.loads(os.environ["LIGER_CASE"])
+    batch, length, width_in, width_out = case["hqq"]
+    dtype, groups = torch.bfloat16, width_in * width_out // 64
+    layer = HQQLinear(None, None, compute_dtype=dtype, device="cuda", initialize=False)
+    layer.W_q = torch.nn.Parameter(torch.zeros(groups // 2, 64, dtype=torch.uint8), requires_grad=False)
+    layer.bias, layer.ready, layer.device = None, True, "cuda"
+    table = {name: torch.zeros(groups, 1, dtype=dtype) for name in ("scale", "zero")}
+    switches = dict.fromkeys(("view_as_float", "quant_scale", "quant_zero"), False)
+    sizes = {"nbits": 4, "group_size": 64, "axis": 1, "shape": torch.Size((width_out, width_in))}
+    layer.meta = {**table, **switches, **sizes, "packing": "4bit_u8", "compute_dtype": dtype}
+    model = torch.nn.Module()
+    model.layer = layer
+    model.x = torch.nn.Parameter(torch.zeros(batch, length, width_in, dtype=dtype))
+    return model.train(), {}, lambda model, _: model.layer.forward_pytorch_backprop(model.x).sum()
+
+
 def main() -> None:
     """Record every case."""
     import tempfile
@@ -203,12 +226,12 @@ def main() -> None:
 
     os.chdir(Path(__file__).parent)
     rows = []
-    for case in [*CUT, *CASES, *AWQ]:
+    for case in [*CUT, *CASES, *AWQ, *HQQ]:
         os.environ["LIGER_CASE"] = json.dumps(case)
         settings = {name: value for name, value in case.get("settings", {}).items() if name != "loss"}
         with Process() as process, tempfile.TemporaryDirectory() as folder:
             output = f"{folder}/run.trace"
-            function = f"record_liger:{next((name for name in ('awq', 'cut') if name in case), 'made')}"
+            function = f"record_liger:{next((name for name in ('awq', 'cut', 'hqq') if name in case), 'made')}"
             process.ask(Job("train", words(make(Training, settings)), function=function, output=output))
             trace = load(output)[0]
         if "--keep" in sys.argv:

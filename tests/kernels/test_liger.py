@@ -16,11 +16,12 @@ from weigh.recipes.settings import make
 from weigh.recipes.trained import run
 from weigh.recipes.training import Training
 from weigh.techniques.awq import Awq, AwqLinear
+from weigh.techniques.hqq import Hqq, HqqLinear
 from weigh.trace.events import BACKWARD, FORWARD, LOAD, STEP
 from weigh.trace.peak import phase_peaks
 
 ALL = [json.loads(line) for line in (Path(__file__).parent.parent / "data/liger.jsonl").read_text().splitlines()]
-ROWS, CUT, AWQ = ([row for row in ALL if name in row] for name in ("config", "cut", "awq"))
+ROWS, CUT, AWQ, HQQ = ([row for row in ALL if name in row] for name in ("config", "cut", "awq", "hqq"))
 LIGER = {"fused_kernels": "liger", "loss": "liger_fused_linear", "compute_capability": "8.0"}
 BESIDE = 16
 """Bytes that a recorded function keeps besides."""
@@ -56,12 +57,14 @@ def test_the_cut_loss_is_apple_s(row: dict[str, Any]) -> None:
     assert [found[name] for name in ("forward 0", "backward 0")] == [peak for _, peak in row["peaks"][:2]]
 
 
-@pytest.mark.parametrize("row", AWQ, ids=str)
-def test_awq_layers_are_autoawq_s(row: dict[str, Any]) -> None:
-    batch, length, width_in, width_out = row["awq"]
-    dtype = BFLOAT16 if row["dtype"] == "bf16" else FLOAT16
+@pytest.mark.parametrize("row", [*AWQ, *HQQ], ids=str)
+def test_packed_layers_are_those_of_their_libraries(row: dict[str, Any]) -> None:
+    batch, length, width_in, width_out = row.get("awq") or row["hqq"]
+    dtype = BFLOAT16 if row.get("dtype", "bf16") == "bf16" else FLOAT16
     with recording(kernels(traced=True), traced=True) as ledger:
-        layer = AwqLinear(nn.Linear(width_in, width_out, FLOAT16, bool(row.get("bias"))), Awq())
+        linear = nn.Linear(width_in, width_out, FLOAT16 if "awq" in row else BFLOAT16, bool(row.get("bias")))
+        layer = AwqLinear(linear, Awq()) if "awq" in row else HqqLinear(linear, Hqq())
+        del linear
         x = nn.parameter((batch, length, width_in), dtype)
         ledger.mark(FORWARD, 0)
         loss = ops.sum(layer(x), (0, 1, 2))

@@ -53,6 +53,20 @@ def _checked(recipe: Training, adapter: Adapter) -> Adapter:
     return adapter
 
 
+def _packed(recipe: Training) -> Technique:
+    """Layers of AWQ or HQQ."""
+    from weigh.techniques.awq import Awq
+    from weigh.techniques.hqq import Hqq
+
+    if recipe.upcast or recipe.shard:
+        raise NotModelledError(f"{recipe.quantization} layers, upcast or sharded,", where="quantization")
+    if recipe.quantization == "awq":
+        return Awq(128 if recipe.group_size is None else recipe.group_size)
+    if recipe.autocast is not None or recipe.group_size == 0:
+        raise NotModelledError("hqq layers under autocast, or without groups,", where="quantization")
+    return Hqq(recipe.group_size or 64)
+
+
 class Loop:
     """A training as a plain PyTorch script writes it. Runtimes override what they do otherwise."""
 
@@ -111,12 +125,8 @@ class Loop:
         if recipe.double_quantization and recipe.quantization not in ("nf4", "fp4"):
             hint = "Leave it out, or quantize to nf4 or fp4."
             raise UsageError("only four-bit scales can be quantized too", where="double_quantization", hint=hint)
-        if recipe.quantization == "awq":
-            from weigh.techniques.awq import Awq
-
-            if recipe.upcast or recipe.shard:
-                raise NotModelledError("AWQ's layers, upcast or sharded", where="quantization")
-            yield Awq(128 if recipe.group_size is None else recipe.group_size)
+        if recipe.quantization in ("awq", "hqq"):
+            yield _packed(recipe)
         elif recipe.quantization == "gptq":
             from weigh.techniques.gptq import Gptq
 

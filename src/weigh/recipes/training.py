@@ -111,7 +111,7 @@ class Training:
     quantization: str | None = None
     """Linear layers in four bits, as bitsandbytes stores them: "nf4" or "fp4"; everything else can be trained."""
     group_size: int | None = None
-    """GPTQ, AWQ: inputs that share a scale; 0 are all of a layer, None is 128."""
+    """GPTQ, AWQ: inputs that share a scale; 0 are all of a layer, None is 128. HQQ: weights that do; None is 64."""
     double_quantization: bool = False
     """Their scales are quantized too."""
     upcast: str | None = None

@@ -29,8 +29,8 @@ FOUR_BITS = ("nf4", "fp4")
 """Both are four bits with a number for every block: they need the same memory."""
 INT8 = "int8"
 """LLM.int8(), see `weigh.techniques.int8`."""
-METHODS = (*FOUR_BITS, INT8, "gptq", "awq")
-"""All that a training can be asked for; `techniques/gptq.py` and `awq.py` have the last two."""
+METHODS = (*FOUR_BITS, INT8, "gptq", "awq", "hqq")
+"""All that a training can be asked for; `techniques/gptq.py`, `awq.py` and `hqq.py` have the last three."""
 UPCASTS = ("norms", "all")
 
 BLOCK = 64
