@@ -39,3 +39,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "Their settings agree." in capsys.readouterr().out
     assert main(["compare", a, "gpt2"]) == 2
     assert "describes no training" in capsys.readouterr().err
+
+
+def test_adapters_are_told_apart_by_their_own_settings(tmp_path: Path) -> None:
+    small, large = (recipe(tmp_path, f"{rank}.json", lora={"rank": rank, "targets": ["c_attn"]}) for rank in (4, 8))
+    found = str(compare_trainings(small, large))
+    assert "lora rank  4  8" in found
+    assert "targets" not in found
+    assert "lora  none  lora of rank 8" in str(compare_trainings(recipe(tmp_path, "none.json"), large))

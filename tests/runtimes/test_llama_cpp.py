@@ -297,3 +297,5 @@ def test_ollama_and_lm_studio_say_the_same_in_their_own_words() -> None:
     assert plain.launch.shares == ollama.launch.shares
     assert plain.launch.shares[0] == studio.launch.shares[0]
     assert weigh.serve("llama-3.2-1b", "rtx-4090", "ollama", quantization="Q4_K_M").launch.tokens == 4096
+    asked = weigh.serve("llama-3.2-1b", "rtx-4090", "ollama", context=8192).launch
+    assert ollama.launch.longest == 8192 < asked.longest_context(1)  # a setting holds for all requests, a question not

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from weigh.recipes.settings import words_of
@@ -67,7 +68,7 @@ class TrainingsComparison:
 
     def text(self, style: Style = PLAIN) -> str:
         """For a terminal."""
-        chosen = [(name.replace("_", " "), short(a), short(b)) for name, (a, b) in self.settings().items()]
+        chosen = [(name.replace("_", " "), short(a), short(b)) for name, a, b in _told_apart(self.settings())]
         rows = [("", *self.names, "difference")]
         rows += [(name, _amount(name, a), _amount(name, b), _change(a, b)) for name, (a, b) in self.figures().items()]
         lines = [style.bold(f"{self.names[0]} beside {self.names[1]}"), ""]
@@ -103,6 +104,22 @@ class TrainingsComparison:
         from weigh.report.html import as_html
 
         return as_html(self.text(), self.svg())
+
+
+def _told_apart(settings: Mapping[str, tuple[Any, Any]]) -> Iterator[tuple[str, Any, Any]]:
+    """Settings that differ; of adapters that are on both sides their own ones, else the kind and the rank."""
+    for name, (a, b) in settings.items():
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            own = [*a, *(key for key in b if key not in a)]
+            yield from ((f"{name} {key}", a.get(key), b.get(key)) for key in own if a.get(key) != b.get(key))
+        else:
+            yield name, _kind_and_rank(a), _kind_and_rank(b)
+
+
+def _kind_and_rank(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return value["kind"] + (f" of rank {value['rank']}" if "rank" in value else "")
 
 
 def _said(side: TrainingReport) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING
 
 from weigh.ghost import nn
-from weigh.trace.events import CLIP, DECODE, INPUT, OPTIMIZER_STATE, PREFILL, STEP
+from weigh.trace.events import ACTIVATION, CLIP, DECODE, INPUT, OPTIMIZER_STATE, PREFILL, STEP, TEMPORARY
 
 if TYPE_CHECKING:
     from weigh.ghost.nn import Module
@@ -88,4 +88,5 @@ class Parts:
             return OPTIMIZER
         if allocation.phase in (PREFILL, DECODE):
             return OTHER if allocation.path else SAMPLING
-        return OTHER if allocation.path else LOSS
+        at_loss = not allocation.path and allocation.purpose in (ACTIVATION, TEMPORARY)
+        return LOSS if at_loss else OTHER  # flat shards, buckets and workspaces are of no module, and not the loss's

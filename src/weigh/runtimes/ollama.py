@@ -58,7 +58,7 @@ class Ollama(LlamaCpp):
         kv_dtype = job.kv_dtype if options.kv_cache_type == "f16" else options.kv_cache_type
         theirs = LlamaCppOptions(
             gpu_layers=options.num_gpu,
-            ctx_size=context * job.concurrency,
+            ctx_size=None if options.num_ctx is None and asked else context * job.concurrency,
             batch_size=options.num_batch,
             ubatch_size=options.num_batch,
             flash_attn=options.flash_attention,
