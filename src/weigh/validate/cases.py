@@ -294,6 +294,11 @@ def _optimizer(case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "optimizer", OPTIMIZER_NAMES.get(str(name), name)
     if (case.get("extra") or {}).get("optimizer_in_backward"):
         yield "optimizer_in_backward", True
+    projected = (case.get("extra") or {}).get("galore") or {}
+    if projected.get("quantized_projection"):
+        raise NotModelledError("projections of gradients in 8 bits (Q-GaLore)", where="extra.galore")
+    if projected.get("galore_rank"):
+        yield "projection_rank", int(projected["galore_rank"])
     if found.get("implementation"):
         yield "implementation", found["implementation"]
     if found.get("clip"):
