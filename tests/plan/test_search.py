@@ -67,6 +67,19 @@ def test_where_nothing_is_enough_the_nearest_is_named() -> None:
     assert plan.nearest.saving > 0
 
 
+def test_what_was_run_and_fits_is_no_nearest() -> None:
+    """Not even where it was run to rule others out, with more changes than it takes, and the search ends there."""
+
+    def run(changed: Mapping[str, Any]) -> Outcome:
+        size = 1 if {"nodes", "gpus_per_node"} & changed.keys() else 100
+        return Outcome(size, size, size, 1.0, plan.MOST_EVENTS if size == 1 else 0)
+
+    found = search(Training(batch=16, dtype=BFLOAT16), Outcome(100, 100, 100, 1.0), run, lambda size: size < 10)
+    assert found.cut_short
+    assert found.nearest is None
+    assert [[change.kind for change in remedy.changes] for remedy in found.remedies] == [["devices"]]
+
+
 def test_micro_batches_after_the_second_do_the_same() -> None:
     peaks = {api.train(MODEL, batch=2, sequence=128, accumulation=n).peak for n in (ALIKE - 1, ALIKE, 9)}
     assert len(peaks) == 1

@@ -217,6 +217,17 @@ class _Tries:
             self.enough_devices[key] = next(fitting, None)
         return self.enough_devices[key]
 
+    def pared(self, remedy: Remedy) -> Remedy:
+        """What fits with no more changes than it takes: runs that rule others out make more of them than a set has."""
+        chosen = remedy.changes
+        for change in sorted(chosen, key=lambda change: -change.cost):
+            fewer = tuple(other for other in chosen if other is not change)
+            if fewer and self.fitting(fewer) is not None:
+                chosen = fewer
+        others = tuple(change for change in chosen if change.kind != DEVICES)
+        fewest = self.fewest_devices(others) if len(others) < len(chosen) else None
+        return self.fitting((*others, fewest)) or remedy if fewest is not None else self.fitting(chosen) or remedy
+
 
 def search(
     recipe: Training, before: Outcome, run: Callable[[Mapping[str, Any]], Outcome], fits: Callable[[int], bool]
@@ -240,8 +251,11 @@ def search(
         remedy = tries.fitting(chosen)
         if remedy is not None:
             found.append(remedy)
+    nearest = None if found else tries.nearest()
+    if nearest is not None and fits(nearest.outcome.peak):
+        found.append(tries.pared(nearest))
     runs = tries.steps.keys() | tries.known.keys()
-    return Plan(tuple(found), None if found else tries.nearest(), len(runs), tries.enough and len(found) < WANTED)
+    return Plan(tuple(found), None if found else nearest, len(runs), tries.enough and len(found) < WANTED)
 
 
 def is_enough(less: tuple[Change, ...], more: tuple[Change, ...]) -> bool:

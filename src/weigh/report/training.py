@@ -167,7 +167,12 @@ class TrainingReport(RunReport):
             return []
         lines = [line for n, one in enumerate(self.plan.remedies, 1) for line in _remedy_lines(n, one)]
         if lines:
-            return [f"What makes it fit, the cheapest first ({self.plan.runs} recipes run):", *lines, ""]
+            cut = ", then the search was cut short: others may be cheaper" if self.plan.cut_short else ""
+            return [
+                *wrap(f"What makes it fit, the cheapest first ({self.plan.runs} recipes run{cut}):", 88),
+                *lines,
+                "",
+            ]
         nearest = self.plan.nearest
         if nearest is None:
             return ["Nothing that is known here makes it fit.", ""]
