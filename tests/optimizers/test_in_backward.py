@@ -39,6 +39,7 @@ def test_peaks_of_every_phase(row: dict[str, Any]) -> None:
         ({"optimizer": "adamw", "optimizer_in_backward": True, "clip": True}, UsageError, "once and alone"),
         ({"optimizer": "lomo", "optimizer_in_backward": True}, UsageError, "hooks of its own"),
         ({"optimizer": "lomo", "shard": "fsdp2", "gpus_per_node": 2}, NotModelledError, "over shards"),
+        ({"optimizer": "adalomo", "gpus_per_node": 2}, NotModelledError, "before gradients are summed"),
         ({"optimizer": "galore", "shard": "zero2", "gpus_per_node": 2}, NotModelledError, "over shards"),
         ({"optimizer": "soap", "dtype": "bf16"}, UsageError, "averages in fp32"),
         ({"optimizer": "galore", "projection_targets": "wings"}, UsageError, "wings"),

@@ -182,6 +182,9 @@ class Loop:
         if recipe.shard is not None and (recipe.optimizer_in_backward or not kind_of(recipe.optimizer).shardable):
             what = "an optimizer in the backward pass" if recipe.optimizer_in_backward else recipe.optimizer
             raise NotModelledError(f"{what} over shards", where="optimizer", hint="Leave out shard.")
+        if recipe.mesh.data > 1 and (recipe.optimizer_in_backward or kind_of(recipe.optimizer).hooks):
+            what = "an update in the backward pass, which goes before gradients are summed over devices,"
+            raise NotModelledError(what, where="optimizer", hint="Take one device for the data.")
         on_host = recipe.offload_parameters and recipe.shard in ("fsdp1", "fsdp2")
         implementation = recipe.implementation or implementation_of(
             recipe.optimizer, "cpu" if on_host else recipe.device
