@@ -167,6 +167,13 @@ def test_changes_save_what_they_say() -> None:
         assert (again.verdict == "yes") == (one.short == 0), one.change.what
 
 
+def test_changes_that_are_made_together_have_a_line_each() -> None:
+    report = weigh.serve("llama-3.1-70b", "v100-32gb")
+    together = next(one.change for one in report.remedies if " + " in one.change.what)
+    assert all(f"  {what}" in str(report) for what in together.what.split(" + "))
+    assert max(map(len, str(report).splitlines())) <= 110
+
+
 def test_advice_is_the_most_bits_that_fit() -> None:
     small = weigh.serve("qwen3-8b", "rtx-4090", context="16k", concurrency=2)
     large = weigh.serve("qwen3-8b", "rtx-4090", context="32k", concurrency=3)

@@ -235,3 +235,11 @@ def test_what_sglang_keeps_free(model: str, device: str, release: str, words: di
     memory = (found.shares[0].memory_bytes or 0) // 2**20
     given = launch(model, device, f"sglang@{release}", mem_fraction_static=round(1 - kept / memory, 3), **settings)
     assert found.tokens == given.tokens
+
+
+def test_methods_without_kernels_for_an_old_device_are_refused() -> None:
+    for method in ("fp8", "awq", "w8a8", "nvfp4"):
+        with pytest.raises(UsageError, match=r"from compute capability 7\.5 on, and this device has 7\.0"):
+            launch("llama-3-8b", "v100-32gb", quantization=method)
+    assert launch("llama-3-8b", "v100-32gb", quantization="gptq").supply
+    assert launch("llama-3-8b", "t4", quantization="awq").supply

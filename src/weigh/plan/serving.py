@@ -114,7 +114,7 @@ def _together(
             return []
         after = short_of(made, job.context or context, job.concurrency, engine)
         if not after and len(said) > 1:
-            what, price = (" + ".join(c.what for c in said), "; ".join(dict.fromkeys(c.price for c in said)))
+            what, price = (" + ".join(c.what for c in said), " + ".join(c.price for c in said))
             return [Outcome(Change(what, words, price), before, 0)]
     return []
 
@@ -124,7 +124,7 @@ def _changes(job: ServeJob, engine: str, launch: Launch, context: int, short: in
     if engine == "vllm":
         yield Change("steps of 2,048 tokens", {"max_num_batched_tokens": 2048}, "long prompts take more steps")
         requests = max(1, job.concurrency)
-        yield Change(f"{requests} requests in a step", {"max_num_seqs": requests}, "others wait")
+        yield Change(f"{requests} request{'s' * (requests > 1)} in a step", {"max_num_seqs": requests}, "others wait")
         yield Change("95 % of the device", {"gpu_memory_utilization": 0.95}, "less room for what is not counted")
         yield Change("no CUDA graphs", {"enforce_eager": True}, "slower steps")
     if job.kv_dtype == "auto":
@@ -136,7 +136,8 @@ def _changes(job: ServeJob, engine: str, launch: Launch, context: int, short: in
         for method, price in WEIGHTS_OF.get(engine, WEIGHTS_OF["vllm"]):
             yield Change(f"weights in {method}", {"quantization": method}, price)
     if engine == "vllm" and short:
-        gib = -(-short * 21 // (GIB * 20))
+        weights = max(share.of(WEIGHTS) for share in launch.shares)
+        gib = -(-min(short * 21 // 20, weights) // GIB)
         what = f"{gib} GiB of weights in the host's memory"
         yield Change(what, {"cpu_offload_gb": gib}, "they cross the bus each step")
     if engine == "llama.cpp":
@@ -146,7 +147,7 @@ def _changes(job: ServeJob, engine: str, launch: Launch, context: int, short: in
             words = {"gpu_layers": str(layers)}
             yield Change(f"{layers} layers on the device", words, "the processor computes the others")
     else:
-        for ranks in (2, 4):
+        for ranks in (2, 4, 8):
             wanted = job.tensor * ranks
             yield Change(f"tensor parallelism of {wanted}", {"tensor": wanted}, f"{ranks} times the devices", own=False)
     users, tokens = launch.most_users(context), launch.longest_context(job.concurrency)

@@ -15,10 +15,10 @@ from weigh.runtimes.engine import KV_CACHE, STATES
 from weigh.units import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from weigh.jobs.commands import ServeCommand
-    from weigh.plan.serving import Choice, Outcome
+    from weigh.plan.serving import Change, Choice, Outcome
     from weigh.report.assumption import Assumption
     from weigh.report.speed import Speed
     from weigh.runtimes.engine import Launch, Place, Served, ServeJob, Share
@@ -284,7 +284,7 @@ class ServingReport:
         rows = [("what would change it", "saves", "", "asks for")]
         for one in self.remedies:
             left = "fits" if not one.short else f"short of {format_bytes(one.short)}"
-            rows.append((one.change.what, format_bytes(one.saving), left, one.change.price))
+            rows += _lines_of(one.change, format_bytes(one.saving), left)
         return [*table(rows, "<><<"), ""]
 
     def advice(self, style: Style = PLAIN) -> str:
@@ -351,6 +351,14 @@ class ServingReport:
         from weigh.report.html import as_html
 
         return as_html(self.text())
+
+
+def _lines_of(change: Change, saving: str, left: str) -> Iterator[tuple[str, str, str, str]]:
+    """A row of a change; of several together a row of each, for they would be too wide."""
+    whats = change.what.split(" + ")
+    for number, (what, price) in enumerate(zip(whats, change.price.split(" + "), strict=True)):
+        more = " +" if number < len(whats) - 1 else ""
+        yield what + more, saving if not number else "", left if not number else "", price
 
 
 def _in(method: str) -> str:

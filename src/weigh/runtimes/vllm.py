@@ -164,6 +164,11 @@ class Vllm(Engine):
         return _Start(served, job, options, place, version).launch()
 
 
+LEAST_CAPABILITY = {"awq": (7, 5), "bitsandbytes": (7, 0), "fp8": (7, 5), "nvfp4": (7, 5), "w8a8": (7, 5)}
+"""Of a device, below which no release has kernels for a method. A release's own figure may be higher: fp8 and nvfp4
+asked for 8.0."""
+
+
 class _Start:
     def __init__(self, served: Served, job: ServeJob, options: VllmOptions, place: Place, version: Version) -> None:
         self.served, self.job, self.options, self.place, self.version = served, job, options, place, version
@@ -178,6 +183,7 @@ class _Start:
         if self.kv_dtype == "nvfp4" and self.capability is not None and self.capability[0] != FOUR_BITS:
             hint = "Take fp8, or a device of compute capability 10."
             raise UsageError("vLLM has no kernels for nvfp4 on this device", where="kv_dtype", hint=hint)
+        self._check_kernels()
         self._check_ranks()
         self.utilization = options.gpu_memory_utilization or (0.92 if version.numbers >= LATER_SHARE else 0.9)
         if not 0 < self.utilization <= 1:
@@ -408,6 +414,17 @@ class _Start:
             raise UsageError(what, where="context", hint="Leave --disable-sliding-window out.")
         self.longest = min(self.longest or cut, cut)
         return cut
+
+    def _check_kernels(self) -> None:
+        """What it refuses of older devices, in every release (`get_min_capability` of each method)."""
+        form = methods.form_of(self.served, self.job.quantization)
+        named = self.job.quantization or ""
+        least = None if form is None else LEAST_CAPABILITY.get(named, LEAST_CAPABILITY.get(form.method))
+        if form is None or least is None or self.capability is None or self.capability >= least:
+            return
+        needed, own = (".".join(map(str, numbers)) for numbers in (least, self.capability))
+        what = f"vLLM runs {form.title} from compute capability {needed} on, and this device has {own}"
+        raise UsageError(what, where="quantization", hint="Take other weights, or a newer device.")
 
     def _check_ranks(self) -> None:
         """What it refuses of ranks that share tokens or experts (`config/parallel.py`, `config/model.py`)."""
