@@ -363,11 +363,18 @@ def _server(
     from weigh.runtimes import engine
 
     given = {name.replace("-", "_"): value for name, value in settings.items() if value is not None}
-    said = None
+    said, overruled = None, []
     if command is not None:
         from weigh.jobs import commands
 
         said = commands.read([command] if isinstance(command, str) else command)
+        beside = {"model": (said.model, source)} | {n: (said.words[n], given[n]) for n in given if n in said.words}
+        changed = {name: (a, b) for name, (a, b) in beside.items() if None not in (a, b) and str(a) != str(b)}
+        what = "; ".join(
+            f"{name.replace('_', ' ')} {b} in place of the command's {a}" for name, (a, b) in changed.items()
+        )
+        why = "what is given beside a command comes before what it says"
+        overruled = [Assumption(what, why, "leave it out to have the command's")] if changed else []
         source, draft = source if source is not None else said.model, draft or said.draft
         runtime, given = runtime or said.engine, {**said.words, **given}
     if source is None:
@@ -397,7 +404,7 @@ def _server(
 
         launch, job, options, place = started({})
         own = taken if launch.weights is None else []  # a file has formats of its own, whatever the config says
-        assumed = (*own, *shared, *(Assumption(*one) for one in launch.assumptions))
+        assumed = (*overruled, *own, *shared, *(Assumption(*one) for one in launch.assumptions))
         return ServingReport(
             *(served, f"{program.name} {version}", job, options, place, launch, assumed),
             named=named,

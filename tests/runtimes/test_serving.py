@@ -151,6 +151,15 @@ def test_files_that_hold_something_else_are_said(tmp_path: Path) -> None:
     assert any("where the files hold 154,389,504" in what for what in said)
 
 
+def test_what_is_given_beside_a_command_and_overrules_it_is_said() -> None:
+    line = "vllm serve gpt2 --max-model-len 1024"
+    said = [a.what for a in weigh.serve("llama-3.2-1b", command=line, context=512).assumptions]
+    assert "model llama-3.2-1b in place of the command's gpt2; context 512 in place of the command's 1024" in said
+    plain, same = (weigh.serve(command=line, **words) for words in ({}, {"context": "1k"}))
+    assert same.job == plain.job
+    assert not any("in place of the command" in a.what for a in plain.assumptions)
+
+
 def test_no_model_is_named() -> None:
     with pytest.raises(UsageError, match="no model"):
         weigh.serve()

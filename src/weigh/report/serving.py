@@ -216,8 +216,10 @@ class ServingReport:
         if self.verdict is not None:
             need, supply = self.launch.demand(self.context, self.job.concurrency), self.launch.supply or 0
             word = "Fits" if self.verdict == "yes" else "Does not fit"
-            room = f"of {format_bytes(supply)}" if supply > 0 else "and nothing is left for it"
-            said = f": the cache needs {format_bytes(need)} {room}"
+            room = f"of {format_bytes(supply)}" if supply > 0 else "and nothing is left"
+            with_it = any(part.what.startswith("compute buffer") for part in full.parts)  # which grow with the cache
+            what = "the cache and the compute buffers need" if with_it else "the cache needs"
+            said = f": {what} {format_bytes(need)} {room}"
             lines.append(style.good(word, self.verdict == "yes") + said)
         return [*lines, ""]
 
