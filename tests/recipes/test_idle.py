@@ -8,7 +8,7 @@ import weigh
 from weigh.errors import UsageError
 from weigh.recipes.idle import READERS
 from weigh.recipes.settings import settings
-from weigh.recipes.training import Training
+from weigh.recipes.training import PROGRAM_OF_LOSS, Training
 
 SMALL: dict[str, Any] = {
     "model_type": "llama",
@@ -46,6 +46,12 @@ def test_with_its_reader_it_is_read() -> None:
         for size in (1_000, 10_000_000)
     ]
     assert found[0] < found[1]
+
+
+@pytest.mark.parametrize("loss", PROGRAM_OF_LOSS)
+def test_a_loss_of_another_program_names_it(loss: str) -> None:
+    with pytest.raises(UsageError, match=f"--runtime {PROGRAM_OF_LOSS[loss]}"):
+        weigh.train(SMALL, sequence=8, loss=loss)
 
 
 def test_defaults_may_be_said() -> None:

@@ -25,7 +25,7 @@ from weigh.optimizers.base import clip_grad_norm
 from weigh.optimizers.in_backward import InBackward
 from weigh.optimizers.scaler import GradScaler
 from weigh.recipes.dividing import ZERO, compiled, fuses_adapters, parallel, sharded_optimizer
-from weigh.recipes.training import Training
+from weigh.recipes.training import PROGRAM_OF_LOSS, Training
 from weigh.trace.events import BACKWARD, CLIP, EVALUATE, FORWARD, STEP
 
 if TYPE_CHECKING:
@@ -219,6 +219,10 @@ class Loop:
 
     def kernels(self, recipe: Training, family: str) -> dict[str, Any]:
         """The kernels that differ from the device's usual ones."""
+        if recipe.loss in PROGRAM_OF_LOSS:
+            program = PROGRAM_OF_LOSS[recipe.loss]
+            what = f"the loss {recipe.loss} is {program}'s, and not of the program that runs here"
+            raise UsageError(what, where="loss", hint=f"Take another, or --runtime {program}.")
         fused = fused_kernels(recipe.fused_kernels, family)
         experts = {"experts": LOOPED} if recipe.looped_experts else {}
         return (

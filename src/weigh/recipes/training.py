@@ -29,7 +29,13 @@ LINEAR_LOSS = "linear_chunked"
 """torchtune's since 2025: the output layer and the loss of an eighth of the tokens after the other."""
 COMPILED_LOSS = "compiled"
 """torchtitan's since 2025: `torch.compile` of the cross entropy."""
-LOSSES = (*PLAIN_LOSSES, *VOCAB_PARALLEL_LOSSES, CHUNKED_LOSS, LINEAR_LOSS, COMPILED_LOSS)
+PROGRAM_OF_LOSS = {
+    **dict.fromkeys(VOCAB_PARALLEL_LOSSES, "megatron"),
+    **dict.fromkeys((CHUNKED_LOSS, LINEAR_LOSS), "torchtune"),
+    COMPILED_LOSS: "torchtitan",
+}
+"""The program that alone has a loss."""
+LOSSES = (*PLAIN_LOSSES, *PROGRAM_OF_LOSS)
 
 
 @dataclass(frozen=True, slots=True)
