@@ -114,6 +114,8 @@ def explain_settings(parser: Parser, settings: Sequence[Setting], recipe: type) 
         setting = by_name.get(action.dest)
         if setting is not None:
             said = [sentences.get(setting.field, "").strip().replace("%", "%%")]
+            if setting.type == "bool" and setting.default:  # the flag is --no-..., and the sentence says what goes
+                said.insert(0, "Turns off the default:")
             if setting.type != "bool" and setting.default is not None:
                 said.append(f"Default: {setting.default}.")
             if setting.choices and not isinstance(setting.default, bool):
