@@ -432,7 +432,7 @@ def serve_grid(
 
     >>> grid = serve_grid("llama-3-8b", ["h100", "rtx-4090"], ["1k", "8k"], [1, 64])
     >>> [one.fitting for one in grid.devices]
-    [4, 2]
+    [3, 2]
 
     Raises:
         InputError: a model cannot be read.

@@ -115,7 +115,8 @@ def recipes(draw: st.DrawFn) -> Training:
     parts = [None, "all_but_head"]
     if checkpointing != "reentrant":  # which needs an input that wants a gradient
         parts += ["embeddings", "all_but_last_layer", "layers_first_half"]
-    in_backward = optimizer is not None and draw(st.integers(0, 3)) == 0
+    own_hooks = optimizer is not None and kind_of(optimizer).hooks
+    in_backward = optimizer is not None and not own_hooks and draw(st.integers(0, 3)) == 0
     return Training(
         batch=draw(st.integers(1, 4)),
         sequence=draw(st.integers(2, 60)),
@@ -128,7 +129,7 @@ def recipes(draw: st.DrawFn) -> Training:
         momentum=draw(st.sampled_from([0.0, 0.9])) if optimizer in ("sgd", "rmsprop") else 0.0,
         weight_decay=draw(st.sampled_from([None, 0.1])),
         clip=not in_backward and draw(st.booleans()),
-        accumulation=1 if in_backward else draw(st.integers(1, 3)),
+        accumulation=1 if in_backward or own_hooks else draw(st.integers(1, 3)),
         optimizer_in_backward=in_backward,
         set_to_none=draw(st.booleans()),
         freeze=draw(st.sampled_from(parts)),
