@@ -50,13 +50,19 @@ class Outcome:
         }
 
 
-def short_of(launch: Launch, context: int, users: int, engine: str) -> int:
-    """Bytes that are missing on the fullest device for so many requests of so many tokens; 0 where it fits."""
+def missing(launch: Launch, context: int, users: int, engine: str) -> int:
+    """Bytes that the fullest device lacks for so many requests of so many tokens; negative: that it has to spare."""
     assert launch.supply is not None
-    over = max([0, *(-share.free for share in launch.shares if share.free is not None)])
+    over = max((-share.free for share in launch.shares if share.free is not None), default=0)
     if engine in AS_ASKED:
         return over
-    return max(over, launch.demand(context, users) - launch.supply)
+    lacks = launch.demand(context, users) - launch.supply
+    return max(over, lacks) if over > 0 else lacks  # a cache that takes what is left leaves nothing to compare
+
+
+def short_of(launch: Launch, context: int, users: int, engine: str) -> int:
+    """Bytes that are missing; 0 where it fits."""
+    return max(0, missing(launch, context, users, engine))
 
 
 AS_ASKED = ("llama.cpp", "lm-studio", "ollama")
@@ -75,18 +81,18 @@ def remedies(
 
     A checkpoint that `is_quantized` stays as it is: engines cannot quantize it once more.
     """
-    before = short_of(launch, context, job.concurrency, engine)
+    before = missing(launch, context, job.concurrency, engine)
     found = []
-    for change in _changes(job, engine, launch, context, before):
+    for change in _changes(job, engine, launch, context, max(0, before)):
         if is_quantized and "quantization" in change.words and engine != "llama.cpp":
             continue
         try:
             made, other = again(change.words)
         except WeighError:  # the engine, the model or the device rules it out
             continue
-        after = short_of(made, other.context or context, other.concurrency, engine)
+        after = missing(made, other.context or context, other.concurrency, engine)
         if after < before:
-            found.append(Outcome(change, before - after, after))
+            found.append(Outcome(change, before - after, max(0, after)))
     enough = [one for one in found if not one.short]
     others = sorted((one for one in found if one.short), key=lambda one: -one.saving)
     both = _together([one for one in others if one.change.own], engine, before, context, again)
@@ -112,10 +118,10 @@ def _together(
             made, job = again(words)
         except WeighError:
             return []
-        after = short_of(made, job.context or context, job.concurrency, engine)
-        if not after and len(said) > 1:
+        after = missing(made, job.context or context, job.concurrency, engine)
+        if after <= 0 and len(said) > 1:
             what, price = (" + ".join(c.what for c in said), " + ".join(c.price for c in said))
-            return [Outcome(Change(what, words, price), before, 0)]
+            return [Outcome(Change(what, words, price), before - after, 0)]
     return []
 
 
