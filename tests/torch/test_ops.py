@@ -34,6 +34,13 @@ COMPARED = ("saved", "outputs", "forward", "after forward", "backward", "after b
 ELSEWHERE = {
     "LigerCrossEntropyFunction": "kernels/test_measured_kernels.py",
     "LigerFusedLinearCrossEntropyFunction": "kernels/test_measured_kernels.py",
+    "LigerFusedLinearCrossEntropyFunction.chunks": "kernels/test_liger.py",
+    "LigerRMSNormFunction": "kernels/test_liger.py",
+    "LigerRopeFunction": "kernels/test_liger.py",
+    "LigerSiLUMulFunction": "kernels/test_liger.py",
+    "LinearCrossEntropyFunction": "kernels/test_liger.py",
+    "OffloadedCheckpointFunction": "techniques/test_offloading.py",
+    "WQLinearMMFunction": "kernels/test_liger.py",
     "QuantLinearFunction": "validate/test_training_cases.py",
     "flash_attn::apply_rotary": "validate/test_training_cases.py",
     "MatMul8bitLt": "torch/test_int8.py",

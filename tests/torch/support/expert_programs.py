@@ -133,7 +133,7 @@ def _run_turned(ops: Any, x: Any, turns: Any) -> Any:
 
 
 program("polar", "polar", _angles, lambda ops, length, angle: ops.mul(ops.polar(length, angle), 1.0))
-program("pairs turned", "view_as_complex view_as_real mul.complex", _turned, _run_turned)
+program("pairs turned", "view_as_complex view_as_real mul.complex resolve_conj", _turned, _run_turned)
 
 
 def _compared(dtype: str) -> Any:

@@ -96,7 +96,7 @@ program("masked_fill", "masked_fill", _masked, lambda ops, x, mask: ops.masked_f
 program("masked_fill_", "masked_fill_", _masked, lambda ops, x, mask: ops.masked_fill_(ops.neg(x), mask))
 program("var", "var mean", unary(1), lambda ops, x: ops.var(x, -1))
 program("unbind", "unbind", unary(1), lambda ops, x: ops.unbind(x)[0])
-program("unbind all", "unbind", unary(1), lambda ops, x: sum(part * 2.0 for part in ops.unbind(x)))
+program("unbind all", "unbind stack.dim", unary(1), lambda ops, x: sum(part * 2.0 for part in ops.unbind(x)))
 program("unbind rows", "unbind", unary(2), lambda ops, x: sum(part * 2.0 for part in ops.unbind(x, -2)))
 
 
